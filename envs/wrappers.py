@@ -1,0 +1,109 @@
+"""Wrappers: functions from an environment to an environment, composed as vector ∘ chunk ∘ time limit ∘ guard."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from envs.protocol import Env, EnvSpecs, State
+from gcp_jax.types import Step
+
+Array = jax.Array
+
+
+def select(pred: Array, on_true: State, on_false: State) -> State:
+    """``on_true`` where ``pred`` (a scalar bool), else ``on_false``, for a whole state; keys included."""
+    return jax.tree.map(lambda a, b: jax.lax.select(jnp.broadcast_to(pred, a.shape), a, b), on_true, on_false)
+
+
+def guard(env: Env) -> Env:
+    """Hold back physics that left the finite numbers: the last finite state stays, the episode is truncated and
+    counted as ``diverged``, and it is never a success."""
+
+    def step(state: State, action: Array) -> State:
+        new = env.step(state, action)
+        floats = [x for x in jax.tree.leaves((new.physics, new.obs, new.reward)) if jnp.issubdtype(x.dtype, jnp.floating)]
+        finite = jnp.all(jnp.stack([jnp.all(jnp.isfinite(x)) for x in floats]))
+        held = state._replace(
+            reward=jnp.zeros_like(new.reward),
+            success=jnp.zeros_like(new.success),
+            terminated=jnp.zeros_like(new.terminated),
+            truncated=jnp.ones_like(new.truncated),
+            diverged=jnp.ones_like(new.diverged),
+            time=new.time,
+            key=new.key,
+        )
+        return select(finite, new, held)
+
+    return env._replace(step=step)
+
+
+def time_limit(env: Env) -> Env:
+    """Truncate after ``specs.horizon`` control steps; a task that ends in the same step stays terminated."""
+
+    def step(state: State, action: Array) -> State:
+        new = env.step(state, action)
+        time = state.time + 1
+        late = (time >= env.specs.horizon) & ~new.terminated
+        return new._replace(time=time, truncated=new.truncated | late)
+
+    return env._replace(step=step)
+
+
+def autoreset(state: State, pool: State, key: Array) -> State:
+    """Give each finished environment one of the pool's fresh states, drawn at random.
+
+    state: leaves [N, ...]; pool: leaves [R, ...]; key: typed keys [N], consumed. The drawn state gets the key of its
+    environment, so that two environments with the same start still differ in what is random later.
+    """
+
+    def one(state: State, key: Array) -> State:
+        choose, fresh = jax.random.split(key)
+        index = jax.random.randint(choose, (), 0, pool.time.shape[0])
+        start = jax.tree.map(lambda x: x[index], pool)._replace(key=fresh)
+        return select(state.done, start, state)
+
+    return jax.vmap(one)(state, key)
+
+
+class ChunkEnv(NamedTuple):
+    """An environment that runs whole chunks. step: (State, chunk [h, A]) -> (State, Step with leaves [h, ...])."""
+
+    reset: Callable[[Array], State]
+    step: Callable[[State, Array], tuple[State, Step]]
+    specs: EnvSpecs
+    autoreset: Callable[[State, State, Array], State] = autoreset
+
+
+def chunk(env: Env) -> ChunkEnv:
+    """Run a chunk of h actions open loop. After the episode's end the state is frozen for the rest of the chunk and
+    its steps are marked not executed; the reset happens between chunks (``autoreset``)."""
+
+    def one(state: State, action: Array) -> tuple[State, Step]:
+        new = select(state.done, state, env.step(state, action))
+        record = Step(
+            obs=state.obs,
+            action=action,
+            reward=new.reward,
+            next_obs=new.obs,
+            terminated=new.terminated,
+            truncated=new.truncated,
+            success=new.success,
+            executed=~state.done,
+        )
+        return new, record
+
+    return ChunkEnv(env.reset, lambda state, actions: jax.lax.scan(one, state, actions), env.specs)
+
+
+def vector(env: ChunkEnv) -> ChunkEnv:
+    """Many environments at once: keys [N], states with leaves [N, ...], chunks [N, h, A], steps [N, h, ...]."""
+    return ChunkEnv(jax.vmap(env.reset), jax.vmap(env.step), env.specs)
+
+
+def training(env: Env) -> ChunkEnv:
+    """The stack every run uses: vector ∘ chunk ∘ time limit ∘ guard."""
+    return vector(chunk(time_limit(guard(env))))

@@ -1,0 +1,334 @@
+"""OGPO: off-policy generative policy optimisation (arXiv 2605.03065; algorithms.md §2).
+
+Acting is a two-level decision process: the environment, and inside each chunk the K denoising steps. OGPO cuts at the
+boundary: the denoising episode ends in the off-policy critic's value ``Q̄(s, a_K)`` as its only reward. From any replay
+state G chains are drawn from the averaged policy θ̄, and the whole chain is improved by a group-relative PPO step
+
+    A_j = Q̄(s, a_j) − mean_j' Q̄(s, a_j'),     r_j = exp(lp_θ(chain_j) − lp_θ̄(chain_j)),
+    L(θ) = −mean min(r A, clip(r, 1−ε, 1+ε) A) + λ·L_FM(transitions of successful episodes),
+
+with no gradient through critic or sampler. ``lp`` is divided by (K+1) and by the chunk's dimensions. The critics regress
+on ``y = reward + discount · mean_m Q̄_m(s', a')``, a' a sample of θ̄. The defaults are OGPO+CA.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from gcp_jax import returns
+from gcp_jax.mesh import batch_mean, descend, sample_keys
+from gcp_jax.networks import Normaliser, Value, ensemble
+from gcp_jax.policy import Policy
+from gcp_jax.types import Algorithm, Array, Batch, PyTree, Source, Transition
+
+BASELINES = ("group", "leave_one_out", "value")
+EXTRACTIONS = ("ppo", "awr", "awfm", "fpo", "backprop")
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """Defaults are OGPO+CA; the authors' constants where they differ are in brackets.
+
+    Schedule
+        gamma: discount of one environment step. chains: G [32]. actor_states: states of the batch the actor uses [all].
+        actor_lr: [4.5e-5], critic_lr: Adam. lr_cycle: updates of one cosine cycle of the actor's rate between 2/4.5 of it
+        and it [50k]; 0 keeps it constant. clip: ε on the normalised ratio. actor_ema, critic_ema: rates of θ̄ and φ̄.
+        best_of: N chunks drawn when acting, the best by the min of two random critics is run; 1 draws one.
+    Stabilisers
+        success_weight: λ; 0 removes the success-buffer term (OGPO without +). success_critic: one more critic step, on the
+        success batch. conservative: sign consensus of the critics (CA). target_samples: next actions averaged in the
+        target [8 for Q-variance reduction]. chi2: coefficient of β [0.1]; 0 switches χ² off; chi2_alpha: α;
+        max_reward: R_max of its upper clip. slow_ema: rate of the slow reference.
+    Ablations
+        baseline: what is subtracted from Q. group_std: divide by the group's std. no_negative: drop negative
+        advantages. forward_kl: weight of KL(π_slow ‖ π_θ). critic_warmup: first updates that leave the actor alone;
+        calql: weight of the Cal-QL regulariser during them. extraction: the rule that turns advantages into a policy
+        loss; temperature: of the advantage weights exp(A/temperature) of "awr" and "awfm".
+    """
+
+    gamma: float = 0.99
+    chains: int = 16
+    actor_states: int = 64
+    critics: int = 5
+    critic_hidden: tuple[int, ...] = (128, 128, 128)
+    actor_lr: float = 1e-4
+    critic_lr: float = 3e-4
+    lr_cycle: int = 0
+    grad_clip: float = 1000.0
+    clip: float = 0.01
+    actor_ema: float = 0.005
+    critic_ema: float = 0.02
+    best_of: int = 8
+    success_weight: float = 1.0
+    success_critic: bool = False
+    conservative: bool = True
+    target_samples: int = 1
+    chi2: float = 0.0
+    chi2_alpha: float = 5.0
+    max_reward: float = 5.0
+    slow_ema: float = 5e-4
+    baseline: str = "group"
+    group_std: bool = False
+    no_negative: bool = False
+    forward_kl: float = 0.0
+    critic_warmup: int = 0
+    calql: float = 0.0
+    extraction: str = "ppo"
+    temperature: float = 1.0
+
+    def __post_init__(self) -> None:
+        for name, allowed in (("baseline", BASELINES), ("extraction", EXTRACTIONS)):
+            if getattr(self, name) not in allowed:
+                raise ValueError(f"algorithm.{name} is {getattr(self, name)!r}; allowed: {', '.join(allowed)}.")
+        for name, least in (("chains", 2), ("actor_states", 1), ("critics", 2), ("best_of", 1), ("target_samples", 1)):
+            if getattr(self, name) < least:
+                raise ValueError(f"algorithm.{name} is {getattr(self, name)}; it must be at least {least}.")
+        if self.chi2 and self.conservative:
+            raise ValueError("algorithm.chi2 blends the critics itself; set algorithm.conservative=False with it.")
+        if self.calql and not self.critic_warmup:
+            raise ValueError("algorithm.calql acts during critic_warmup; set algorithm.critic_warmup above 0 with it.")
+
+    @property
+    def slow_reference(self) -> bool:
+        """Does anything use π_slow?"""
+        return bool(self.chi2 or self.forward_kl)
+
+
+class State(NamedTuple):
+    """Networks, optimisers, the frozen normaliser, updates done. ``slow`` and ``value`` are None where unused."""
+
+    actor: PyTree
+    target: PyTree  # θ̄
+    slow: PyTree
+    critic: PyTree
+    critic_target: PyTree  # φ̄
+    value: PyTree
+    actor_opt: PyTree
+    critic_opt: PyTree
+    value_opt: PyTree
+    normaliser: Normaliser
+    step: Array
+
+
+def _optimiser(rate: float | optax.Schedule, grad_clip: float) -> optax.GradientTransformation:
+    return optax.chain(optax.clip_by_global_norm(grad_clip), optax.adam(rate))
+
+
+def _cosine_cycle(high: float, cycle: int) -> float | optax.Schedule:
+    """Rate from 2/4.5 of ``high`` up to it and back every ``cycle`` updates; constant for cycle 0."""
+    low = high * 2.0 / 4.5
+    return high if not cycle else lambda n: low + (high - low) * 0.5 * (1.0 - jnp.cos(2.0 * jnp.pi * n / cycle))
+
+
+def make(config: Config, policy: Policy, source: Source) -> Algorithm:
+    """OGPO as an Algorithm; ``pretrained`` is a deployed policy {"net", "normaliser"}."""
+    specs = policy.specs
+    critics = ensemble(config.critics, specs.obs_dim, specs.flat_action_dim, config.critic_hidden)
+    values = Value(config.critic_hidden)
+    actor_optimiser = _optimiser(_cosine_cycle(config.actor_lr, config.lr_cycle), config.grad_clip)
+    critic_optimiser = _optimiser(config.critic_lr, config.grad_clip)
+
+    def q_values(params: PyTree, obs: Array, action: Array) -> Array:
+        return critics.apply({"params": params}, obs, action)
+
+    def init(key: Array, pretrained: PyTree) -> State:
+        critic_key, value_key = jax.random.split(key)
+        obs, action = jnp.zeros((1, specs.obs_dim)), jnp.zeros((1, specs.flat_action_dim))
+        net, critic = pretrained["net"], critics.init(critic_key, obs, action)["params"]
+        slow = net if config.slow_reference else None
+        value = values.init(value_key, obs)["params"] if config.baseline == "value" else None
+        return State(
+            *(net, net, slow, critic, critic, value),
+            *(actor_optimiser.init(net), critic_optimiser.init(critic), critic_optimiser.init(value)),
+            *(pretrained["normaliser"], jnp.int32(0)),
+        )
+
+    def act(state: State, obs: Array, key: Array) -> tuple[Array, PyTree]:
+        """θ̄'s SDE draws N chunks; the argmax of the min over 2 random target critics is run, once there are critics."""
+        sample_key, pair_key = jax.random.split(key)
+        obs = state.normaliser(obs)
+        action = policy.action(policy.draw_chains(state.target, obs, sample_key, config.best_of))
+        pair = jax.random.choice(pair_key, config.critics, (2,), replace=False)
+        two = jax.tree.map(lambda x: x[pair], state.critic_target)
+        score = jnp.min(q_pair(two, obs[:, None], action), 0)
+        best = jnp.where(state.step > 0, jnp.argmax(score, -1), 0)
+        return policy.unflatten(jnp.take_along_axis(action, best[:, None, None], 1)[:, 0]), {}
+
+    pair_net = ensemble(2, specs.obs_dim, specs.flat_action_dim, config.critic_hidden)
+
+    def q_pair(params: PyTree, obs: Array, action: Array) -> Array:
+        return pair_net.apply({"params": params}, obs, action)
+
+    def pessimism(state: State, obs: Array, chain: Array) -> tuple[Array, Array, Array]:
+        """Q̄ of chains [B, G, …] blended by their drift from π_slow (χ²): (Q_pess, ρ, β)."""
+        q = q_values(state.critic_target, obs[:, None], policy.action(chain))
+        drift = policy.log_density(state.actor, obs[:, None], chain) - policy.log_density(state.slow, obs[:, None], chain)
+        ratio = jax.lax.stop_gradient(jnp.exp(drift))
+        weight = jax.nn.sigmoid(config.chi2_alpha * (ratio - 1.0))
+        blend = (1.0 - weight) * jnp.mean(q, 0) + weight * jnp.min(q, 0)
+        return blend, ratio, config.chi2 * batch_mean(jnp.std(q, 0))
+
+    def targets(state: State, batch: Transition, key: Array) -> Array:
+        """y = reward + discount · mean_m Q̄_m(s', a'), a' ~ SDE(θ̄), averaged over ``target_samples`` draws; [B]."""
+        obs = state.normaliser(batch.next_obs)
+        chain = policy.draw_chains(state.target, obs, key, config.target_samples)
+        if config.chi2:
+            following = pessimism(state, obs, chain)[0]
+        else:
+            following = jnp.mean(q_values(state.critic_target, obs[:, None], policy.action(chain)), 0)
+        return batch.reward + batch.discount * jnp.mean(following, -1)
+
+    def critic_step(state: State, batch: Transition, weight: Array, to_go: Array | None, key: Array) -> tuple[State, dict]:
+        target_key, calql_key = jax.random.split(key)
+        y = targets(state, batch, target_key)
+        obs, action = state.normaliser(batch.obs), policy.flatten(batch.action)
+
+        def loss(critic: PyTree) -> tuple[Array, dict[str, Array]]:
+            q = q_values(critic, obs, action)
+            error = jnp.mean((q - y[None]) ** 2, 0)
+            value = jnp.mean(weight * error)
+            if config.calql and to_go is not None:
+                warming = state.step < config.critic_warmup
+                value += jnp.where(warming, config.calql, 0.0) * calibrated(critic, state, obs, q, to_go, calql_key)
+            return value, {"critic_loss": value, "q": jnp.mean(q), "q_spread": jnp.mean(jnp.std(q, 0))}
+
+        critic, opt, metrics = descend(loss, state.critic, state.critic_opt, critic_optimiser)
+        target = optax.incremental_update(critic, state.critic_target, config.critic_ema)
+        metrics["critic_gradient_norm"] = metrics.pop("gradient_norm")
+        return state._replace(critic=critic, critic_opt=opt, critic_target=target), metrics
+
+    def calibrated(critic: PyTree, state: State, obs: Array, q_data: Array, to_go: Array, key: Array) -> Array:
+        """Cal-QL (Nakamoto et al. 2023, eq. 5.1): push down max(Q(s, a_π), realised return), push up Q(s, a)."""
+        action = policy.action(policy.draw_chains(state.target, obs, key, 1))[:, 0]
+        floor = jnp.where(jnp.isnan(to_go), -jnp.inf, to_go)
+        return jnp.mean(jnp.maximum(q_values(critic, obs, action), floor[None]) - q_data)
+
+    def advantages(state: State, obs: Array, chain: Array) -> tuple[Array, Array]:
+        """Advantage of each chain [B, G] and the upper clip of the ratio; obs normalised [B, O]."""
+        upper = jnp.float32(1.0 + config.clip)
+        if config.chi2:
+            q, ratio, beta = pessimism(state, obs, chain)
+            upper = jnp.minimum(upper, 1.0 + config.max_reward / beta)
+            heads = (q - beta * ratio)[None]
+        else:
+            heads = q_values(state.critic_target, obs[:, None], policy.action(chain))
+        heads = heads if config.conservative else jnp.mean(heads, 0, keepdims=True)
+        if config.baseline == "value":
+            centred = heads - values.apply({"params": state.value}, obs)[None, :, None]
+        elif config.baseline == "leave_one_out":
+            centred = returns.leave_one_out_advantage(heads)
+        else:
+            centred = returns.group_advantage(heads)
+        advantage = returns.conservative(centred) if config.conservative else centred[0]
+        if config.group_std:
+            advantage = advantage / (jnp.std(heads.mean(0), -1, keepdims=True) + 1e-6)
+        return (jnp.maximum(advantage, 0.0) if config.no_negative else advantage), upper
+
+    def extraction_loss(
+        net: PyTree, state: State, obs: Array, chain: Array, advantage: Array, upper: Array, key: Array
+    ) -> tuple[Array, dict[str, Array]]:
+        """The policy loss of one batch of chains [B, G, K+1, D], by ``config.extraction``."""
+        wide = obs[:, None]
+        weight = jnp.minimum(jnp.exp(advantage / config.temperature), 100.0)
+        if config.extraction == "backprop":
+            action = policy.sample(net, wide, chain[..., 0, :])
+            return -jnp.mean(q_values(state.critic_target, wide, action)), {}
+        if config.extraction in ("awfm", "fpo"):
+            return matching_loss(net, state, wide, policy.action(chain), advantage, weight, upper, key)
+        log_ratio = policy.log_density(net, wide, chain) - policy.log_density(state.target, wide, chain)
+        ratio = jnp.exp(log_ratio)
+        if config.extraction == "awr":
+            return -jnp.mean(weight * ratio), ratio_metrics(ratio, upper)
+        return clipped(ratio, advantage, upper), ratio_metrics(ratio, upper)
+
+    def clipped(ratio: Array, advantage: Array, upper: Array) -> Array:
+        return -jnp.mean(jnp.minimum(ratio * advantage, jnp.clip(ratio, 1.0 - config.clip, upper) * advantage))
+
+    def ratio_metrics(ratio: Array, upper: Array) -> dict[str, Array]:
+        outside = (ratio < 1.0 - config.clip) | (ratio > upper)
+        return {"ratio": jnp.mean(ratio), "ratio_deviation": jnp.mean(jnp.abs(ratio - 1.0)), "clip_fraction": jnp.mean(outside)}
+
+    def matching_loss(
+        net: PyTree, state: State, obs: Array, action: Array, advantage: Array, weight: Array, upper: Array, key: Array
+    ) -> tuple[Array, dict[str, Array]]:
+        """Rules without likelihoods: advantage-weighted flow matching, or FPO's ratio exp(L_FM,old − L_FM,new)."""
+
+        def draw(key: Array) -> tuple[Array, Array]:
+            noise_key, time_key = jax.random.split(key)
+            return jax.random.normal(noise_key, action.shape[1:]), jax.random.uniform(time_key, action.shape[1:-1])
+
+        z, t = jax.vmap(draw)(sample_keys(key, action.shape[0]))
+        mask = jnp.ones((*action.shape[:-1], specs.chunk))
+        new = policy.imitation_loss(net, obs, action, mask, z, t)
+        if config.extraction == "awfm":
+            return jnp.mean(weight * new), {}
+        ratio = jnp.exp(policy.imitation_loss(state.target, obs, action, mask, z, t) - new)
+        return clipped(ratio, advantage, upper), ratio_metrics(ratio, upper)
+
+    def actor_step(state: State, batch: Batch, key: Array) -> tuple[State, dict[str, Array]]:
+        chain_key, imitate_key, kl_key, match_key = jax.random.split(key, 4)
+        stride = max(source.batch_size // config.actor_states, 1)
+        obs = state.normaliser(batch.transitions.obs[::stride])
+        chain = policy.draw_chains(state.target, obs, chain_key, config.chains)
+        advantage, upper = advantages(state, obs, chain)
+
+        def loss(net: PyTree) -> tuple[Array, dict[str, Array]]:
+            value, metrics = extraction_loss(net, state, obs, chain, advantage, upper, match_key)
+            metrics = {**metrics, "policy_loss": value}
+            if config.success_weight:
+                imitation = success_loss(net, state, batch, imitate_key)
+                value, metrics["imitation_loss"] = value + config.success_weight * imitation, imitation
+            if config.forward_kl:
+                slow = policy.draw_chains(state.slow, obs, kl_key, 1)
+                value -= config.forward_kl * jnp.mean(policy.log_density(net, obs[:, None], slow))
+            return value, metrics
+
+        net, opt, metrics = descend(loss, state.actor, state.actor_opt, actor_optimiser)
+        metrics["actor_gradient_norm"] = metrics.pop("gradient_norm")
+        metrics["advantage"] = jnp.mean(jnp.abs(advantage))
+        metrics["advantage_used"] = jnp.mean(advantage != 0.0)
+        slow = optax.incremental_update(net, state.slow, config.slow_ema) if config.slow_reference else None
+        target = optax.incremental_update(net, state.target, config.actor_ema)
+        return state._replace(actor=net, actor_opt=opt, target=target, slow=slow), metrics
+
+    def success_loss(net: PyTree, state: State, batch: Batch, key: Array) -> Array:
+        """λ's term: flow matching on transitions of episodes that succeeded, weighted mean."""
+        good, weight = batch.success, batch.success_weight
+        each = policy.imitate(net, state.normaliser(good.obs), good.action, good.mask, key)
+        return jnp.mean(weight * each) / jnp.maximum(batch_mean(weight), 1e-6)
+
+    def value_step(state: State, batch: Batch, key: Array) -> State:
+        """V(s) regresses on mean_m Q̄_m(s, a), a ~ SDE(θ̄): the baseline "value"."""
+        obs = state.normaliser(batch.transitions.obs)
+        action = policy.action(policy.draw_chains(state.target, obs, key, 1))
+        y = jnp.mean(q_values(state.critic_target, obs[:, None], action), (0, 2))
+
+        def loss(value: PyTree) -> tuple[Array, dict[str, Array]]:
+            return jnp.mean((values.apply({"params": value}, obs) - y) ** 2), {}
+
+        value, opt, _ = descend(loss, state.value, state.value_opt, critic_optimiser)
+        return state._replace(value=value, value_opt=opt)
+
+    def update(state: State, batch: Batch, key: Array) -> tuple[State, dict[str, Array]]:
+        critic_key, success_key, value_key, actor_key = jax.random.split(key, 4)
+        ones = jnp.ones_like(batch.transitions.reward)
+        state, metrics = critic_step(state, batch.transitions, ones, batch.return_to_go, critic_key)
+        if config.success_critic:
+            state, _ = critic_step(state, batch.success, batch.success_weight, None, success_key)
+        if config.baseline == "value":
+            state = value_step(state, batch, value_key)
+        improved, actor_metrics = actor_step(state, batch, actor_key)
+        if config.critic_warmup:
+            warming = state.step < config.critic_warmup
+            improved = jax.tree.map(lambda old, new: jnp.where(warming, old, new), state, improved)
+        return improved._replace(step=state.step + 1), metrics | actor_metrics
+
+    def export(state: State) -> PyTree:
+        return {"net": state.actor, "normaliser": state.normaliser}
+
+    return Algorithm(init, act, lambda state, segment: segment, update, policy.greedy, export, source)

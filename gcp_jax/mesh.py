@@ -1,0 +1,122 @@
+"""Devices: a mesh of axes ("seed", "data"), and the few helpers that let an algorithm stay ignorant of it.
+
+Seeds are vmapped and sharded first, which needs no communication. The data axis splits environments and batches; each
+device samples its own environments' columns and only means over the batch cross (``batch_mean``, ``descend``).
+Randomness is drawn per sample (``sample_keys``) from the sample's place in the whole batch, so the result does not depend
+on the number of devices beyond rounding.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+Array = jax.Array
+PyTree = Any
+
+SEED, DATA = "seed", "data"
+
+
+def make(seeds: int, *, data: int = 1) -> Mesh:
+    """Mesh of the local devices: ``data`` devices for each seed group, as many groups as divide ``seeds``.
+
+    Raises ValueError if the devices cannot be split so.
+    """
+    devices = jax.devices()
+    if data < 1 or len(devices) % data:
+        raise ValueError(f"mesh.data is {data}, but {len(devices)} devices are visible; choose a divisor of {len(devices)}.")
+    groups = max(g for g in range(1, len(devices) // data + 1) if seeds % g == 0)
+    grid = np.asarray(devices[: groups * data]).reshape(groups, data)
+    return Mesh(grid, (SEED, DATA), axis_types=(AxisType.Auto, AxisType.Auto))
+
+
+def is_spec(x: object) -> bool:
+    """Is this leaf a PartitionSpec? (a PartitionSpec is a tuple, so tree functions must be told)"""
+    return isinstance(x, P)
+
+
+def vmap_axes(layout: PyTree) -> PyTree:
+    """The vmap axis of each leaf of a layout: 0 where it has a seed axis, None where all seeds share it."""
+    return jax.tree.map(lambda spec: 0 if spec and spec[0] == SEED else None, layout, is_leaf=is_spec)
+
+
+def shardings(mesh: Mesh, layout: PyTree) -> PyTree:
+    """NamedShardings of a layout."""
+    return jax.tree.map(lambda spec: NamedSharding(mesh, spec), layout, is_leaf=is_spec)
+
+
+def _bound(axis: str) -> bool:
+    try:
+        jax.lax.axis_size(axis)
+    except NameError:
+        return False
+    return True
+
+
+def data_index() -> Array:
+    """Which part of the data axis this is; 0 outside the compiled loop."""
+    return jax.lax.axis_index(DATA) if _bound(DATA) else jnp.int32(0)
+
+
+def data_size() -> int:
+    """Devices along the data axis; 1 outside the compiled loop."""
+    return jax.lax.axis_size(DATA) if _bound(DATA) else 1
+
+
+def all_mean(tree: PyTree) -> PyTree:
+    """Mean over the data axis of values that are already means over the local part."""
+    return jax.lax.pmean(tree, DATA) if _bound(DATA) else tree
+
+
+def all_sum(tree: PyTree) -> PyTree:
+    """Sum over the data axis."""
+    return jax.lax.psum(tree, DATA) if _bound(DATA) else tree
+
+
+def gather(tree: PyTree) -> PyTree:
+    """Concatenate leaves [n, ...] of all devices along their first axis."""
+    if not _bound(DATA):
+        return tree
+    return jax.tree.map(lambda x: jax.lax.all_gather(x, DATA, tiled=True), tree)
+
+
+def seed_zeros(x: jax.ShapeDtypeStruct) -> Array:
+    """Zeros marked as differing between seeds: shard_map types the branches of a cond by the axes they vary over."""
+    zeros = jnp.zeros(x.shape, x.dtype)
+    return jax.lax.pcast(zeros, SEED, to="varying") if _bound(SEED) else zeros
+
+
+def batch_mean(x: Array) -> Array:
+    """Mean of x over all its axes and over all devices, a scalar."""
+    return all_mean(jnp.mean(x))
+
+
+def sample_keys(key: Array, count: int) -> Array:
+    """One key for each of the ``count`` local samples [count], by their place in the whole batch; ``key`` is consumed."""
+    index = data_index() * count + jnp.arange(count)
+    return jax.vmap(lambda i: jax.random.fold_in(key, i))(index)
+
+
+def descend(
+    loss: Callable[[PyTree], tuple[Array, PyTree]], params: PyTree, opt_state: PyTree, optimiser: optax.GradientTransformation
+) -> tuple[PyTree, PyTree, PyTree]:
+    """One gradient step on the mean of ``loss(params) -> (scalar, aux)`` over all devices: (params, opt_state, aux).
+
+    The mean is taken inside the gradient: ``pmean(grad(loss))`` under shard_map is n times too large.
+    """
+
+    def mean_loss(params: PyTree) -> tuple[Array, PyTree]:
+        value, aux = loss(params)
+        return all_mean(value), aux
+
+    gradient, aux = jax.grad(mean_loss, has_aux=True)(params)
+    updates, opt_state = optimiser.update(gradient, opt_state, params)
+    aux = {**aux, "gradient_norm": optax.global_norm(gradient)}
+    return optax.apply_updates(params, updates), opt_state, aux

@@ -1,0 +1,95 @@
+"""Returns and advantages. Arrays are time-major; names carry the time (``reward_t``, ``discount_t``)."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+
+from gcp_jax.types import Array, PyTree, Step, Transition
+
+
+def fold(steps: Step, gamma: float, extras: PyTree | None = None) -> Transition:
+    """Fold windows of h environment steps [..., h] into chunk transitions [...].
+
+    ``reward = Σ_{i<n} γ^i r_i`` and ``discount = γ^n (1 − terminated)`` over the n executed steps: those up to and with
+    the first end. ``next_obs`` is the true successor of the last of them; a truncated window still bootstraps from it.
+    """
+    ended = steps.terminated | steps.truncated
+    before = jnp.cumsum(ended, -1) - ended
+    mask = (steps.executed & (before == 0)).astype(jnp.float32)
+    count = jnp.sum(mask, -1)
+    last = jnp.maximum(count.astype(jnp.int32) - 1, 0)
+    powers = gamma ** jnp.arange(mask.shape[-1], dtype=jnp.float32).reshape((1,) * (mask.ndim - 1) + (-1,))
+
+    def at_last(x: Array) -> Array:
+        index = last.reshape(last.shape + (1,) * (x.ndim - last.ndim))
+        return jnp.take_along_axis(x, index, axis=last.ndim).squeeze(last.ndim)
+
+    terminated = at_last(steps.terminated)
+    return Transition(
+        obs=steps.obs[..., 0, :],
+        action=steps.action,
+        mask=mask,
+        reward=jnp.sum(jnp.where(mask > 0, powers * steps.reward, 0.0), -1),
+        discount=gamma**count * (1.0 - terminated),
+        next_obs=at_last(steps.next_obs),
+        terminated=terminated,
+        truncated=at_last(steps.truncated) & ~terminated,
+        extras={} if extras is None else extras,
+    )
+
+
+def gae(*, reward_t: Array, discount_t: Array, truncated_t: Array, value_t: Array, value_tp1: Array, lambda_: float) -> Array:
+    """Generalised advantage estimation (Schulman et al. 2016) over chunk transitions; all [T, ...], returns [T, ...].
+
+    ``δ_t = r_t + d_t V(s'_t) − V(s_t)`` with s' the true successor, ``A_t = δ_t + λ d_t (1 − truncated_t) A_{t+1}``:
+    a time limit bootstraps from its successor but cuts the recursion, a termination (d_t = 0) does both.
+    """
+    delta_t = reward_t + discount_t * value_tp1 - value_t
+    decay_t = lambda_ * discount_t * (1.0 - truncated_t)
+
+    def step(advantage_tp1: Array, inputs: tuple[Array, Array]) -> tuple[Array, Array]:
+        delta, decay = inputs
+        advantage = delta + decay * advantage_tp1
+        return advantage, advantage
+
+    _, advantage_t = jax.lax.scan(step, jnp.zeros_like(delta_t[0]), (delta_t, decay_t), reverse=True)
+    return advantage_t
+
+
+def group_advantage(q: Array) -> Array:
+    """A_j = Q_j − mean_j' Q_j' over the group (last axis); no division by the group's std. Any leading axes."""
+    return q - jnp.mean(q, -1, keepdims=True)
+
+
+def leave_one_out_advantage(q: Array) -> Array:
+    """A_j = Q_j − mean of the other G−1 of the group (RLOO/LOOP); the group advantage times G/(G−1)."""
+    group = q.shape[-1]
+    return group_advantage(q) * (group / (group - 1))
+
+
+def conservative(advantages: Array) -> Array:
+    """Sign consensus over the ensemble (OGPO+CA): advantages [M, ...] of each head -> [...].
+
+    The smallest where every head is positive, the largest where every head is negative, 0 where they disagree.
+    """
+    low, high = jnp.min(advantages, 0), jnp.max(advantages, 0)
+    return jnp.where(low > 0, low, jnp.where(high < 0, high, 0.0))
+
+
+def hindsight(*, reward: Array, ended: Array, outcome: Array, gamma: float) -> tuple[Array, Array, Array]:
+    """What became of each step's episode, once it is known; all arrays [T, ...], time-major.
+
+    ended: the step ended its episode; outcome: a fact of that last step (success, say). Returns
+    (known, outcome, return_to_go): whether the episode has ended within the array, its outcome, and Σ γ^i r from here on
+    to its end (only meaningful where known). A parallel scan, O(log T) deep.
+    """
+
+    def join(later: tuple[Array, ...], earlier: tuple[Array, ...]) -> tuple[Array, ...]:
+        known, fact, decay, total = earlier
+        known_l, fact_l, decay_l, total_l = later
+        return known | known_l, jnp.where(known, fact, fact_l), decay * decay_l, total + decay * total_l
+
+    decay = gamma * (1.0 - ended)
+    known, fact, _, total = jax.lax.associative_scan(join, (ended, outcome & ended, decay, reward), reverse=True, axis=0)
+    return known, fact, total
