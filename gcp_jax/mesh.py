@@ -93,6 +93,11 @@ def seed_zeros(x: jax.ShapeDtypeStruct) -> Array:
     return jax.lax.pcast(zeros, SEED, to="varying") if _bound(SEED) else zeros
 
 
+def zeros_like(x: Array) -> Array:
+    """Zeros that vary over the same mesh axes as x; a scan's first carry must be typed like its later ones."""
+    return jnp.where(True, jnp.zeros_like(x), x)
+
+
 def batch_mean(x: Array) -> Array:
     """Mean of x over all its axes and over all devices, a scalar."""
     return all_mean(jnp.mean(x))

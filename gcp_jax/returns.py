@@ -5,6 +5,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
+from gcp_jax.mesh import zeros_like
 from gcp_jax.types import Array, PyTree, Step, Transition
 
 
@@ -53,7 +54,7 @@ def gae(*, reward_t: Array, discount_t: Array, truncated_t: Array, value_t: Arra
         advantage = delta + decay * advantage_tp1
         return advantage, advantage
 
-    _, advantage_t = jax.lax.scan(step, jnp.zeros_like(delta_t[0]), (delta_t, decay_t), reverse=True)
+    _, advantage_t = jax.lax.scan(step, zeros_like(delta_t[0]), (delta_t, decay_t), reverse=True)
     return advantage_t
 
 
@@ -77,19 +78,22 @@ def conservative(advantages: Array) -> Array:
     return jnp.where(low > 0, low, jnp.where(high < 0, high, 0.0))
 
 
-def hindsight(*, reward: Array, ended: Array, outcome: Array, gamma: float) -> tuple[Array, Array, Array]:
+def hindsight(*, reward_t: Array, ended_t: Array, outcome_t: Array, gamma: float) -> tuple[Array, Array, Array]:
     """What became of each step's episode, once it is known; all arrays [T, ...], time-major.
 
     ended: the step ended its episode; outcome: a fact of that last step (success, say). Returns
-    (known, outcome, return_to_go): whether the episode has ended within the array, its outcome, and Σ γ^i r from here on
-    to its end (only meaningful where known). A parallel scan, O(log T) deep.
+    (known_t, outcome_t, return_t): whether the episode has ended within the array, its outcome, and
+    ``G_t = r_t + γ (1 − ended_t) G_{t+1}`` (meaningful only where known).
     """
 
-    def join(later: tuple[Array, ...], earlier: tuple[Array, ...]) -> tuple[Array, ...]:
-        known, fact, decay, total = earlier
-        known_l, fact_l, decay_l, total_l = later
-        return known | known_l, jnp.where(known, fact, fact_l), decay * decay_l, total + decay * total_l
+    def step(after: tuple[Array, ...], inputs: tuple[Array, ...]) -> tuple[tuple[Array, ...], tuple[Array, ...]]:
+        known_tp1, outcome_tp1, return_tp1 = after
+        reward, ended, outcome = inputs
+        known = ended | known_tp1
+        fact = jnp.where(ended, outcome, outcome_tp1)
+        total = reward + gamma * jnp.where(ended, 0.0, return_tp1)
+        return (known, fact, total), (known, fact, total)
 
-    decay = gamma * (1.0 - ended)
-    known, fact, _, total = jax.lax.associative_scan(join, (ended, outcome & ended, decay, reward), reverse=True, axis=0)
-    return known, fact, total
+    unknown = zeros_like(ended_t[0])
+    first = (unknown, unknown, unknown.astype(reward_t.dtype))
+    return jax.lax.scan(step, first, (reward_t, ended_t, outcome_t), reverse=True)[1]

@@ -30,10 +30,15 @@ def _window_steps(steps: Step, row: Array, column: Array, offset: Array) -> Step
 
 
 def _columns(key: Array, count: int, columns: int) -> tuple[Array, Array]:
-    """Stratified columns [count], uniform over ``columns`` taken together, and a fresh key for each sample."""
-    keys = jax.vmap(jax.random.split)(mesh.sample_keys(key, count))
-    place = jnp.arange(count) + jax.vmap(jax.random.uniform)(keys[:, 0])
-    return jnp.minimum((place * columns / count).astype(jnp.int32), columns - 1), keys[:, 1]
+    """Stratified columns [count], uniform over ``columns`` taken together, and a uniform number in [0, 1) for each."""
+    draws = jax.vmap(lambda k: jax.random.uniform(k, (2,)))(mesh.sample_keys(key, count))
+    place = (jnp.arange(count) + draws[:, 0]) * (columns / count)
+    return jnp.minimum(place.astype(jnp.int32), columns - 1), draws[:, 1]
+
+
+def _below(u: Array, bound: Array) -> Array:
+    """An integer in [0, bound) from u in [0, 1); exact to 2⁻²³ of the bound."""
+    return jnp.minimum((u * bound).astype(jnp.int32), bound - 1)
 
 
 def _executed_offset(steps: Step, row: Array, column: Array, offset: Array) -> Array:
@@ -62,14 +67,6 @@ class Ring(NamedTuple):
     extras: PyTree  # leaves [T, N, ...]
 
 
-class _Hindsight(NamedTuple):
-    """What is known of each row's episode by now."""
-
-    successes: Array  # [T, N] int32 cumulative count of rows of successful episodes
-    known: Array  # [T, h, N] the episode has terminated
-    return_to_go: Array  # [T, h, N]
-
-
 def ring_write(store: Ring, segment: Segment, clock: Array) -> Ring:
     """Write a segment of L rows; L divides the capacity, so a write never wraps."""
     length = segment.steps.reward.shape[0]
@@ -82,79 +79,126 @@ def ring_write(store: Ring, segment: Segment, clock: Array) -> Ring:
     return Ring(*jax.tree.map(put, tuple(store), tuple(segment)))
 
 
-def _hindsight(steps: Step, oldest: Array, size: Array, gamma: float) -> _Hindsight:
+class _Order(NamedTuple):
+    """Where the oldest row stands and how many rows are filled; the same for all seeds."""
+
+    oldest: Array
+    size: Array
+
+    def by_time(self, x: Array) -> Array:
+        """Ring order [T, ...] to time order, oldest first."""
+        return jnp.roll(x, -self.oldest, axis=0)
+
+    def by_row(self, x: Array) -> Array:
+        """Time order back to ring order."""
+        return jnp.roll(x, self.oldest, axis=0)
+
+    def filled(self, capacity: int) -> Array:
+        """[T, 1] bool in time order."""
+        return (jnp.arange(capacity) < self.size)[:, None]
+
+
+def success_counts(steps: Step, order: _Order) -> Array:
+    """Cumulative number of rows [T, N], in ring order, whose episode is known by now to have succeeded."""
+    capacity = steps.reward.shape[0]
+    ended = jnp.any(steps.terminated | steps.truncated, -1)
+    success = jnp.any(steps.success & steps.executed, -1)
+    ended, success = order.by_time(ended) & order.filled(capacity), order.by_time(success)
+    _, succeeded, _ = returns.hindsight(
+        reward_t=jnp.zeros(ended.shape), ended_t=ended, outcome_t=success & ended, gamma=1.0
+    )
+    return jnp.cumsum(order.by_row(succeeded), axis=0, dtype=jnp.int32)
+
+
+def returns_to_go(steps: Step, order: _Order, gamma: float) -> Array:
+    """Realised discounted return from each step on [T, N, h], in ring order; NaN where the episode has not terminated."""
     capacity, columns, h = steps.reward.shape
 
-    def by_time(x: Array) -> Array:
-        return jnp.moveaxis(jnp.roll(x, -oldest, axis=0), 2, 1).reshape(capacity * h, columns)
+    def flat(x: Array) -> Array:
+        return jnp.moveaxis(order.by_time(x), 2, 1).reshape(capacity * h, columns)
 
-    def by_row(x: Array) -> Array:
-        return jnp.roll(x.reshape(capacity, h, columns), oldest, axis=0)
-
-    executed = by_time(steps.executed) & (jnp.arange(capacity * h) < size * h)[:, None]
-    ended = executed & by_time(steps.terminated | steps.truncated)
-    reward = jnp.where(executed, by_time(steps.reward), 0.0)
-    _, success, total = returns.hindsight(reward=reward, ended=ended, outcome=by_time(steps.success), gamma=gamma)
-    _, finished, _ = returns.hindsight(reward=reward, ended=ended, outcome=by_time(steps.terminated), gamma=gamma)
-    successes = jnp.cumsum(by_row(success & executed)[:, 0], axis=0, dtype=jnp.int32)
-    return _Hindsight(successes, by_row(finished), by_row(total))
+    executed = flat(steps.executed & order.by_row(order.filled(capacity))[..., None])
+    ended = executed & flat(steps.terminated | steps.truncated)
+    reward = jnp.where(executed, flat(steps.reward), 0.0)
+    _, finished, total = returns.hindsight(
+        reward_t=reward, ended_t=ended, outcome_t=flat(steps.terminated) & ended, gamma=gamma
+    )
+    total = jnp.where(finished, total, jnp.nan).reshape(capacity, h, columns)
+    return order.by_row(jnp.moveaxis(total, 1, 2))
 
 
-def replay(*, capacity: int, batch_size: int, updates: int, gamma: float, success: bool = False, aligned: bool = False) -> Source:
+def replay(
+    *,
+    capacity: int,
+    batch_size: int,
+    updates: int,
+    gamma: float,
+    success: bool = False,
+    to_go: bool = False,
+    aligned: bool = False,
+) -> Source:
     """Uniform replay of h-step windows.
 
     capacity: chunk rows T a column holds, a multiple of the segment length L; batch_size: B over all devices;
-    updates: U a segment. success: also draw B transitions of successful episodes. aligned: windows start at chunk
-    starts, so that a chunk's extras belong to its transition; otherwise at any executed step, without extras.
+    updates: U a segment. success: also draw B transitions of successful episodes. to_go: also give the realised return.
+    aligned: windows start at chunk starts, so that a chunk's extras belong to its transition; otherwise at any executed
+    step, without extras.
     """
 
     def init(item: Segment) -> Ring:
         return Ring(*jax.tree.map(lambda x: jnp.zeros((capacity, *x.shape[1:]), x.dtype), tuple(item)))
 
-    def draw(store: Ring, facts: _Hindsight, key: Array, oldest: Array, size: Array, local: int) -> Batch:
-        h = store.steps.reward.shape[2]
-        any_key, success_key = jax.random.split(key)
-        column, keys = _columns(any_key, local, store.steps.reward.shape[1])
-        start = jax.vmap(lambda k: jax.random.randint(k, (), 0, (size - 1) * h + 1))(keys)
-        row, offset = (oldest + start // h) % capacity, start % h
-        offset = jnp.zeros_like(offset) if aligned else _executed_offset(store.steps, row, column, offset)
-        extras = jax.tree.map(lambda x: x[row, column], store.extras) if aligned else {}
-        ordinary = returns.fold(_window_steps(store.steps, row, column, offset), gamma, extras)
-        known, to_go = facts.known[row, offset, column], facts.return_to_go[row, offset, column]
-        batch = Batch(ordinary, return_to_go=jnp.where(known, to_go, jnp.nan))
-        if not success:
-            return batch
-        good, weight = _draw_success(store, facts, success_key, local, ordinary, gamma)
-        return batch._replace(success=good, success_weight=weight)
-
     def step(store: Ring, segment: Segment, key: Array, prepare: Any, clock: Array) -> tuple[Ring, Batch]:
         store = ring_write(store, prepare(segment), clock)
         length = segment.steps.reward.shape[0]
         size = jnp.minimum((clock + 1) * length, capacity)
-        oldest = jnp.where(size == capacity, (clock + 1) * length, 0) % capacity
-        facts = _hindsight(store.steps, oldest, size, gamma)
+        order = _Order(jnp.where(size == capacity, (clock + 1) * length, 0) % capacity, size)
+        counts = success_counts(store.steps, order) if success else None
+        future = returns_to_go(store.steps, order, gamma) if to_go else None
         local = batch_size // mesh.data_size()
-        draw_one = lambda k: draw(store, facts, k, oldest, size, local)  # noqa: E731
-        return store, jax.vmap(draw_one)(jax.random.split(key, updates))
+
+        def draw(key: Array) -> Batch:
+            any_key, success_key = jax.random.split(key)
+            row, column, offset = _uniform(store.steps, order, any_key, local, aligned)
+            extras = jax.tree.map(lambda x: x[row, column], store.extras) if aligned else {}
+            batch = Batch(returns.fold(_window_steps(store.steps, row, column, offset), gamma, extras))
+            if future is not None:
+                batch = batch._replace(return_to_go=future[row, column, offset])
+            if counts is None:
+                return batch
+            good, weight = _draw_success(store.steps, counts, success_key, local, batch.transitions, gamma)
+            return batch._replace(success=good, success_weight=weight)
+
+        return store, jax.vmap(draw)(jax.random.split(key, updates))
 
     return Source(init, step, P(mesh.SEED, None, mesh.DATA), updates, batch_size)
 
 
+def _uniform(steps: Step, order: _Order, key: Array, count: int, aligned: bool) -> tuple[Array, Array, Array]:
+    """(row, column, offset), each [count], of windows that lie wholly in the filled part."""
+    capacity, columns, h = steps.reward.shape
+    column, u = _columns(key, count, columns)
+    start = _below(u, (order.size - 1) * h + 1)
+    row, offset = (order.oldest + start // h) % capacity, start % h
+    return row, column, jnp.zeros_like(offset) if aligned else _executed_offset(steps, row, column, offset)
+
+
 def _draw_success(
-    store: Ring, facts: _Hindsight, key: Array, count: int, ordinary: Transition, gamma: float
+    steps: Step, counts: Array, key: Array, count: int, ordinary: Transition, gamma: float
 ) -> tuple[Transition, Array]:
     """Windows of successful episodes, and their weights [B].
 
     A column without any gives weight 0; while there are fewer than MIN_SUCCESSES rows in all columns together, the ordinary
     sample stands in with weight 1.
     """
-    column, keys = _columns(key, count, store.steps.reward.shape[1])
-    available = facts.successes[-1, column]
-    pick = jax.vmap(lambda k, n: jax.random.randint(k, (2,), 0, jnp.array([n, 1 << 20])))(keys, jnp.maximum(available, 1))
-    row = _nth_true(facts.successes, column, pick[:, 0])
-    offset = _executed_offset(store.steps, row, column, pick[:, 1])
-    good = returns.fold(_window_steps(store.steps, row, column, offset), gamma, ordinary.extras)
-    enough = mesh.all_sum(jnp.sum(facts.successes[-1])) >= MIN_SUCCESSES
+    _, columns, h = steps.reward.shape
+    column, u = _columns(key, count, columns)
+    available = counts[-1, column]
+    pick = _below(u, jnp.maximum(available, 1) * h)
+    row = _nth_true(counts, column, pick // h)
+    offset = _executed_offset(steps, row, column, pick % h)
+    good = returns.fold(_window_steps(steps, row, column, offset), gamma, ordinary.extras)
+    enough = mesh.all_sum(jnp.sum(counts[-1])) >= MIN_SUCCESSES
     chosen = jax.tree.map(lambda a, b: jnp.where(enough, a, b), good, ordinary)
     return chosen, jnp.where(enough, (available > 0).astype(jnp.float32), 1.0)
 
@@ -186,7 +230,7 @@ def dataset(data: Windows, *, batch_size: int, updates: int, gamma: float) -> So
 
     def draw(store: Windows, key: Array) -> Batch:
         keys = mesh.sample_keys(key, batch_size // mesh.data_size())
-        index = jax.vmap(lambda k: jax.random.randint(k, (), 0, len(data.starts)))(keys)
+        index = _below(jax.vmap(jax.random.uniform)(keys), jnp.int32(len(data.starts)))
         row, column, offset = jnp.moveaxis(store.starts[index], -1, 0)
         return Batch(returns.fold(_window_steps(store.steps, row, column, offset), gamma))
 
