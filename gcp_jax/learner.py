@@ -17,7 +17,7 @@ from jax.sharding import PartitionSpec as P
 
 from gcp_jax import mesh as mesh_lib
 from gcp_jax import rollout
-from gcp_jax.types import Algorithm, Array, PyTree, Segment, Step, Train
+from gcp_jax.types import Algorithm, Array, PyTree, Segment, Specs, Step, Train
 
 RUN_STREAM = 0x67637021  # all keys of training derive from it; evaluation has a stream of its own
 
@@ -31,17 +31,12 @@ class Collection(NamedTuple):
     pool: int
     warmup: int = 0  # segments before the first update
 
-    @property
-    def env_steps(self) -> int:
-        """Environment steps a seed takes in one segment (whole chunks; steps after an episode's end included)."""
-        return self.envs * self.length
-
 
 class Learner(NamedTuple):
-    """init: (seed indices [S], pretrained) -> Train;  segment: (Train) -> (Train, metrics [S]);  both compiled once."""
+    """init: (seed indices [S], pretrained) -> Train;  segment: jitted (Train) -> (Train, metrics [S]), Train donated."""
 
     init: Callable[..., Train]
-    segment: Callable[[Train], tuple[Train, dict[str, Array]]]
+    segment: Any
     layout: Train
     mesh: Mesh
 
@@ -51,7 +46,7 @@ def seed_key(seed: Array) -> Array:
     return jax.random.fold_in(jax.random.key(RUN_STREAM), seed)
 
 
-def _item(specs, collection: Collection, act: Callable, local: int) -> Segment:
+def _item(specs: Specs, act: Callable[[Array], tuple[Array, PyTree]], local: int) -> Segment:
     """Shapes of a segment's rows without running physics."""
     rows = (1, local, specs.chunk)
     floats, flags = jnp.zeros(rows), jnp.zeros(rows, bool)
@@ -61,63 +56,69 @@ def _item(specs, collection: Collection, act: Callable, local: int) -> Segment:
     return Segment(Step(obs, action, floats, obs, flags, flags, flags, flags), extras)
 
 
-def build(algorithm: Algorithm, specs, *, mesh: Mesh, seeds: int, collection: Collection | None = None) -> Learner:
+def initial(algorithm: Algorithm, specs: Specs, collection: Collection | None, seed: Array, pretrained: PyTree) -> Train:
+    """The Train of one seed (its part on this device): networks, environments at their starts, an empty store."""
+    key, init_key, env_key = jax.random.split(seed_key(seed), 3)
+    state = algorithm.init(init_key, pretrained)
+    if collection is None:
+        return Train(state, None, None, key, jnp.int32(0))
+    local = collection.envs // mesh_lib.data_size()
+    item = _item(specs, lambda obs: algorithm.act(state, obs, init_key), local)
+    workers = rollout.start(collection.env, env_key, local)
+    return Train(state, workers, algorithm.source.init(item), key, jnp.int32(0))
+
+
+def advance(algorithm: Algorithm, collection: Collection | None, train: Train) -> tuple[Train, dict[str, Array]]:
+    """One segment of one seed: collect, hand over to the source, update."""
+    key, collect_key, source_key, update_key = jax.random.split(train.key, 4)
+    workers, segment, metrics, ready = train.env, None, {}, None
+    if collection is not None:
+        act = partial(algorithm.act, train.state)
+        length, pool = collection.length, collection.pool
+        workers, segment, episodes = rollout.collect(collection.env, act, workers, collect_key, length=length, pool=pool)
+        metrics = {f"episode/{name}": value for name, value in episodes._asdict().items()}
+        ready = train.clock >= collection.warmup if collection.warmup else None
+    prepare = partial(algorithm.prepare, train.state)
+    store, batches = algorithm.source.step(train.store, segment, source_key, prepare, train.clock)
+    keys = jax.random.split(update_key, algorithm.source.updates)
+    state, learned = _updates(algorithm, train.state, batches, keys, ready)
+    metrics |= {f"train/{name}": value for name, value in learned.items()}
+    return Train(state, workers, store, key, train.clock + 1), metrics
+
+
+def build(
+    algorithm: Algorithm, specs: Specs, *, mesh: Mesh, seeds: int, collection: Collection | None = None
+) -> Learner:
     """Compile-ready init and segment for ``seeds`` seeds.
 
-    collection: None for a source that needs no environment (cloning). Raises ValueError where environments, pool or batch
-    do not divide over the data devices.
+    collection: None for a source that needs no environment (cloning). Raises ValueError where environments, pool, batch
+    or seeds do not divide over the devices.
     """
-    parts = mesh.shape[mesh_lib.DATA]
-    _check_divisible(algorithm, collection, parts)
-
-    def init_one(seed: Array, pretrained: PyTree) -> Train:
-        key, init_key, env_key = jax.random.split(seed_key(seed), 3)
-        state = algorithm.init(init_key, pretrained)
-        if collection is None:
-            return Train(state, None, algorithm.source.init(None), key, jnp.int32(0))
-        local = collection.envs // parts
-        item = _item(specs, collection, lambda obs: algorithm.act(state, obs, init_key), local)
-        workers = rollout.start(collection.env, env_key, local)
-        return Train(state, workers, algorithm.source.init(item), key, jnp.int32(0))
-
-    def segment_one(train: Train) -> tuple[Train, dict[str, Array]]:
-        key, collect_key, source_key, update_key = jax.random.split(train.key, 4)
-        workers, segment, metrics = train.env, None, {}
-        if collection is not None:
-            workers, segment, episodes = rollout.collect(
-                collection.env,
-                partial(algorithm.act, train.state),
-                workers,
-                collect_key,
-                length=collection.length,
-                pool=collection.pool,
-            )
-            metrics = {f"episode/{name}": value for name, value in episodes._asdict().items()}
-        prepare = partial(algorithm.prepare, train.state)
-        store, batches = algorithm.source.step(train.store, segment, source_key, prepare, train.clock)
-        keys = jax.random.split(update_key, algorithm.source.updates)
-        ready = None if collection is None or not collection.warmup else train.clock >= collection.warmup
-        state, learned = _updates(algorithm, train.state, batches, keys, ready)
-        metrics |= {f"train/{name}": value for name, value in learned.items()}
-        return Train(state, workers, store, key, train.clock + 1), metrics
-
+    _check_divisible(algorithm, collection, mesh, seeds)
     seed, data = mesh_lib.SEED, mesh_lib.DATA
     layout = Train(state=P(seed), env=P(seed, data), store=algorithm.source.layout, key=P(seed), clock=P())
     axes, pinned = mesh_lib.vmap_axes(layout), mesh_lib.shardings(mesh, layout)
     shard = partial(jax.shard_map, mesh=mesh)
-    init = shard(jax.vmap(init_one, in_axes=(0, None), out_axes=axes), in_specs=(P(seed), P()), out_specs=layout)
-    segment = jax.vmap(segment_one, in_axes=(axes,), out_axes=(axes, 0))
+    start = jax.vmap(partial(initial, algorithm, specs, collection), in_axes=(0, None), out_axes=axes)
+    start = jax.jit(shard(start, in_specs=(P(seed), P()), out_specs=layout), out_shardings=pinned)
+    segment = jax.vmap(partial(advance, algorithm, collection), in_axes=(axes,), out_axes=(axes, 0))
     segment = shard(segment, in_specs=(layout,), out_specs=(layout, P(seed)))
-    metrics_sharding = mesh_lib.shardings(mesh, P(seed))
-    return Learner(
-        jax.jit(init, out_shardings=pinned),
-        jax.jit(segment, donate_argnums=0, in_shardings=(pinned,), out_shardings=(pinned, metrics_sharding)),
-        layout,
-        mesh,
-    )
+    metrics = mesh_lib.shardings(mesh, P(seed))
+
+    def init(seeds: Array, pretrained: PyTree) -> Train:
+        train = start(seeds, pretrained)
+        if collection is not None:
+            return train
+        return train._replace(store=jax.device_put(algorithm.source.init(None), pinned.store))
+
+    segment = jax.jit(segment, donate_argnums=0, in_shardings=(pinned,), out_shardings=(pinned, metrics))
+    return Learner(init, segment, layout, mesh)
 
 
-def _check_divisible(algorithm: Algorithm, collection: Collection | None, parts: int) -> None:
+def _check_divisible(algorithm: Algorithm, collection: Collection | None, mesh: Mesh, seeds: int) -> None:
+    parts, groups = mesh.shape[mesh_lib.DATA], mesh.shape[mesh_lib.SEED]
+    if seeds % groups:
+        raise ValueError(f"seeds is {seeds}; it must be a multiple of the {groups} devices of the seed axis.")
     sizes = {"batch_size": algorithm.source.batch_size}
     if collection is not None:
         sizes |= {"rollout.envs": collection.envs, "rollout.pool": collection.pool}

@@ -115,6 +115,15 @@ class State(NamedTuple):
     step: Array
 
 
+def replay_needs(config: Config) -> dict[str, object]:
+    """What the replay must carry besides plain transitions (keywords of ``sources.replay``)."""
+    return {
+        "gamma": config.gamma,
+        "success": bool(config.success_weight) or config.success_critic,
+        "to_go": bool(config.calql),
+    }
+
+
 def _optimiser(rate: float | optax.Schedule, grad_clip: float) -> optax.GradientTransformation:
     return optax.chain(optax.clip_by_global_norm(grad_clip), optax.adam(rate))
 

@@ -1,0 +1,278 @@
+"""The ``gcp-jax`` command: train, evaluate, report, render, plan, envs, algorithms."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shlex
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from absl import flags
+from ml_collections import config_flags
+
+HELP = """gcp-jax: finetune generative control policies with reinforcement learning
+
+usage: gcp-jax COMMAND [--flag=value …]
+
+{commands}
+
+Start here:  gcp-jax train --config=experiments/configs/peg_insert.py --config.run_dir=runs/first
+Each command explains itself:  gcp-jax COMMAND --help
+With --json the last line of standard output is one JSON object; everything else goes to standard error.
+"""
+
+CONFIG_HELP = """  --config=FILE            a configuration file, e.g. experiments/configs/peg_insert.py
+  --config.FIELD=VALUE     override any field, e.g. --config.seeds=3 --config.env.clearance_mm=0.5
+                           --config.algorithm.conservative=False --config.policy.hidden="(256,256)"
+"""
+
+EXPECTED = (ValueError, RuntimeError, FileNotFoundError, FileExistsError, PermissionError, ImportError, flags.Error)
+
+
+class Command(NamedTuple):
+    """A subcommand. run: (parsed flags, positional arguments) -> the JSON object."""
+
+    run: Callable[[flags.FlagValues, list[str]], dict[str, Any]]
+    summary: str
+    help: str
+    configured: bool = True
+
+
+class UsageError(ValueError):
+    """The command line itself is wrong."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry point; returns the exit code: 0, 2 for bad input, 128+signal where a signal stopped the run."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    if not argv or argv[0] in ("--help", "-h", "help"):
+        rows = "\n".join(f"  {name:<11} {command.summary}" for name, command in COMMANDS.items())
+        print(HELP.format(commands=rows))
+        return 0
+    name, rest = argv[0], argv[1:]
+    if name not in COMMANDS:
+        print(f"gcp-jax: there is no command {name!r}; allowed: {', '.join(COMMANDS)}.", file=sys.stderr)
+        return 2
+    command = COMMANDS[name]
+    if "--help" in rest or "-h" in rest:
+        print(command.help + (f"\n{CONFIG_HELP}" if command.configured else ""))
+        return 0
+    return _execute(name, command, rest)
+
+
+def _execute(name: str, command: Command, rest: list[str]) -> int:
+    from gcp_jax.train import Interrupted
+
+    try:
+        values, positional = _parse(name, command, rest)
+        _compilation_cache()
+        result = command.run(values, positional)
+    except Interrupted as stop:
+        print(f"gcp-jax: {stop}", file=sys.stderr)
+        return stop.code
+    except EXPECTED as error:
+        print(f"gcp-jax {name}: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    if values["json"].value:
+        print(json.dumps(result), flush=True)
+    return 0
+
+
+def _parse(name: str, command: Command, rest: list[str]) -> tuple[flags.FlagValues, list[str]]:
+    values = flags.FlagValues()
+    flags.DEFINE_bool("json", False, "One JSON object as the last line of standard output.", flag_values=values)
+    flags.DEFINE_string("artifact", "", "A saved policy (a folder).", flag_values=values)
+    flags.DEFINE_string("out", "", "Where to write.", flag_values=values)
+    flags.DEFINE_integer("episodes", 256, "Episodes.", flag_values=values, lower_bound=1)
+    flags.DEFINE_integer("seed", 0, "Seed of the start states.", flag_values=values, lower_bound=0)
+    if command.configured:
+        from experiments.tasks import defaults
+
+        config_flags.DEFINE_config_file("config", flag_values=values)
+        if not any(word.split("=")[0] == "--config" for word in rest):
+            config_flags.DEFINE_config_dict("config", defaults(), flag_values=values)
+    before = sys.argv
+    sys.argv = [name, *rest]  # config_flags finds its overrides there
+    try:
+        return values, values(sys.argv)[1:]
+    except (AttributeError, KeyError, TypeError, IOError) as error:
+        raise UsageError(f"cannot read the configuration: {error}") from error
+    finally:
+        sys.argv = before
+
+
+def _compilation_cache() -> None:
+    """Compiled programs are kept between processes; a user's own setting stands."""
+    import jax
+
+    folder = os.environ.get("JAX_COMPILATION_CACHE_DIR") or str(Path.home() / ".cache" / "gcp-jax" / "xla")
+    jax.config.update("jax_compilation_cache_dir", folder)
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+    print(f"compilation cache: {folder}", file=sys.stderr)
+
+
+def _run_config(values: flags.FlagValues) -> Any:
+    from experiments.tasks import checked
+
+    return checked(values["config"].value)
+
+
+def _folder(config: Any) -> Path:
+    """The run folder: given, or by the hash of the configuration."""
+    from gcp_jax.config import to_dict
+
+    if config.run_dir:
+        return Path(config.run_dir)
+    content = json.dumps({k: v for k, v in to_dict(config).items() if k != "run_dir"}, sort_keys=True)
+    digest = hashlib.sha256(content.encode()).hexdigest()[:10]
+    return Path("runs") / f"{config.env['name']}-{config.algorithm['name']}" / digest
+
+
+def train(values: flags.FlagValues, positional: list[str]) -> dict[str, Any]:
+    """Clone, finetune, evaluate, report."""
+    _no_positional(positional)
+    from experiments import planning, tasks
+    from gcp_jax import progress, report
+    from gcp_jax import train as training
+    from gcp_jax.metrics import rows
+
+    config = _run_config(values)
+    folder = _folder(config)
+    task = tasks.make(config)
+    print(planning.text(planning.plan(config, task)), file=sys.stderr)
+    command = shlex.join(["gcp-jax", *sys.argv[1:]])
+    summary = training.Training(config, task, folder, command).run()
+    progress.table(rows(folder / "eval.jsonl"), stream=sys.stderr)
+    page = report.write(folder)
+    print(f"report: {page}", file=sys.stderr)
+    return summary
+
+
+def evaluate(values: flags.FlagValues, positional: list[str]) -> dict[str, Any]:
+    """Success of a saved policy from fixed start states."""
+    from experiments import inspection
+
+    return inspection.evaluate(_artifact(values, positional), episodes=values["episodes"].value, seed=values["seed"].value)
+
+
+def render(values: flags.FlagValues, positional: list[str]) -> dict[str, Any]:
+    """A video of a saved policy, or of the demonstrator."""
+    from experiments import inspection
+
+    out = Path(values["out"].value or "video.mp4")
+    return inspection.render(_artifact(values, positional), out, seed=values["seed"].value)
+
+
+def report(values: flags.FlagValues, positional: list[str]) -> dict[str, Any]:
+    """The report of finished or running runs, from their folders alone."""
+    from gcp_jax import report as reporting
+
+    if not positional:
+        raise UsageError("name at least one run folder, e.g. gcp-jax report runs/first")
+    page = reporting.write(positional if len(positional) > 1 else positional[0], values["out"].value or None)
+    print(f"report: {page}", file=sys.stderr)
+    return {"report": str(page)}
+
+
+def plan(values: flags.FlagValues, positional: list[str]) -> dict[str, Any]:
+    """Sizes of a run before anything is compiled."""
+    _no_positional(positional)
+    from experiments import planning, tasks
+
+    config = _run_config(values)
+    numbers = planning.plan(config, tasks.make(config, film=False))
+    print(planning.text(numbers), file=sys.stderr if values["json"].value else sys.stdout)
+    return numbers
+
+
+def list_envs(values: flags.FlagValues, positional: list[str]) -> dict[str, Any]:
+    """The tasks."""
+    _no_positional(positional)
+    from experiments import inspection
+
+    return inspection.list_envs(to_stderr=values["json"].value)
+
+
+def list_algorithms(values: flags.FlagValues, positional: list[str]) -> dict[str, Any]:
+    """The methods."""
+    _no_positional(positional)
+    from experiments import inspection
+
+    return inspection.list_algorithms(to_stderr=values["json"].value)
+
+
+def _artifact(values: flags.FlagValues, positional: list[str]) -> Path:
+    given = values["artifact"].value or (positional[0] if len(positional) == 1 else "")
+    if not given:
+        raise UsageError("name one saved policy, e.g. --artifact=runs/first/policy/seed_0 (or ENV to render its demonstrator)")
+    return Path(given)
+
+
+def _no_positional(positional: list[str]) -> None:
+    if positional:
+        raise UsageError(f"unexpected {positional[0]!r}; flags look like --config.seeds=3.")
+
+
+COMMANDS = {
+    "train": Command(
+        train,
+        "clone demonstrations, finetune the clone, evaluate, report",
+        """gcp-jax train --config=FILE [--config.FIELD=VALUE …] [--json]
+
+Makes demonstrations, clones them up to pretrain.stop_at success, finetunes the clone with the configured method, and
+writes everything to the run folder: config.json, metrics.jsonl, eval.jsonl, checkpoints/, policy/, report/report.html.
+The same command again resumes an unfinished run; Ctrl-C and SIGTERM save at the next segment first.
+
+  --config.run_dir=DIR     the run folder (default: runs/ENV-ALGORITHM/HASH)
+  --config.seeds=N         seeds trained in one program
+  --config.finetune.env_steps=N   environment steps of each seed
+  --config.pretrain.stop_at=P     success at which cloning is cut
+  --json                   last line: base_success, success, success_per_seed, env_steps, updates, seconds,
+                           compile_seconds, run_dir""",
+    ),
+    "evaluate": Command(
+        evaluate,
+        "success of a saved policy from fixed start states, with its interval",
+        """gcp-jax evaluate POLICY [--episodes=256] [--seed=0] [--json]
+
+Loads a saved policy (a folder such as RUN/policy/seed_0), checks it, and runs it on its own task.""",
+        configured=False,
+    ),
+    "report": Command(
+        report,
+        "tables, curves and one HTML page from run folders",
+        """gcp-jax report RUN [RUN …] [--out=DIR] [--json]
+
+One run: RUN/report/report.html. Several runs: side by side, into --out. Works while runs are still going on.""",
+        configured=False,
+    ),
+    "render": Command(
+        render,
+        "a video of a saved policy, or of a task's demonstrator",
+        """gcp-jax render POLICY|ENV [--out=video.mp4] [--seed=0] [--json]
+
+POLICY is a folder such as RUN/policy/seed_0; ENV a task's name, whose scripted demonstrator is shown.""",
+        configured=False,
+    ),
+    "plan": Command(
+        plan,
+        "steps, updates, UTD, bytes and parameters of a run, without compiling",
+        """gcp-jax plan --config=FILE [--config.FIELD=VALUE …] [--json]
+
+Prints what `train` with the same flags would do, and how much memory its state takes, without compiling anything.""",
+    ),
+    "envs": Command(list_envs, "the tasks", "gcp-jax envs [--json]\n\nA table of the tasks.", configured=False),
+    "algorithms": Command(
+        list_algorithms,
+        "the methods and their fields",
+        "gcp-jax algorithms [--json]\n\nThe finetuning methods with every field and its default.",
+        configured=False,
+    ),
+}
+
+if __name__ == "__main__":
+    sys.exit(main())

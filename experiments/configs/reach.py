@@ -1,0 +1,22 @@
+"""Go round a disc to a goal, without a physics engine: the whole path in a minute; for first looks and tests.
+
+    gcp-jax train --config=experiments/configs/reach.py --config.run_dir=runs/reach
+"""
+
+import ml_collections
+
+from experiments.tasks import defaults
+
+
+def get_config() -> ml_collections.ConfigDict:
+    """The task's configuration."""
+    config = defaults(env="reach", algorithm="ogpo")
+    config.demonstrations.quality = "poor"
+    config.pretrain.stop_at = 0.45
+    config.pretrain.evaluate_every = 50
+    config.policy.hidden = (64, 64)
+    config.algorithm.critic_hidden = (64, 64)
+    config.finetune.env_steps = 40_960
+    config.finetune.warmup_steps = 4_096
+    config.evaluation.every = 4_096
+    return config

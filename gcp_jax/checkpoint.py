@@ -1,0 +1,70 @@
+"""Checkpoints: the whole ``Train`` and where the host loop stood, by orbax; restoring continues bit for bit."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import orbax.checkpoint as ocp
+
+from gcp_jax.types import PyTree, Train
+
+
+def _is_key(x: Any) -> bool:
+    return jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key)
+
+
+def _without_keys(tree: PyTree) -> PyTree:
+    """Typed keys as their raw words: what a file can hold."""
+    return jax.tree.map(lambda x: jax.random.key_data(x) if _is_key(x) else x, tree)
+
+
+def latest(folder: Path) -> int | None:
+    """The clock of the newest complete checkpoint in a stage's folder; None without any."""
+    return max(ocp.utils.checkpoint_steps(folder), default=None) if folder.exists() else None
+
+
+class Checkpoints:
+    """The checkpoints of one stage of a run, numbered by the clock; the newest ``keep`` stay."""
+
+    def __init__(self, folder: Path, *, keep: int) -> None:
+        options = ocp.CheckpointManagerOptions(max_to_keep=keep, enable_async_checkpointing=False)
+        self._manager = ocp.CheckpointManager(folder.resolve(), options=options)
+
+    def save(self, clock: int, train: Train, host: Mapping[str, Any]) -> None:
+        """Write the state and the host loop's own counters; returns when it is on disk."""
+        arguments = ocp.args.Composite(train=ocp.args.StandardSave(_without_keys(train)), host=ocp.args.JsonSave(dict(host)))
+        if clock not in self._manager.all_steps():
+            self._manager.save(clock, args=arguments)
+
+    def restore(self, init: Callable[[], Train], shardings: PyTree) -> tuple[Train, dict[str, Any]] | None:
+        """The newest checkpoint as (Train, host counters), or None. ``init`` gives the shapes; nothing of it is run."""
+        clock = self._manager.latest_step()
+        if clock is None:
+            return None
+        shapes = jax.eval_shape(init)
+        placed = _place(shapes, shardings)
+        raw = jax.eval_shape(_without_keys, shapes)
+        raw = jax.tree.map(lambda x, like: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=like.sharding), raw, placed)
+        arguments = ocp.args.Composite(train=ocp.args.StandardRestore(raw), host=ocp.args.JsonRestore())
+        found = self._manager.restore(clock, args=arguments)
+        restored = jax.tree.map(lambda x, like: jax.random.wrap_key_data(x) if _is_key(like) else x, found["train"], shapes)
+        return jax.device_put(restored, jax.tree.map(lambda x: x.sharding, placed)), found["host"]
+
+    def close(self) -> None:
+        """Release the folder."""
+        self._manager.close()
+
+
+def _place(shapes: PyTree, shardings: PyTree) -> PyTree:
+    """Shapes with the shardings of a prefix tree."""
+    return jax.tree.map(
+        lambda sharding, part: jax.tree.map(
+            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), part
+        ),
+        shardings,
+        shapes,
+        is_leaf=lambda x: isinstance(x, jax.sharding.Sharding),
+    )

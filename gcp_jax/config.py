@@ -1,0 +1,202 @@
+"""The configuration of a run: frozen dataclasses with their ranges, built from plain mappings.
+
+At the edge a run is an ``ml_collections.ConfigDict`` (any field can be overridden on the command line); inside it is
+these records. ``env`` and ``algorithm`` hold a name and that task's or method's own fields.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import typing
+from collections.abc import Mapping
+from typing import Any
+
+from gcp_jax import algorithms
+from gcp_jax.algorithms import bc
+from gcp_jax.policy import PolicyConfig
+
+
+class ConfigError(ValueError):
+    """A field that cannot be used: which, what it is, what is allowed."""
+
+
+def _at_least(config: Any, section: str, **least: float) -> None:
+    for name, bound in least.items():
+        value = getattr(config, name)
+        if not value >= bound:
+            raise ConfigError(f"{section}{name} is {value}; it must be at least {bound}.")
+
+
+@dataclasses.dataclass(frozen=True)
+class Demonstrations:
+    """Scripted episodes to clone. quality: a level of the task ("expert", "mixed", "poor", "bad"); noise: the
+    demonstrator's noise itself, used instead of the quality where it is 0 or more."""
+
+    episodes: int = 200
+    quality: str = "mixed"
+    noise: float = -1.0
+
+    def __post_init__(self) -> None:
+        _at_least(self, "demonstrations.", episodes=1)
+
+
+@dataclasses.dataclass(frozen=True)
+class Pretrain:
+    """Cloning. stop_at: cut as soon as the evaluated success reaches it (1.0: never); updates: at most so many;
+    evaluate_every: updates between evaluations; artifact: a saved policy to start from instead of cloning."""
+
+    updates: int = 4000
+    batch_size: int = 256
+    learning_rate: float = 3e-4
+    weight_decay: float = 1e-4
+    ema: float = 0.995
+    stop_at: float = 0.45
+    evaluate_every: int = 100
+    artifact: str = ""
+
+    def __post_init__(self) -> None:
+        _at_least(self, "pretrain.", updates=1, batch_size=1, evaluate_every=1)
+        if not 0.0 < self.stop_at <= 1.0:
+            raise ConfigError(f"pretrain.stop_at is {self.stop_at}; it is a success rate in (0, 1], 0.45 say.")
+
+    @property
+    def algorithm(self) -> bc.Config:
+        """The cloning method's own configuration."""
+        return bc.Config(self.learning_rate, self.weight_decay, self.ema)
+
+
+@dataclasses.dataclass(frozen=True)
+class Finetune:
+    """Finetuning; all sizes are for one seed. env_steps: how long; warmup_steps: environment steps of the base policy before the
+    first update; envs: N; rows: L, chunks each environment runs in a segment; pool: fresh start states a segment (0: N/4);
+    utd: gradient updates per environment step; batch_size: B; capacity: environment steps the replay keeps."""
+
+    env_steps: int = 60_000
+    warmup_steps: int = 12_000
+    envs: int = 64
+    rows: int = 8
+    pool: int = 0
+    utd: float = 0.0625
+    batch_size: int = 256
+    capacity: int = 200_000
+
+    def __post_init__(self) -> None:
+        _at_least(self, "finetune.", env_steps=1, warmup_steps=0, envs=1, rows=1, pool=0, batch_size=1, capacity=1)
+        if not self.utd > 0:
+            raise ConfigError(f"finetune.utd is {self.utd}; it must be positive (0.0625 is one update in 16 steps).")
+
+    @property
+    def fresh(self) -> int:
+        """R, fresh start states a segment."""
+        return self.pool or max(self.envs // 4, 1)
+
+
+@dataclasses.dataclass(frozen=True)
+class Evaluation:
+    """episodes: fixed start states per seed; every: environment steps between evaluations of finetuning."""
+
+    episodes: int = 256
+    every: int = 8_192
+
+    def __post_init__(self) -> None:
+        _at_least(self, "evaluation.", episodes=1, every=1)
+
+
+@dataclasses.dataclass(frozen=True)
+class Checkpoint:
+    """every: environment steps (updates, when cloning) between checkpoints; keep: how many are kept."""
+
+    every: int = 8_192
+    keep: int = 2
+
+    def __post_init__(self) -> None:
+        _at_least(self, "checkpoint.", every=1, keep=1)
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """One run. seed: index of the first seed; seeds: how many, in one program; data: devices that share a seed's
+    environments and batches; writers: any of jsonl (always on), tensorboard, wandb; video: write before.mp4 and after.mp4."""
+
+    env: dict[str, Any]
+    algorithm: dict[str, Any]
+    policy: PolicyConfig = PolicyConfig()
+    demonstrations: Demonstrations = Demonstrations()
+    pretrain: Pretrain = Pretrain()
+    finetune: Finetune = Finetune()
+    evaluation: Evaluation = Evaluation()
+    checkpoint: Checkpoint = Checkpoint()
+    seed: int = 0
+    seeds: int = 1
+    data: int = 1
+    run_dir: str = ""
+    writers: tuple[str, ...] = ()
+    video: bool = True
+
+    def __post_init__(self) -> None:
+        _at_least(self, "", seed=0, seeds=1, data=1)
+
+    @property
+    def algorithm_config(self) -> Any:
+        """The method's own frozen Config."""
+        name, fields = named(self.algorithm, "algorithm")
+        return build(algorithms.load(name).Config, fields, f"algorithm {name}: ")
+
+
+def named(section: Mapping[str, Any], where: str) -> tuple[str, dict[str, Any]]:
+    """Split {"name": …, **fields}. Raises ConfigError without a name."""
+    fields = dict(section)
+    name = fields.pop("name", None)
+    if not isinstance(name, str) or not name:
+        raise ConfigError(f"{where}.name is missing; e.g. {where}.name='ogpo'.")
+    return name, fields
+
+
+def build(cls: type, values: Mapping[str, Any], where: str = "") -> Any:
+    """A frozen dataclass from a plain mapping, sections included. Raises ConfigError, in one line, for an unknown field
+    or a value of the wrong type."""
+    fields = {field.name: field for field in dataclasses.fields(cls)}
+    hints = typing.get_type_hints(cls)
+    for name in values:
+        if name not in fields:
+            close = difflib.get_close_matches(name, fields, n=1)
+            hint = f"did you mean {close[0]!r}? " if close else ""
+            raise ConfigError(f"{where}there is no field {name!r}; {hint}allowed: {', '.join(fields)}.")
+    try:
+        return cls(**{name: _convert(value, hints[name], f"{where}{name}") for name, value in values.items()})
+    except ConfigError:
+        raise
+    except (ValueError, TypeError) as error:
+        raise ConfigError(f"{error}") from error
+
+
+def _convert(value: Any, hint: Any, where: str) -> Any:
+    if dataclasses.is_dataclass(hint):
+        return value if isinstance(value, hint) else build(hint, value, f"{where}.")
+    origin = typing.get_origin(hint)
+    if origin is tuple:
+        if isinstance(value, str) or not hasattr(value, "__iter__"):
+            raise ConfigError(f"{where} is {value!r}; a tuple is expected, e.g. (128, 128).")
+        inner = typing.get_args(hint)[0]
+        return tuple(_convert(item, inner, where) for item in value)
+    if origin is dict:
+        return dict(value)
+    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if hint in (int, float, bool, str) and (not isinstance(value, hint) or (hint is int and isinstance(value, bool))):
+        raise ConfigError(f"{where} is {value!r}; a value of type {hint.__name__} is expected.")
+    return value
+
+
+def to_dict(config: Run) -> dict[str, Any]:
+    """Plain nested dict of JSON values; ``build(Run, to_dict(c)) == c``."""
+    return dataclasses.asdict(config)
+
+
+def resolve(values: Mapping[str, Any]) -> Run:
+    """A checked Run from a plain mapping, with every field of its algorithm filled in."""
+    run = build(Run, values)
+    name, _ = named(run.algorithm, "algorithm")
+    filled = {"name": name, **dataclasses.asdict(run.algorithm_config)}
+    return dataclasses.replace(run, algorithm=filled)

@@ -1,0 +1,91 @@
+"""Evaluation: the deployed policy from fixed start states, one compiled program for every stage of a run.
+
+Start states and sampling noise come from a key stream of their own, by seed and episode index: never training keys,
+and the same at every evaluation, so that before and after are compared on common random numbers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+from jax.sharding import PartitionSpec as P
+
+from gcp_jax import mesh as mesh_lib
+from gcp_jax import rollout
+from gcp_jax.types import Array, PyTree
+
+EVALUATION_STREAM = 0x6576616C
+FILMED = 4  # episodes of each device whose states are kept for a video
+
+
+class Outcome(NamedTuple):
+    """One row per episode, leaves [S, E]."""
+
+    success: Array  # bool
+    episode_return: Array  # undiscounted
+    length: Array  # control steps
+    diverged: Array  # bool
+
+
+def build(greedy: Callable[..., Array], env: Any, *, mesh: Mesh, episodes: int, chunk: int) -> Callable[..., Any]:
+    """Compile-ready ``evaluate(deployed [S, ...], seeds [S]) -> (Outcome [S, E], film)``.
+
+    greedy: (deployed, obs [E, O], key) -> chunks [E, h, A]. film: states after every control step, leaves
+    [S, T, F, ...] for the first F episodes of each device. Raises ValueError if episodes do not divide over devices.
+    """
+    parts = mesh.shape[mesh_lib.DATA]
+    if episodes % parts:
+        raise ValueError(f"evaluation.episodes is {episodes}; it must be a multiple of the {parts} devices of the data axis.")
+    rows = -(-env.specs.horizon // chunk)
+
+    def one(deployed: PyTree, seed: Array) -> tuple[Outcome, PyTree]:
+        key = jax.random.fold_in(jax.random.key(EVALUATION_STREAM), seed)
+        reset_key, act_key = jax.random.split(key)
+        workers = rollout.start(env, reset_key, episodes // parts)
+
+        def row(workers: rollout.Workers, key: Array) -> tuple[rollout.Workers, PyTree]:
+            chunks = greedy(deployed, workers.state.obs, key)
+            state, steps, states = env.film(workers.state, chunks)
+            gained = jnp.sum(jnp.where(steps.executed, steps.reward, 0.0), -1)
+            return rollout.Workers(state, workers.episode_return + gained), _filmed(states)
+
+        workers, film = jax.lax.scan(row, workers, jax.random.split(act_key, rows))
+        state = workers.state
+        film = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), film)
+        return Outcome(state.success, workers.episode_return, state.time, state.diverged), film
+
+    seed, data = mesh_lib.SEED, mesh_lib.DATA
+    specs = (P(seed, data), P(seed, None, data))
+    evaluate = jax.shard_map(jax.vmap(one), mesh=mesh, in_specs=(P(seed), P(seed)), out_specs=specs)
+    shard = partial(mesh_lib.shardings, mesh)
+    return jax.jit(evaluate, in_shardings=shard((P(seed), P(seed))), out_shardings=shard(specs))
+
+
+def _filmed(states: PyTree) -> PyTree:
+    """States [E, h, ...] -> the first episodes time-major [h, F, ...]; keys are of no use to a film."""
+    states = states._replace(key=states.time)
+    return jax.tree.map(lambda x: jnp.swapaxes(x[:FILMED], 0, 1), states)
+
+
+def rows(outcome: Outcome, *, seeds: list[int]) -> list[dict[str, float]]:
+    """One dict of ``eval/`` numbers per seed, from an Outcome of host arrays."""
+    result = []
+    for index, seed in enumerate(seeds):
+        success = outcome.success[index]
+        result.append(
+            {
+                "seed": seed,
+                "eval/success": float(success.mean()),
+                "eval/successes": int(success.sum()),
+                "eval/episodes": int(success.size),
+                "eval/return": float(outcome.episode_return[index].mean()),
+                "eval/length": float(outcome.length[index].mean()),
+                "eval/diverged": int(outcome.diverged[index].sum()),
+            }
+        )
+    return result

@@ -1,0 +1,214 @@
+"""Intervals for success rates and for scores of several seeds; numpy and scipy only.
+
+    S   seeds (independent trainings)      k_s, n_s   successes and episodes of seed s
+    R   runs of a method                   M          tasks
+
+Every interval is two-sided at ``confidence``. Whatever is random takes ``rng_seed`` and is a function of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from scipy import stats
+
+Floats = NDArray[np.float64]
+
+MISSING = "–"  # shown for a number not known (yet)
+
+
+class Interval(NamedTuple):
+    """An estimate with the bounds of its interval, all in the unit of the data (a success rate lies in [0, 1])."""
+
+    estimate: float
+    low: float
+    high: float
+
+    def percent(self) -> str:
+        """``87.5 % [80.1, 92.4]``"""
+        return f"{100 * self.estimate:.1f} % [{100 * self.low:.1f}, {100 * self.high:.1f}]"
+
+    def points(self) -> str:
+        """A difference of rates in percentage points: ``+34.9 [+20.1, +40.2]``"""
+        return f"{100 * self.estimate:+.1f} [{100 * self.low:+.1f}, {100 * self.high:+.1f}]"
+
+
+class Success(NamedTuple):
+    """Counts of one evaluation."""
+
+    successes: int
+    episodes: int
+
+
+class BeforeAfter(NamedTuple):
+    """One row of the success table: a seed, or all of them pooled; None where not evaluated (yet)."""
+
+    label: str
+    before: Interval | None
+    after: Interval | None
+
+    @property
+    def change(self) -> Interval | None:
+        """after − before, in rate units."""
+        return difference(self.after, self.before) if self.before and self.after else None
+
+    def texts(self) -> tuple[str, str, str, str]:
+        """label, before, after and change in words for a table."""
+        before, after = (interval.percent() if interval else MISSING for interval in (self.before, self.after))
+        return self.label, before, after, self.change.points() if self.change else MISSING
+
+
+def wilson(successes: int, episodes: int, confidence: float = 0.95) -> Interval:
+    """Wilson's score interval of a binomial proportion (Wilson 1927; Brown, Cai & DasGupta 2001, eq. 4)."""
+    _check_counts(successes, episodes)
+    rate = successes / episodes
+    return Interval(rate, *_wilson_bounds(rate, episodes, confidence))
+
+
+def jeffreys(successes: int, episodes: int, confidence: float = 0.95) -> Interval:
+    """Equal-tailed interval of the posterior Beta(k + ½, n − k + ½) (Brown, Cai & DasGupta 2001, §4.3).
+
+    The bound on the side of no failure, or of no success, is 1, or 0, as recommended there.
+    """
+    _check_counts(successes, episodes)
+    tail = (1 - confidence) / 2
+    low, high = stats.beta(successes + 0.5, episodes - successes + 0.5).ppf([tail, 1 - tail])
+    return Interval(
+        successes / episodes, 0.0 if successes == 0 else float(low), 1.0 if successes == episodes else float(high)
+    )
+
+
+def pooled_success(counts: Sequence[Success], confidence: float = 0.95) -> Interval:
+    """Success rate over all episodes of S seeds, with an interval for the method: it covers seeds not yet trained.
+
+    Wilson's interval at the effective number of episodes (Korn & Graubard 1998):
+
+        p = Σk/Σn     v = S/(S−1) · Σ(k_s − n_s·p)²/(Σn)²     deff = v / (p(1−p)/Σn)
+        n_eff = Σn / max(1, deff · (t_{S−1} / z)²)
+
+    Preferred to a bootstrap over seeds and episodes, which is too narrow for few seeds: at a nominal 95 %, with three
+    seeds of 128 episodes and rates drawn from Beta(27, 3), it covers 88 % (resampling seeds alone: 74 %) and this 95 %;
+    and at 100 % success in every seed it has no width. With one seed this is Wilson's interval: that seed alone.
+    """
+    if not counts:
+        raise ValueError("pooled_success: no seeds given; pass one (successes, episodes) pair per seed")
+    for successes, episodes in counts:
+        _check_counts(successes, episodes)
+    successes_s, episodes_s = np.asarray(counts, np.float64).T
+    rate, total = successes_s.sum() / episodes_s.sum(), episodes_s.sum()
+    effective = total / max(1.0, _design_effect(successes_s, episodes_s, confidence))
+    return Interval(float(rate), *_wilson_bounds(float(rate), float(effective), confidence))
+
+
+def difference(first: Interval, second: Interval) -> Interval:
+    """first − second of two independent rates from their intervals: the hybrid score method 10 of Newcombe (1998)."""
+    gap = first.estimate - second.estimate
+    down = np.hypot(first.estimate - first.low, second.high - second.estimate)
+    up = np.hypot(first.high - first.estimate, second.estimate - second.low)
+    return Interval(gap, float(gap - down), float(gap + up))
+
+
+def interquartile_mean(
+    scores: ArrayLike, confidence: float = 0.95, *, resamples: int = 2000, rng_seed: int = 0
+) -> Interval:
+    """Mean of the middle half of all scores [R, M] (or [R] for one task), with a stratified percentile bootstrap.
+
+    Runs are resampled within each task (Agarwal et al. 2021, "Deep RL at the edge of the statistical precipice").
+    A quarter of the scores, rounded down, is cut from either end. Non-finite scores raise ValueError.
+    """
+    table = _score_table(scores, "interquartile_mean")
+    drawn = _resample(table, resamples, np.random.default_rng(rng_seed))
+    estimates = stats.trim_mean(drawn.reshape(resamples, -1), 0.25, axis=1)
+    return _percentiles(float(stats.trim_mean(table, 0.25, axis=None)), estimates, confidence)
+
+
+def probability_of_improvement(
+    first: ArrayLike, second: ArrayLike, confidence: float = 0.95, *, resamples: int = 2000, rng_seed: int = 0
+) -> Interval:
+    """P(a run of ``first`` [R₁, M] beats one of ``second`` [R₂, M]), ties counting half, averaged over tasks.
+
+    The Mann–Whitney statistic U/(R₁·R₂); the interval resamples the runs of both sides within each task.
+    """
+    first, second = (_score_table(scores, "probability_of_improvement") for scores in (first, second))
+    if first.shape[1] != second.shape[1]:
+        raise ValueError(
+            f"probability_of_improvement: {first.shape[1]} tasks against {second.shape[1]}; score both on the same ones"
+        )
+    rng = np.random.default_rng(rng_seed)
+    estimates = _superiority(_resample(first, resamples, rng), _resample(second, resamples, rng))
+    return _percentiles(float(_superiority(first[None], second[None])[0]), estimates, confidence)
+
+
+def before_after(eval_rows: Iterable[Mapping[str, Any]]) -> list[BeforeAfter]:
+    """The success table of one run from its ``eval.jsonl`` rows: a row per seed, then the pooled row.
+
+    Before: the last row of stage ``base``, or where there is none of ``pretrain``. After: the last of ``finetune``.
+    """
+    last: dict[str, dict[int, Success]] = {"base": {}, "pretrain": {}, "finetune": {}}
+    for row in eval_rows:
+        last[row["stage"]][row["seed"]] = Success(row["eval/successes"], row["eval/episodes"])
+    before, after = last["base"] or last["pretrain"], last["finetune"]
+    if not (before or after):
+        return []
+    seeds = [
+        BeforeAfter(f"seed {seed}", *(wilson(*counts[seed]) if seed in counts else None for counts in (before, after)))
+        for seed in sorted(before.keys() | after.keys())
+    ]
+    pooled = (pooled_success(list(counts.values())) if counts else None for counts in (before, after))
+    return [*seeds, BeforeAfter("pooled", *pooled)]
+
+
+def _check_counts(successes: int, episodes: int) -> None:
+    if not 0 <= successes <= episodes or episodes == 0:
+        raise ValueError(
+            f"success counts: {successes} of {episodes} episodes; need episodes > 0 and 0 <= successes <= episodes"
+        )
+
+
+def _wilson_bounds(rate: float, episodes: float, confidence: float) -> tuple[float, float]:
+    z2 = stats.norm.ppf((1 + confidence) / 2) ** 2 / episodes
+    centre = (rate + z2 / 2) / (1 + z2)
+    half = np.sqrt(rate * (1 - rate) * z2 + z2**2 / 4) / (1 + z2)
+    return max(0.0, float(centre - half)), min(1.0, float(centre + half))
+
+
+def _design_effect(successes: Floats, episodes: Floats, confidence: float) -> float:
+    """deff · (t_{S−1} / z)², or 1 where the seeds cannot differ: one seed, or all episodes alike."""
+    seeds, total, rate = len(episodes), episodes.sum(), successes.sum() / episodes.sum()
+    if seeds == 1 or rate in (0.0, 1.0):
+        return 1.0
+    variance = seeds / (seeds - 1) * np.sum((successes - episodes * rate) ** 2) / total**2
+    tail = (1 + confidence) / 2
+    return float(variance / (rate * (1 - rate) / total) * (stats.t.ppf(tail, seeds - 1) / stats.norm.ppf(tail)) ** 2)
+
+
+def _score_table(scores: ArrayLike, where: str) -> Floats:
+    """[R, M] float64."""
+    table = np.asarray(scores, np.float64)
+    table = table[:, None] if table.ndim == 1 else table
+    if table.ndim != 2 or table.size == 0 or not np.isfinite(table).all():
+        raise ValueError(
+            f"{where}: scores of shape {table.shape}; need finite numbers of shape [runs] or [runs, tasks]"
+        )
+    return table
+
+
+def _resample(table: Floats, resamples: int, rng: np.random.Generator) -> Floats:
+    """[resamples, R, M]: runs drawn with replacement, independently in each task."""
+    runs, tasks = table.shape
+    return table[rng.integers(runs, size=(resamples, runs, tasks)), np.arange(tasks)]
+
+
+def _superiority(first: Floats, second: Floats) -> Floats:
+    """[B, R₁, M], [B, R₂, M] -> [B]."""
+    gap = first[:, :, None, :] - second[:, None, :, :]
+    wins: Floats = np.mean(np.sign(gap) / 2 + 0.5, axis=(1, 2, 3))
+    return wins
+
+
+def _percentiles(estimate: float, resampled: Floats, confidence: float) -> Interval:
+    low, high = np.quantile(resampled, [(1 - confidence) / 2, (1 + confidence) / 2])
+    return Interval(estimate, float(low), float(high))

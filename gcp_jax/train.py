@@ -1,0 +1,539 @@
+"""The host loop of a run: folder, stages, progress, metrics, checkpoints, evaluation. All numbers come from the one
+compiled segment (``learner``); nothing here knows a method or a task.
+
+A run has two stages, clone and finetune, both driven by ``_Stage``: everything but wall-clock seconds follows from its clock,
+the number of segments done, so that resuming is restoring the newest checkpoint and dropping later rows.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import fcntl
+import importlib.metadata
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from gcp_jax import algorithms, checkpoint, evaluation, learner, metrics, policy, sources
+from gcp_jax import mesh as mesh_lib
+from gcp_jax import progress as progress_lib
+from gcp_jax.algorithms import bc
+from gcp_jax.config import ConfigError, Run, named, to_dict
+from gcp_jax.networks import fit_normaliser
+from gcp_jax.types import Algorithm, PyTree, Specs, Step
+
+CLONE_STREAM = 0x636C6F6E
+FREE_FIELDS = ("run_dir", "writers", "video", "checkpoint")  # may differ when a run is resumed
+
+
+class RunError(RuntimeError):
+    """A run that cannot start or go on; one line that says why and what to do."""
+
+
+class Interrupted(RunError):
+    """Stopped by a signal after saving; the same command continues."""
+
+    def __init__(self, message: str, signum: int) -> None:
+        super().__init__(message)
+        self.code = 128 + signum
+
+
+class Task(NamedTuple):
+    """What a run needs of its environment.
+
+    env:         vectorised chunk environment (reset, step, film, autoreset, specs)
+    demonstrate: (key) -> (Step leaves [T, episodes, ...], facts: plain values)
+    film:        (states [T, F, ...] of host arrays, path) -> None, writes a video; None: no videos
+    """
+
+    env: Any
+    demonstrate: Callable[[jax.Array], tuple[Step, dict[str, Any]]]
+    film: Callable[[PyTree, Path], None] | None
+
+
+class Sizes(NamedTuple):
+    """What follows from a configuration before anything is compiled."""
+
+    specs: Specs
+    rows: int  # L
+    env_steps: int  # of one segment of one seed
+    updates: int  # U
+    segments: int
+    warmup: int  # segments
+    capacity: int  # T chunk rows
+    evaluate: int  # segments between evaluations
+    checkpoint: int  # segments between checkpoints
+
+
+def sizes(config: Run, env_specs: Any) -> Sizes:
+    """Derive the sizes of finetuning. Raises ConfigError where they do not fit together."""
+    fine, chunk = config.finetune, config.policy.chunk
+    if chunk > env_specs.horizon:
+        raise ConfigError(f"policy.chunk is {chunk}, longer than an episode of {env_specs.name} ({env_specs.horizon} steps).")
+    env_steps = fine.envs * fine.rows * chunk
+    capacity = max(fine.capacity // (fine.envs * chunk) // fine.rows, 2) * fine.rows
+    if fine.warmup_steps >= fine.env_steps:
+        raise ConfigError(
+            f"finetune.warmup_steps is {fine.warmup_steps}, not below finetune.env_steps ({fine.env_steps}): nothing would be learnt."
+        )
+    return Sizes(
+        specs=Specs(env_specs.obs_dim, env_specs.action_dim, chunk),
+        rows=fine.rows,
+        env_steps=env_steps,
+        updates=max(round(fine.utd * env_steps), 1),
+        segments=-(-fine.env_steps // env_steps),
+        warmup=-(-fine.warmup_steps // env_steps),
+        capacity=capacity,
+        evaluate=max(round(config.evaluation.every / env_steps), 1),
+        checkpoint=max(round(config.checkpoint.every / env_steps), 1),
+    )
+
+
+def method(config: Run, base: policy.Policy, size: Sizes) -> Algorithm:
+    """The configured finetuning method over its replay."""
+    module = algorithms.load(named(config.algorithm, "algorithm")[0])
+    settings = config.algorithm_config
+    needs = module.replay_needs(settings)
+    source = sources.replay(capacity=size.capacity, batch_size=config.finetune.batch_size, updates=size.updates, **needs)
+    return module.make(settings, base, source)
+
+
+class Cadence(NamedTuple):
+    """When things happen in a stage, in segments; every counter follows from the clock."""
+
+    name: str
+    segments: int
+    env_steps: int  # of a segment of one seed; 0 when cloning
+    updates: int  # of a segment
+    warmup: int
+    evaluate: int  # segments between evaluations
+    checkpoint: int  # segments between checkpoints
+
+    @property
+    def unit(self) -> str:
+        """What progress is counted in."""
+        return "env steps" if self.env_steps else "updates"
+
+    def counters(self, clock: int) -> dict[str, int]:
+        """Environment steps (of one seed) and updates after ``clock`` segments; Python integers, beyond 2³¹."""
+        return {"env_steps": clock * self.env_steps, "updates": max(clock - self.warmup, 0) * self.updates}
+
+    def done(self, clock: int) -> int:
+        """Progress in ``unit``."""
+        return self.counters(clock)[self.unit.replace(" ", "_")]
+
+
+def cadences(config: Run, size: Sizes) -> tuple[Cadence, Cadence]:
+    """Of cloning and of finetuning."""
+    pre = config.pretrain
+    clone = Cadence(
+        name="pretrain",
+        segments=-(-pre.updates // pre.evaluate_every),
+        env_steps=0,
+        updates=pre.evaluate_every,
+        warmup=0,
+        evaluate=1,
+        checkpoint=max(round(config.checkpoint.every / pre.evaluate_every), 1),
+    )
+    return clone, Cadence(
+        "finetune", size.segments, size.env_steps, size.updates, size.warmup, size.evaluate, size.checkpoint
+    )
+
+
+class _Stage(NamedTuple):
+    """One stage of a run: its rhythm, its compiled loop, what it starts from and when it may stop early."""
+
+    cadence: Cadence
+    algorithm: Algorithm
+    learner: learner.Learner
+    seeds: list[int]
+    pretrained: PyTree
+    stop: Callable[[list[dict[str, Any]]], bool]
+
+    def init(self) -> Any:
+        """The initial Train."""
+        return self.learner.init(jnp.asarray(self.seeds, jnp.int32), self.pretrained)
+
+
+class Training:
+    """One run in its folder. ``run()`` does whatever is left of it and returns the summary."""
+
+    def __init__(self, config: Run, task: Task, folder: Path, command: str) -> None:
+        self.config, self.task, self.folder = config, task, folder
+        self.size = sizes(config, task.env.specs)
+        self.clone, self.finetune = cadences(config, self.size)
+        self.seeds = list(range(config.seed, config.seed + config.seeds))
+        self.mesh = mesh_lib.make(config.seeds, data=config.data)
+        self.compile_seconds = self.seconds_before = 0.0
+        self.began = time.monotonic()
+        self._evaluate: dict[Any, Any] = {}
+        self._signal = 0
+        self.command = command
+
+    def run(self) -> dict[str, Any]:
+        """Clone (unless an artifact exists), finetune, save the policies; the summary is also ``summary.json``."""
+        with _owned(self.folder), _signals(self):
+            finished = self.folder / "summary.json"
+            self._open()
+            if finished.exists():
+                print(f"{self.folder} holds a finished run; nothing to do.", file=sys.stderr)
+                return json.loads(finished.read_text())
+            self._drop_late_rows()
+            with metrics.writers(("jsonl", *self.config.writers), self.folder, to_dict(self.config)) as self.writer:
+                base, deployed = self._base()
+                summary = self._finetune(base, deployed)
+            _write_json(finished, summary)
+            return summary
+
+    @property
+    def seconds(self) -> float:
+        """Wall-clock seconds of this run, those before a restart included."""
+        return self.seconds_before + time.monotonic() - self.began
+
+    def _open(self) -> None:
+        known = {"config": to_dict(self.config), "command": self.command, "versions": versions(), "commit": commit()}
+        path = self.folder / "config.json"
+        if not path.exists():
+            _write_json(path, known)
+            return
+        for field, there, here in _differences(json.loads(path.read_text())["config"], known["config"]):
+            raise RunError(
+                f"{self.folder} holds a run with {field}={there!r}, not {here!r}; use the same configuration to resume it, "
+                "or another --config.run_dir."
+            )
+
+    def _drop_late_rows(self) -> None:
+        """Drop the rows a killed process wrote after the checkpoint this one continues from."""
+        clocks = {c.name: checkpoint.latest(self.folder / "checkpoints" / c.name) for c in (self.clone, self.finetune)}
+        if clocks["finetune"] is not None:
+            keep = metrics.until("finetune", **self.finetune.counters(clocks["finetune"]))
+        elif (self.folder / "policy" / "base").exists():
+            keep = metrics.until("base", env_steps=0, updates=0)
+        else:
+            keep = metrics.until("pretrain", **self.clone.counters(clocks["pretrain"] or 0))
+        for name in ("metrics.jsonl", "eval.jsonl"):
+            metrics.truncate_after(self.folder / name, keep)
+
+    # Stage 1: clone ---------------------------------------------------------------------------------------------------
+
+    def _base(self) -> tuple[policy.Policy, PyTree]:
+        """The policy to finetune: the run's own clone, or ``pretrain.artifact``."""
+        given, own = self.config.pretrain.artifact, self.folder / "policy" / "base"
+        if own.exists():
+            base, deployed, _ = policy.load(own)
+        elif given:
+            base, deployed, facts = policy.load(given)
+            self._check_fits(base, given)
+            policy.save(own, policy=base, deployed=deployed, facts={k: v for k, v in facts.items() if k in ("env", "success")})
+        else:
+            base, deployed = self._clone(own)
+        return base, deployed
+
+    def _check_fits(self, base: policy.Policy, path: str) -> None:
+        if base.specs != self.size.specs:
+            raise RunError(f"{path} is a policy for {base.specs}, but this run needs {self.size.specs}; choose its environment.")
+
+    def _clone(self, own: Path) -> tuple[policy.Policy, PyTree]:
+        pre, base = self.config.pretrain, policy.make(self.config.policy, self.size.specs)
+        print(f"cloning {self.config.demonstrations.episodes} demonstrations", file=sys.stderr)
+        key = jax.random.fold_in(jax.random.key(CLONE_STREAM), self.config.seed)
+        steps, facts = self.task.demonstrate(key)
+        print(f"demonstrations: {facts}", file=sys.stderr)
+        data = sources.windows(steps, self.config.policy.chunk)
+        weight = jnp.asarray(data.steps.executed.reshape(-1), jnp.float32)
+        normaliser = fit_normaliser(jnp.asarray(data.steps.obs.reshape(-1, self.size.specs.obs_dim)), weight)
+        source = sources.dataset(data, batch_size=pre.batch_size, updates=pre.evaluate_every, gamma=1.0)
+        algorithm = bc.make(pre.algorithm, base, source)
+        stage = _Stage(
+            cadence=self.clone,
+            algorithm=algorithm,
+            learner=learner.build(algorithm, self.size.specs, mesh=mesh_lib.make(1, data=self.config.data), seeds=1),
+            seeds=[self.config.seed],
+            pretrained={"normaliser": normaliser},
+            stop=lambda rows: _mean_success(rows) >= pre.stop_at,
+        )
+        deployed, rows = self._loop(stage)
+        deployed = jax.tree.map(lambda x: x[0], deployed)
+        if not stage.stop(rows) and pre.stop_at < 1.0:
+            print(f"cloning ended at {_mean_success(rows):.0%} success, below pretrain.stop_at={pre.stop_at:.0%}", file=sys.stderr)
+        self._save_policy(own, base, deployed, rows)
+        return base, deployed
+
+    # Stage 2: finetune ------------------------------------------------------------------------------------------------
+
+    def _finetune(self, base: policy.Policy, deployed: PyTree) -> dict[str, Any]:
+        size, algorithm = self.size, method(self.config, base, self.size)
+        fine = self.config.finetune
+        collection = learner.Collection(self.task.env, fine.envs, size.rows, fine.fresh, size.warmup)
+        stage = _Stage(
+            cadence=self.finetune,
+            algorithm=algorithm,
+            learner=learner.build(algorithm, size.specs, mesh=self.mesh, seeds=self.config.seeds, collection=collection),
+            seeds=self.seeds,
+            pretrained=deployed,
+            stop=lambda rows: False,
+        )
+        before = self._evaluate_base(base, deployed)
+        final, rows = self._loop(stage)
+        for index, row in enumerate(rows):
+            self._save_policy(self.folder / "policy" / f"seed_{row['seed']}", base, _take(final, index), [row])
+        return {
+            "base_success": _mean_success(before),
+            "success": _mean_success(rows),
+            "success_per_seed": [row["eval/success"] for row in rows],
+            **self.finetune.counters(self.finetune.segments),
+            "seconds": round(self.seconds, 1),
+            "compile_seconds": round(self.compile_seconds, 1),
+            "run_dir": str(self.folder),
+        }
+
+    def _evaluate_base(self, base: policy.Policy, deployed: PyTree) -> list[dict[str, Any]]:
+        path = self.folder / "eval.jsonl"
+        known = [row for row in (metrics.rows(path) if path.exists() else []) if row["stage"] == "base"]
+        if len(known) == len(self.seeds):
+            return known
+        with progress_lib.Progress(1, "base", unit="evaluation") as shown:
+            rows = self._evaluated(base.greedy, jax.tree.map(lambda x: x[None], deployed), shown, self._film_to("before"))
+            self.compile_seconds += shown.compile_seconds
+        rows = [{"stage": "base", "env_steps": 0, "updates": 0, "seconds": round(self.seconds, 2), **row} for row in rows]
+        for row in rows:
+            self.writer.write(row)
+        print(f"base policy: {_mean_success(rows):.1%} success", file=sys.stderr)
+        return rows
+
+    # The loop both stages share ---------------------------------------------------------------------------------------
+
+    def _loop(self, stage: _Stage) -> tuple[PyTree, list[dict[str, Any]]]:
+        """Run a stage from its newest checkpoint to its end: the deployed policies [S, ...] and the last evaluation."""
+        cadence = stage.cadence
+        saved = checkpoint.Checkpoints(self.folder / "checkpoints" / cadence.name, keep=self.config.checkpoint.keep)
+        found = saved.restore(stage.init, mesh_lib.shardings(stage.learner.mesh, stage.learner.layout))
+        clock, rows = self._resume(cadence, found)
+        total, start = cadence.done(cadence.segments), cadence.done(clock)
+        with progress_lib.Progress(total, cadence.name, unit=cadence.unit, start=start) as shown:
+            train, segment = self._compiled(stage, found, shown)
+            while clock < cadence.segments and not (rows and stage.stop(rows)):
+                began = time.monotonic()
+                train, numbers = segment(train)
+                clock += 1
+                self._log(cadence, stage.seeds, clock, jax.device_get(numbers), time.monotonic() - began, shown)
+                last = clock == cadence.segments
+                if last or clock % cadence.evaluate == 0:
+                    rows = self._evaluate_at(stage, clock, train, shown)
+                if last or clock % cadence.checkpoint == 0 or self._signal or (rows and stage.stop(rows)):
+                    saved.save(clock, train, self._standing(rows, shown))
+                if self._signal:
+                    where = f"{cadence.done(clock)} {cadence.unit} of {cadence.name}"
+                    name = signal.Signals(self._signal).name
+                    raise Interrupted(f"stopped by {name}; saved at {where}. The same command continues from there.", self._signal)
+            self.compile_seconds += shown.compile_seconds
+        saved.close()
+        return jax.device_get(stage.algorithm.export(train.state)), rows
+
+    def _resume(self, cadence: Cadence, found: tuple[Any, dict[str, Any]] | None) -> tuple[int, list[dict[str, Any]]]:
+        """The clock and the last evaluation to go on from."""
+        if found is None:
+            return 0, []
+        train, host = found
+        clock = int(train.clock)
+        self.seconds_before = max(self.seconds_before, host["seconds"])
+        self.compile_seconds = max(self.compile_seconds, host["compile_seconds"])
+        total = cadence.done(cadence.segments)
+        print(f"resuming {cadence.name} at {cadence.done(clock)} of {total} {cadence.unit}", file=sys.stderr)
+        return clock, host["rows"]
+
+    def _compiled(self, stage: _Stage, found: tuple[Any, Any] | None, shown: Any) -> tuple[Any, Callable[..., Any]]:
+        """The state to start from and the compiled segment."""
+        if found is None:
+            with shown.compiling(f"{stage.cadence.name} initial state"):
+                train = jax.block_until_ready(stage.init())
+        else:
+            train = found[0]
+        with shown.compiling(f"{stage.cadence.name} segment"):
+            return train, stage.learner.segment.lower(train).compile()
+
+    def _evaluate_at(self, stage: _Stage, clock: int, train: Any, shown: Any) -> list[dict[str, Any]]:
+        cadence = stage.cadence
+        film = self._film_to("after") if clock == cadence.segments and cadence.name == "finetune" else None
+        rows = self._evaluated(stage.algorithm.greedy, stage.algorithm.export(train.state), shown, film)
+        rows = [{"stage": cadence.name, **cadence.counters(clock), "seconds": round(self.seconds, 2), **row} for row in rows]
+        for row in rows:
+            self.writer.write(row)
+        shown.update(cadence.done(clock), eval_success=_mean_success(rows))
+        return rows
+
+    def _standing(self, rows: list[dict[str, Any]], shown: Any) -> dict[str, Any]:
+        """What a checkpoint keeps of the host."""
+        compiled = self.compile_seconds + shown.compile_seconds
+        return {"rows": rows, "seconds": self.seconds, "compile_seconds": compiled}
+
+    def _log(
+        self,
+        cadence: Cadence,
+        seeds: list[int],
+        clock: int,
+        numbers: Mapping[str, np.ndarray],
+        seconds: float,
+        shown: Any,
+    ) -> None:
+        """Write one row per seed, refuse numbers that are not finite, and show where the stage stands."""
+        trained = clock > cadence.warmup
+        speeds = {"time/env_steps_per_s": cadence.env_steps * len(seeds) / seconds}
+        speeds["time/updates_per_s"] = cadence.updates * len(seeds) / seconds * trained
+        success = []
+        for index, seed in enumerate(seeds):
+            row = {"stage": cadence.name, "seed": seed, **cadence.counters(clock), "seconds": round(self.seconds, 2)}
+            row |= _episode_means({k: float(v[index]) for k, v in numbers.items() if k.startswith("episode/")})
+            row |= {k: float(v[index]) for k, v in numbers.items() if k.startswith("train/") and trained}
+            _check_finite(row, cadence.name, seed)
+            success += [row["episode/success"]] if "episode/success" in row else []
+            self.writer.write(row | speeds)
+        shown.update(
+            cadence.done(clock),
+            train_success=float(np.mean(success)) if success else None,
+            env_steps_per_s=speeds["time/env_steps_per_s"] if cadence.env_steps else None,
+            updates_per_s=speeds["time/updates_per_s"],
+        )
+
+    def _evaluated(
+        self, greedy: Callable[..., Any], deployed: PyTree, shown: Any, film: Callable[[PyTree], None] | None
+    ) -> list[dict[str, Any]]:
+        """Evaluate deployed policies [S or 1, ...] on every seed's start states; one compile for all stages."""
+        count, seed = len(self.seeds), jnp.asarray(self.seeds, jnp.int32)
+        deployed = jax.tree.map(lambda x: jnp.broadcast_to(x, (count, *x.shape[1:])), jax.device_get(deployed))
+        if greedy not in self._evaluate:
+            build = partial(evaluation.build, mesh=self.mesh, episodes=self.config.evaluation.episodes)
+            program = build(greedy, self.task.env, chunk=self.config.policy.chunk)
+            with shown.compiling("evaluation"):
+                self._evaluate[greedy] = program.lower(deployed, seed).compile()
+        placed = jax.device_put((deployed, seed), mesh_lib.shardings(self.mesh, (mesh_lib.P("seed"), mesh_lib.P("seed"))))
+        outcome, states = jax.device_get(self._evaluate[greedy](*placed))
+        if film is not None:
+            film(_take(states, 0))
+        return evaluation.rows(outcome, seeds=self.seeds)
+
+    def _film_to(self, name: str) -> Callable[[PyTree], None] | None:
+        if self.task.film is None or not self.config.video:
+            return None
+        return lambda states: self.task.film(states, self.folder / "report" / f"{name}.mp4")
+
+    def _save_policy(self, path: Path, base: policy.Policy, deployed: PyTree, rows: list[dict[str, Any]]) -> None:
+        facts = {
+            "env": self.config.env,
+            "success": _mean_success(rows),
+            "successes": sum(row["eval/successes"] for row in rows),
+            "episodes": sum(row["eval/episodes"] for row in rows),
+            "seeds": [row["seed"] for row in rows],
+            "config": to_dict(self.config),
+        }
+        if not path.exists():
+            policy.save(path, policy=base, deployed=jax.tree.map(jnp.asarray, deployed), facts=facts)
+
+
+def _take(tree: PyTree, index: int) -> PyTree:
+    return jax.tree.map(lambda x: x[index], tree)
+
+
+def _mean_success(rows: list[dict[str, Any]]) -> float:
+    return float(np.mean([row["eval/success"] for row in rows]))
+
+
+def _episode_means(sums: Mapping[str, float]) -> dict[str, float]:
+    """Means over the episodes that ended; nothing where none did."""
+    count = sums.get("episode/episodes", 0.0)
+    if not count:
+        return {}
+    means = {"success": "successes", "return": "returns", "length": "lengths"}
+    counts = {"episode/episodes": count, "episode/diverged": sums["episode/diverged"]}
+    return {f"episode/{name}": sums[f"episode/{total}"] / count for name, total in means.items()} | counts
+
+
+def _check_finite(row: Mapping[str, Any], stage: str, seed: int) -> None:
+    for name, value in row.items():
+        if isinstance(value, float) and not math.isfinite(value):
+            raise RunError(
+                f"{name} became {value} in {stage} of seed {seed} at {row['env_steps']} env steps, {row['updates']} updates; "
+                "the last checkpoint is from before. Lower the learning rates or raise the regularisation."
+            )
+
+
+def _differences(there: Mapping[str, Any], here: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any, Any]]:
+    """(field, there, here) wherever two configurations differ in a field that shapes the run."""
+    for name in sorted({*there, *here}):
+        one, other = there.get(name), here.get(name)
+        if not prefix and name in FREE_FIELDS:
+            continue
+        if isinstance(one, Mapping) and isinstance(other, Mapping):
+            yield from _differences(one, other, f"{prefix}{name}.")
+        elif one != json.loads(json.dumps(other)):
+            yield f"{prefix}{name}", one, other
+
+
+def _write_json(path: Path, content: Any) -> None:
+    """Atomically."""
+    scratch = path.with_suffix(".tmp")
+    scratch.write_text(json.dumps(content, indent=1))
+    os.replace(scratch, path)
+
+
+@contextlib.contextmanager
+def _owned(folder: Path) -> Iterator[None]:
+    """Hold the run folder against a second process."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(folder / ".lock", "w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise RunError(f"{folder} is in use by another process; wait for it or choose another --config.run_dir.") from None
+        yield
+
+
+@contextlib.contextmanager
+def _signals(training: Training) -> Iterator[None]:
+    """Ctrl-C and SIGTERM ask for a checkpoint at the next segment; a second Ctrl-C stops at once."""
+
+    def ask(signum: int, frame: Any) -> None:
+        if training._signal:
+            raise KeyboardInterrupt
+        training._signal = signum
+        print("saving at the end of this segment …", file=sys.stderr)
+
+    previous = {s: signal.signal(s, ask) for s in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for signum, handler in previous.items():
+            signal.signal(signum, handler)
+
+
+def versions() -> dict[str, str]:
+    """Versions of what decides the numbers."""
+    packages = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "mujoco", "mujoco-mjx", "numpy")
+    found = {}
+    for name in packages:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            found[name] = importlib.metadata.version(name)
+    return {"python": sys.version.split()[0], **found, "device": jax.devices()[0].device_kind}
+
+
+def commit() -> str | None:
+    """The git commit of this source tree; None outside a checkout."""
+    try:
+        where = Path(__file__).parent
+        command = ["git", "describe", "--always", "--dirty", "--abbrev=40"]
+        return subprocess.run(command, cwd=where, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None

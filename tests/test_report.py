@@ -1,0 +1,221 @@
+"""The page tells what the files of a run hold, whatever is missing, and says which file is broken."""
+
+import base64
+import csv
+import json
+import re
+from html.parser import HTMLParser
+
+import matplotlib
+import pytest
+
+from gcp_jax import metrics, report
+
+COMMAND = "train --note='<script>alert(1)</script>'"
+RATES = {0: 0.5, 640: 0.75, 1280: 1.0}  # success of every seed after so many environment steps
+
+
+def row(stage, seed, env_steps, updates, **numbers):
+    return {"stage": stage, "seed": seed, "env_steps": env_steps, "updates": updates, "seconds": 9.0, **numbers}
+
+
+def evaluation(stage, seed, env_steps, successes):
+    counts = {"eval/success": successes / 40, "eval/successes": successes, "eval/episodes": 40}
+    return row(stage, seed, env_steps, env_steps // 8, **counts, **{"eval/return": -3.0, "eval/length": 12.0})
+
+
+def started(folder, **config):
+    """A run folder as it is when the run has just started."""
+    folder.mkdir(parents=True)
+    config = {"env": {"name": "peg"}, "algorithm": "flow_grpo", **config}
+    record = {"config": config, "command": COMMAND, "versions": {"jax": "0.10.2"}, "commit": "3f2c1ab"}
+    (folder / "config.json").write_text(json.dumps(record))
+    return folder
+
+
+def stopped(folder, seeds=(0, 1), upto=1280, **config):
+    """A run folder whose process was killed after ``upto`` environment steps."""
+    started(folder, **config)
+    with metrics.writers(["jsonl"], folder, {}) as writer:
+        for seed in seeds:
+            writer.write(row("pretrain", seed, 0, 10, **{"train/flow_loss": 1.0}))
+            for steps, rate in RATES.items():
+                if steps <= upto:
+                    writer.write(evaluation("finetune" if steps else "base", seed, steps, int(40 * rate)))
+                    numbers = {"train/critic_loss": 10.0 ** (-steps / 500), "train/kl": float("nan")}
+                    numbers |= {"time/env_steps_per_s": 5000.0 + steps, "episode/success": rate}
+                    writer.write(row("finetune", seed, steps, steps // 8, **numbers))
+    return folder
+
+
+def finished(folder, **settings):
+    stopped(folder, **settings)
+    (folder / "summary.json").write_text(json.dumps({"seconds": 132.4, "compile_seconds": 14.2}))
+    return folder
+
+
+class Page(HTMLParser):
+    """The visible text of a page, its tags, and every address it refers to."""
+
+    def __init__(self, path):
+        super().__init__()
+        self.words, self.tags, self.addresses, self._hidden = [], [], [], False
+        self.source = path.read_text(encoding="utf-8")
+        self.feed(self.source)
+        self.text = re.sub(r"\s+", " ", " ".join(self.words))
+
+    def handle_starttag(self, tag, attributes):
+        self.tags.append(tag)
+        self._hidden = tag == "style"
+        self.addresses += [value for name, value in attributes if name in ("src", "srcset", "href")]
+
+    def handle_endtag(self, tag):
+        self._hidden = False
+
+    def handle_data(self, data):
+        if not self._hidden:
+            self.words.append(data)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """A finished run with videos, its report written."""
+    folder = finished(tmp_path_factory.mktemp("runs") / "peg" / "a1b2")
+    (folder / "report").mkdir()
+    for name in ("before", "after"):
+        (folder / "report" / f"{name}.mp4").write_bytes(name.encode())
+    return report.write(folder)
+
+
+def test_one_run_is_reported_in_its_own_folder(whole):
+    assert whole.name == "report.html"
+    assert whole.parent.parent.name == "a1b2"
+    page = Page(whole)
+    for text in (
+        "flow_grpo on peg",
+        "a1b2 finished",
+        "jax 0.10.2",
+        "3f2c1ab",
+        "Seeds 0, 1",
+        "40 episodes per seed from fixed start states; 0 episodes diverged",
+        "pooled 50.0 % [39.3, 60.7] 100.0 % [95.4, 100.0]",
+        "Wall time 2 min 12 s of it compiling 14.2 s env steps/s, median 5,640",
+        "Environment steps to 50 % 0 Environment steps to 80 % 1,280",
+    ):
+        assert text in page.text
+
+
+def test_the_page_needs_no_network_and_no_script(whole):
+    page = Page(whole)
+    assert "script" not in page.tags
+    assert "link" not in page.tags
+    assert page.addresses
+    assert all(address.startswith("data:") for address in page.addresses)
+    assert "url(" not in page.source
+    assert "@import" not in page.source
+
+
+def test_text_of_the_user_is_escaped(whole):
+    assert COMMAND in Page(whole).text
+    assert "<script>" not in whole.read_text()
+
+
+def test_pictures_are_png_in_a_light_and_a_dark_version(whole):
+    pictures = [address for address in Page(whole).addresses if address.startswith("data:image/png;base64,")]
+    assert len(set(pictures)) == 6  # learning curves, finetuning and pretraining diagnostics
+    assert all(base64.b64decode(picture.split(",")[1]).startswith(b"\x89PNG") for picture in pictures)
+    assert (whole.parent / "curves.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_videos_are_embedded(whole):
+    videos = [
+        address.split(",")[1] for address in Page(whole).addresses if address.startswith("data:video/mp4;base64,")
+    ]
+    assert [base64.b64decode(video) for video in videos] == [b"before", b"after"]
+
+
+def test_the_table_is_also_a_csv(whole):
+    with (whole.parent / "table.csv").open() as file:
+        table = list(csv.DictReader(file))
+    assert [line["seed"] for line in table] == ["seed 0", "seed 1", "pooled"]
+    assert [float(table[-1][key]) for key in ("before", "after", "change")] == [0.5, 1.0, 0.5]
+    assert 0.95 < float(table[-1]["after_low"]) < 0.96
+
+
+def test_drawing_leaves_the_global_state_of_matplotlib_alone(tmp_path):
+    before = dict(matplotlib.rcParams)
+    report.write(started(tmp_path / "run"))
+    assert dict(matplotlib.rcParams) == before
+
+
+def test_a_run_just_started_has_a_report(tmp_path):
+    page = Page(report.write(started(tmp_path / "c3d4")))
+    assert "c3d4 unfinished" in page.text
+    assert "No evaluation has been written yet." in page.text
+    assert "No video was recorded." in page.text
+
+
+def test_an_unfinished_run_shows_how_far_it_came_and_why_there_is_no_video(tmp_path):
+    folder = stopped(tmp_path / "run", seeds=(0,), upto=640)
+    (folder / "report").mkdir()
+    (folder / "report" / "video.txt").write_text("no renderer: install <libosmesa6>\n")
+    with (folder / "metrics.jsonl").open("a") as file:
+        file.write('{"stage": "fine')
+    page = Page(report.write(folder))
+    assert "seed 0 50.0 % [35.2, 64.8] 75.0 % [59.8, 85.8]" in page.text
+    assert "Environment steps to 80 % not reached" in page.text
+    assert "no renderer: install <libosmesa6>" in page.text
+
+
+def test_several_runs_are_compared_under_their_labels(tmp_path):
+    folders = [
+        finished(tmp_path / "peg" / "a1b2"),
+        stopped(tmp_path / "peg" / "c3d4", upto=640, label="_dppo $\\frac <b>"),
+        started(tmp_path / "peg" / "e5f6"),
+    ]
+    page = Page(report.write(folders, tmp_path / "out"))
+    assert "3 runs compared" in page.text
+    assert "a1b2 _dppo $\\frac <b> e5f6" in page.text
+    assert "Success after 100.0 % [95.4, 100.0] 75.0 % [64.5, 83.2] –" in page.text
+    assert "P(a seed beats one of a1b2) – 0.0 % [0.0, 0.0] –" in page.text
+    assert "env steps/s, median 5,640 5,320 –" in page.text
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["curves.png", "report.html", "table.csv"]
+
+
+def test_runs_with_the_same_name_are_told_apart_by_their_parents(tmp_path):
+    folders = [started(tmp_path / parent / "a1b2") for parent in ("peg", "reach")]
+    assert "a1b2 · peg/a1b2 a1b2 · reach/a1b2" in Page(report.write(folders, tmp_path)).text
+
+
+def test_what_folders_to_pass_is_said(tmp_path):
+    folder = started(tmp_path / "run")
+    with pytest.raises(report.ReportError, match="no config.json here; pass the folder of a run"):
+        report.write(tmp_path)
+    with pytest.raises(report.ReportError, match="several and an output folder"):
+        report.write([folder, folder])
+    with pytest.raises(report.ReportError, match="the same run folder is given twice"):
+        report.write([folder, folder], tmp_path)
+
+
+GOOD = json.dumps(evaluation("base", 0, 0, 3))
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "message"),
+    [
+        ("config.json", "{", r"config.json: not JSON \(.*\); restore the file"),
+        ("config.json", "[]", "config.json: not a JSON object; restore the file"),
+        ("config.json", "{}", "config.json: no 'config' object; restore the file"),
+        ("summary.json", "nope", "summary.json: not JSON"),
+        ("metrics.jsonl", "nope\n{}\n", "metrics.jsonl, line 1: not a JSON object; delete the line"),
+        ("metrics.jsonl", '{"stage": "warmup"}\n', "row 1: 'stage' must be one of pretrain, base, finetune"),
+        ("eval.jsonl", GOOD.replace("40", '"x"') + "\n", "eval.jsonl, row 1: 'eval/episodes' must be a number"),
+        ("eval.jsonl", GOOD.replace("40", "2") + "\n", "eval.jsonl: seed 0 has 3 successes of 2 episodes"),
+    ],
+)
+def test_a_malformed_file_is_named_in_one_line(tmp_path, file, content, message):
+    (started(tmp_path / "run") / file).write_text(content)
+    with pytest.raises(report.ReportError, match=message) as raised:
+        report.write(tmp_path / "run")
+    assert "\n" not in str(raised.value)
+    assert not (tmp_path / "run" / "report").exists()

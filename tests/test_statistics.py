@@ -1,0 +1,152 @@
+"""Intervals against closed forms, scipy and the worked numbers of the papers they come from."""
+
+import math
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from gcp_jax.statistics import (
+    Interval,
+    Success,
+    before_after,
+    difference,
+    interquartile_mean,
+    jeffreys,
+    pooled_success,
+    probability_of_improvement,
+    wilson,
+)
+
+
+@pytest.mark.parametrize(
+    ("successes", "episodes", "low", "high"),
+    [(81, 263, 0.2553, 0.3662), (15, 148, 0.0624, 0.1605), (0, 20, 0.0, 0.1611), (1, 29, 0.0061, 0.1718)],
+)
+def test_wilson_gives_the_published_intervals(successes, episodes, low, high):
+    """Newcombe (1998), Two-sided confidence intervals for the single proportion, table I, method 3."""
+    assert wilson(successes, episodes) == pytest.approx((successes / episodes, low, high), abs=5e-5)
+
+
+@pytest.mark.parametrize("confidence", [0.8, 0.95, 0.99])
+@pytest.mark.parametrize("successes", [0, 1, 16, 31, 32])
+def test_wilson_equals_scipy(successes, confidence):
+    expected = stats.binomtest(successes, 32).proportion_ci(confidence, method="wilson")
+    assert wilson(successes, 32, confidence)[1:] == pytest.approx((expected.low, expected.high), abs=1e-12)
+
+
+def test_jeffreys_holds_its_posterior_mass_and_closes_at_the_ends():
+    _, low, high = jeffreys(12, 20)
+    posterior = stats.beta(12.5, 8.5)
+    assert (posterior.cdf(low), posterior.sf(high)) == pytest.approx((0.025, 0.025))
+    assert jeffreys(0, 20).low == 0
+    assert jeffreys(20, 20).high == 1
+
+
+@pytest.mark.parametrize("interval", [wilson, jeffreys])
+@pytest.mark.parametrize(("successes", "episodes"), [(-1, 5), (6, 5), (0, 0)])
+def test_impossible_counts_are_refused(interval, successes, episodes):
+    with pytest.raises(ValueError, match=f"{successes} of {episodes} episodes; need episodes > 0"):
+        interval(successes, episodes)
+
+
+def test_pooling_one_seed_or_seeds_that_agree_is_wilson_over_all_episodes():
+    assert pooled_success([Success(30, 32)]) == wilson(30, 32)
+    assert pooled_success([Success(24, 32)] * 4) == pytest.approx(wilson(96, 128))
+    assert pooled_success([Success(32, 32)] * 3) == wilson(96, 96)
+
+
+def test_pooling_seeds_that_differ_uses_the_effective_number_of_episodes():
+    rates = np.asarray([0.6, 0.8, 0.9, 0.7])
+    pooled = pooled_success([Success(round(100 * rate), 100) for rate in rates])
+    standard_error = rates.std(ddof=1) / math.sqrt(4)
+    effective = 0.75 * 0.25 / standard_error**2 * (stats.norm.ppf(0.975) / stats.t.ppf(0.975, 3)) ** 2
+    z2 = stats.norm.ppf(0.975) ** 2 / effective
+    half = math.sqrt(0.75 * 0.25 * z2 + z2**2 / 4) / (1 + z2)
+    centre = (0.75 + z2 / 2) / (1 + z2)
+    assert pooled == pytest.approx((0.75, centre - half, centre + half))
+
+
+def test_pooled_interval_covers_a_method_whose_seeds_differ():
+    rng = np.random.default_rng(0)
+    counts = rng.binomial(128, rng.beta(27, 3, size=(400, 3)))
+    intervals = [pooled_success([Success(int(k), 128) for k in row]) for row in counts]
+    assert 0.92 <= np.mean([low <= 0.9 <= high for _, low, high in intervals]) <= 0.98
+
+
+def test_pooling_nothing_is_refused():
+    with pytest.raises(ValueError, match="no seeds given"):
+        pooled_success([])
+
+
+def test_difference_gives_the_published_interval():
+    """Newcombe (1998), Interval estimation for the difference between independent proportions, table II (a)."""
+    assert difference(wilson(56, 70), wilson(48, 80)) == pytest.approx((0.2, 0.0524, 0.3339), abs=5e-5)
+
+
+def test_interquartile_mean_drops_a_quarter_from_either_end():
+    assert interquartile_mean([1000, 3, 4, 5, 6, -1000, 2, 7]).estimate == 4.5
+    table = np.random.default_rng(0).normal(size=(5, 3))
+    assert interquartile_mean(table).estimate == pytest.approx(stats.trim_mean(table, 0.25, axis=None))
+
+
+def test_interquartile_mean_interval_is_the_percentile_bootstrap():
+    scores = np.random.default_rng(1).normal(size=40)
+    expected = stats.bootstrap(
+        (scores,), lambda x, axis: stats.trim_mean(x, 0.25, axis=axis), n_resamples=4000, method="percentile", rng=2
+    ).confidence_interval
+    assert interquartile_mean(scores, resamples=4000)[1:] == pytest.approx(expected, abs=0.03)
+
+
+def test_bootstraps_resample_within_a_task_and_follow_their_seed():
+    apart = np.asarray([[0.0, 100.0], [0.0, 100.0], [0.0, 100.0]])
+    assert interquartile_mean(apart) == Interval(50, 50, 50)
+    scores = np.random.default_rng(3).normal(size=(6, 2))
+    assert interquartile_mean(scores, rng_seed=4) == interquartile_mean(scores, rng_seed=4)
+    assert interquartile_mean(scores, rng_seed=4) != interquartile_mean(scores, rng_seed=5)
+
+
+def test_probability_of_improvement_is_the_mann_whitney_statistic():
+    rng = np.random.default_rng(0)
+    first, second = rng.integers(0, 6, size=9), rng.integers(0, 5, size=7)
+    expected = stats.mannwhitneyu(first, second).statistic / 63
+    assert probability_of_improvement(first, second).estimate == pytest.approx(expected)
+
+
+def test_probability_of_improvement_counts_ties_half_and_averages_tasks():
+    assert probability_of_improvement([1, 1], [1, 1, 1]) == Interval(0.5, 0.5, 0.5)
+    assert probability_of_improvement([2, 3], [0, 1]) == Interval(1, 1, 1)
+    assert probability_of_improvement([[2, 0]], [[1, 1]]).estimate == 0.5
+
+
+@pytest.mark.parametrize("scores", [[], [math.nan], np.zeros((2, 2, 2))])
+def test_scores_must_be_finite_runs_by_tasks(scores):
+    with pytest.raises(ValueError, match=r"need finite numbers of shape \[runs\] or \[runs, tasks\]"):
+        interquartile_mean(scores)
+    with pytest.raises(ValueError, match="2 tasks against 1; score both on the same ones"):
+        probability_of_improvement(np.zeros((3, 2)), np.zeros(3))
+
+
+def evaluation(stage, seed, successes, episodes=10):
+    return {"stage": stage, "seed": seed, "eval/successes": successes, "eval/episodes": episodes}
+
+
+def test_before_after_takes_the_base_policy_and_the_last_finetuned_one():
+    rows = [evaluation("pretrain", 0, 9), evaluation("base", 0, 4), evaluation("base", 1, 6)]
+    rows += [evaluation("finetune", 1, 7), evaluation("finetune", 1, 8)]
+    zero, one, pooled = before_after(rows)
+    assert (zero.label, zero.before, zero.after, zero.change) == ("seed 0", wilson(4, 10), None, None)
+    assert (one.before, one.after) == (wilson(6, 10), wilson(8, 10))
+    assert one.change == difference(wilson(8, 10), wilson(6, 10))
+    assert (pooled.label, pooled.before.estimate, pooled.after.estimate) == ("pooled", 0.5, 0.8)
+
+
+def test_before_after_of_a_run_that_only_pretrained_and_of_one_just_started():
+    assert before_after([evaluation("pretrain", 0, 2), evaluation("pretrain", 0, 3)])[0].before == wilson(3, 10)
+    assert before_after([]) == []
+
+
+def test_texts_for_tables():
+    row = before_after([evaluation("base", 0, 50, 100), evaluation("finetune", 0, 90, 100)])[0]
+    assert row.texts() == ("seed 0", "50.0 % [40.4, 59.6]", "90.0 % [82.6, 94.5]", "+40.0 [+27.8, +50.6]")
+    assert row._replace(after=None).texts()[2:] == ("–", "–")
