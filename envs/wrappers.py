@@ -70,10 +70,16 @@ def autoreset(state: State, pool: State, key: Array) -> State:
 
 
 class ChunkEnv(NamedTuple):
-    """An environment that runs whole chunks. step: (State, chunk [h, A]) -> (State, Step with leaves [h, ...])."""
+    """An environment that runs whole chunks.
+
+    step: (State, chunk [h, A]) -> (State, Step with leaves [h, ...])
+    film: the same, with the States after each step [h, ...] as a third result
+    autoreset: as ``autoreset``
+    """
 
     reset: Callable[[Array], State]
     step: Callable[[State, Array], tuple[State, Step]]
+    film: Callable[[State, Array], tuple[State, Step, State]]
     specs: EnvSpecs
     autoreset: Callable[[State, State, Array], State] = autoreset
 
@@ -82,7 +88,7 @@ def chunk(env: Env) -> ChunkEnv:
     """Run a chunk of h actions open loop. After the episode's end the state is frozen for the rest of the chunk and
     its steps are marked not executed; the reset happens between chunks (``autoreset``)."""
 
-    def one(state: State, action: Array) -> tuple[State, Step]:
+    def one(state: State, action: Array) -> tuple[State, tuple[Step, State]]:
         new = select(state.done, state, env.step(state, action))
         record = Step(
             obs=state.obs,
@@ -94,14 +100,18 @@ def chunk(env: Env) -> ChunkEnv:
             success=new.success,
             executed=~state.done,
         )
-        return new, record
+        return new, (record, new)
 
-    return ChunkEnv(env.reset, lambda state, actions: jax.lax.scan(one, state, actions), env.specs)
+    def film(state: State, actions: Array) -> tuple[State, Step, State]:
+        state, (steps, states) = jax.lax.scan(one, state, actions)
+        return state, steps, states
+
+    return ChunkEnv(env.reset, lambda state, actions: film(state, actions)[:2], film, env.specs)
 
 
 def vector(env: ChunkEnv) -> ChunkEnv:
     """Many environments at once: keys [N], states with leaves [N, ...], chunks [N, h, A], steps [N, h, ...]."""
-    return ChunkEnv(jax.vmap(env.reset), jax.vmap(env.step), env.specs)
+    return env._replace(reset=jax.vmap(env.reset), step=jax.vmap(env.step), film=jax.vmap(env.film))
 
 
 def training(env: Env) -> ChunkEnv:

@@ -68,22 +68,30 @@ def initial(algorithm: Algorithm, specs: Specs, collection: Collection | None, s
     return Train(state, workers, algorithm.source.init(item), key, jnp.int32(0))
 
 
-def advance(algorithm: Algorithm, collection: Collection | None, train: Train) -> tuple[Train, dict[str, Array]]:
-    """One segment of one seed: collect, hand over to the source, update."""
-    key, collect_key, source_key, update_key = jax.random.split(train.key, 4)
-    workers, segment, metrics, ready = train.env, None, {}, None
-    if collection is not None:
-        act = partial(algorithm.act, train.state)
-        length, pool = collection.length, collection.pool
-        workers, segment, episodes = rollout.collect(collection.env, act, workers, collect_key, length=length, pool=pool)
-        metrics = {f"episode/{name}": value for name, value in episodes._asdict().items()}
-        ready = train.clock >= collection.warmup if collection.warmup else None
-    prepare = partial(algorithm.prepare, train.state)
-    store, batches = algorithm.source.step(train.store, segment, source_key, prepare, train.clock)
-    keys = jax.random.split(update_key, algorithm.source.updates)
-    state, learned = _updates(algorithm, train.state, batches, keys, ready)
-    metrics |= {f"train/{name}": value for name, value in learned.items()}
-    return Train(state, workers, store, key, train.clock + 1), metrics
+class _Keys(NamedTuple):
+    """The keys of one segment, each used once."""
+
+    following: Array
+    collect: Array
+    source: Array
+    update: Array
+
+
+def _collect(algorithm: Algorithm, collection: Collection, train: Train, key: Array) -> tuple[PyTree, Segment, PyTree]:
+    """One seed's segment of experience by the current policy."""
+    act = partial(algorithm.act, train.state)
+    return rollout.collect(collection.env, act, train.env, key, length=collection.length, pool=collection.pool)
+
+
+def _learn(
+    algorithm: Algorithm, warmup: int, state: PyTree, store: PyTree, segment: Segment | None, keys: _Keys, clock: Array
+) -> tuple[PyTree, PyTree, dict[str, Array]]:
+    """One seed's updates from its source: (state, store, metrics)."""
+    store, batches = algorithm.source.step(store, segment, keys.source, partial(algorithm.prepare, state), clock)
+    update_keys = jax.random.split(keys.update, algorithm.source.updates)
+    ready = clock >= warmup if warmup else None
+    state, metrics = _updates(algorithm, state, batches, update_keys, ready)
+    return state, store, metrics
 
 
 def build(
@@ -93,17 +101,37 @@ def build(
 
     collection: None for a source that needs no environment (cloning). Raises ValueError where environments, pool, batch
     or seeds do not divide over the devices.
+
+    The segment is one program of two ``shard_map`` parts. Learning is checked (``check_vma``): a parameter that would come
+    to differ between devices does not compile. Collecting takes no gradients and is not, since MJX cannot be typed so.
     """
     _check_divisible(algorithm, collection, mesh, seeds)
     seed, data = mesh_lib.SEED, mesh_lib.DATA
     layout = Train(state=P(seed), env=P(seed, data), store=algorithm.source.layout, key=P(seed), clock=P())
-    axes, pinned = mesh_lib.vmap_axes(layout), mesh_lib.shardings(mesh, layout)
-    shard = partial(jax.shard_map, mesh=mesh)
-    start = jax.vmap(partial(initial, algorithm, specs, collection), in_axes=(0, None), out_axes=axes)
-    start = jax.jit(shard(start, in_specs=(P(seed), P()), out_specs=layout), out_shardings=pinned)
-    segment = jax.vmap(partial(advance, algorithm, collection), in_axes=(axes,), out_axes=(axes, 0))
-    segment = shard(segment, in_specs=(layout,), out_specs=(layout, P(seed)))
-    metrics = mesh_lib.shardings(mesh, P(seed))
+    pinned = mesh_lib.shardings(mesh, layout)
+    rows = P(seed, None, data)
+
+    def sharded(function: Callable[..., Any], in_specs: PyTree, out_specs: PyTree, *, check: bool) -> Callable[..., Any]:
+        mapped = jax.vmap(function, in_axes=mesh_lib.vmap_axes(in_specs), out_axes=mesh_lib.vmap_axes(out_specs))
+        return jax.shard_map(mapped, mesh=mesh, in_specs=in_specs, out_specs=out_specs, check_vma=check)
+
+    start = sharded(partial(initial, algorithm, specs, collection), (P(seed), P()), layout, check=False)
+    start = jax.jit(start, out_shardings=pinned)
+    warmup = collection.warmup if collection else 0
+    learn_specs = (P(seed), layout.store, rows, P(seed), P())
+    learn = sharded(partial(_learn, algorithm, warmup), learn_specs, (P(seed), layout.store, P(seed)), check=True)
+
+    def segment(train: Train) -> tuple[Train, dict[str, Array]]:
+        keys = _Keys(*jnp.moveaxis(jax.vmap(lambda k: jax.random.split(k, len(_Keys._fields)))(train.key), 1, 0))
+        workers, collected, metrics = train.env, None, {}
+        if collection is not None:
+            collect = partial(_collect, algorithm, collection)
+            collect = sharded(collect, (layout, P(seed)), (layout.env, rows, P(seed)), check=False)
+            workers, collected, episodes = collect(train._replace(store=None), keys.collect)
+            metrics = {f"episode/{name}": value for name, value in episodes._asdict().items()}
+        state, store, learned = learn(train.state, train.store, collected, keys, train.clock)
+        metrics |= {f"train/{name}": value for name, value in learned.items()}
+        return Train(state, workers, store, keys.following, train.clock + 1), metrics
 
     def init(seeds: Array, pretrained: PyTree) -> Train:
         train = start(seeds, pretrained)
@@ -111,8 +139,8 @@ def build(
             return train
         return train._replace(store=jax.device_put(algorithm.source.init(None), pinned.store))
 
-    segment = jax.jit(segment, donate_argnums=0, in_shardings=(pinned,), out_shardings=(pinned, metrics))
-    return Learner(init, segment, layout, mesh)
+    out = (pinned, mesh_lib.shardings(mesh, P(seed)))
+    return Learner(init, jax.jit(segment, donate_argnums=0, in_shardings=(pinned,), out_shardings=out), layout, mesh)
 
 
 def _check_divisible(algorithm: Algorithm, collection: Collection | None, mesh: Mesh, seeds: int) -> None:

@@ -93,14 +93,6 @@ def seed_zeros(x: jax.ShapeDtypeStruct) -> Array:
     return jax.lax.pcast(zeros, SEED, to="varying") if _bound(SEED) else zeros
 
 
-def vary(tree: PyTree) -> PyTree:
-    """Mark every leaf as differing between all devices, whatever it differed over before; values stay as they are."""
-    if not (_bound(SEED) and _bound(DATA)):
-        return tree
-    pred = jax.lax.pcast(jnp.bool_(True), (SEED, DATA), to="varying")
-    return jax.tree.map(lambda x: jax.lax.select(jnp.broadcast_to(pred, x.shape), x, x), tree)
-
-
 def zeros_like(x: Array) -> Array:
     """Zeros that vary over the same mesh axes as x; a scan's first carry must be typed like its later ones."""
     return jnp.where(True, jnp.zeros_like(x), x)

@@ -31,8 +31,8 @@ class Episodes(NamedTuple):
 
 def start(env, key: Array, count: int) -> Workers:
     """``count`` environments at their start states; key is consumed."""
-    state = mesh.vary(env.reset(mesh.sample_keys(key, count)))
-    return Workers(state, mesh.zeros_like(state.reward))
+    state = env.reset(mesh.sample_keys(key, count))
+    return Workers(state, jnp.zeros_like(state.reward))
 
 
 def tally(state: PyTree, episode_return: Array, counted: Array) -> Episodes:
