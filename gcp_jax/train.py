@@ -36,6 +36,10 @@ from gcp_jax.networks import fit_normaliser
 from gcp_jax.types import Algorithm, PyTree, Specs, Step
 
 CLONE_STREAM = 0x636C6F6E
+# On CPU most of a compile is LLVM's. Measured on peg_insert's physics: level 1 steps as fast and compiles 20 % sooner; without
+# fusion emitters it compiles in half the time and steps 15 % slower, which suits the evaluation.
+CPU_COMPILE = {"xla_backend_optimization_level": 1}
+CPU_COMPILE_EVALUATION = {**CPU_COMPILE, "xla_cpu_use_fusion_emitters": False}
 FREE_FIELDS = ("run_dir", "writers", "video", "checkpoint")  # may differ when a run is resumed
 
 
@@ -363,7 +367,7 @@ class Training:
         else:
             train = found[0]
         with shown.compiling(f"{stage.cadence.name} segment"):
-            return train, stage.learner.segment.lower(train).compile()
+            return train, stage.learner.segment.lower(train).compile(_options(CPU_COMPILE))
 
     def _evaluate_at(self, stage: _Stage, clock: int, train: Any, shown: Any) -> list[dict[str, Any]]:
         cadence = stage.cadence
@@ -418,7 +422,7 @@ class Training:
             build = partial(evaluation.build, mesh=self.mesh, episodes=self.config.evaluation.episodes)
             program = build(greedy, self.task.env, chunk=self.config.policy.chunk)
             with shown.compiling("evaluation"):
-                self._evaluate[greedy] = program.lower(deployed, seed).compile()
+                self._evaluate[greedy] = program.lower(deployed, seed).compile(_options(CPU_COMPILE_EVALUATION))
         placed = jax.device_put((deployed, seed), mesh_lib.shardings(self.mesh, (mesh_lib.P("seed"), mesh_lib.P("seed"))))
         outcome, states = jax.device_get(self._evaluate[greedy](*placed))
         if film is not None:
@@ -441,6 +445,11 @@ class Training:
         }
         if not path.exists():
             policy.save(path, policy=base, deployed=jax.tree.map(jnp.asarray, deployed), facts=facts)
+
+
+def _options(on_cpu: dict[str, Any]) -> dict[str, Any]:
+    """Compiler options; other backends keep XLA's own."""
+    return on_cpu if jax.default_backend() == "cpu" else {}
 
 
 def _take(tree: PyTree, index: int) -> PyTree:
