@@ -156,7 +156,7 @@ def evaluate(values: flags.FlagValues, positional: list[str]) -> dict[str, Any]:
     """Success of a saved policy from fixed start states."""
     from experiments import inspection
 
-    return inspection.evaluate(_artifact(values, positional), episodes=values["episodes"].value, seed=values["seed"].value)
+    return inspection.evaluate(Path(_target(values, positional)), episodes=values["episodes"].value, seed=values["seed"].value)
 
 
 def render(values: flags.FlagValues, positional: list[str]) -> dict[str, Any]:
@@ -164,7 +164,7 @@ def render(values: flags.FlagValues, positional: list[str]) -> dict[str, Any]:
     from experiments import inspection
 
     out = Path(values["out"].value or "video.mp4")
-    return inspection.render(_artifact(values, positional), out, seed=values["seed"].value)
+    return inspection.render(_target(values, positional), out, seed=values["seed"].value)
 
 
 def report(values: flags.FlagValues, positional: list[str]) -> dict[str, Any]:
@@ -205,11 +205,11 @@ def list_algorithms(values: flags.FlagValues, positional: list[str]) -> dict[str
     return inspection.list_algorithms(to_stderr=values["json"].value)
 
 
-def _artifact(values: flags.FlagValues, positional: list[str]) -> Path:
+def _target(values: flags.FlagValues, positional: list[str]) -> str:
     given = values["artifact"].value or (positional[0] if len(positional) == 1 else "")
     if not given:
-        raise UsageError("name one saved policy, e.g. --artifact=runs/first/policy/seed_0 (or ENV to render its demonstrator)")
-    return Path(given)
+        raise UsageError("name one saved policy, e.g. runs/first/policy/seed_0")
+    return given
 
 
 def _no_positional(positional: list[str]) -> None:

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
+import sys
 from pathlib import Path
 from typing import Any
 
 import jax
 import ml_collections
+import numpy as np
 
 import envs
 from envs import demonstrations, wrappers
+from envs.protocol import Env
 from gcp_jax import algorithms
 from gcp_jax.config import ConfigError, Run, named, resolve, to_dict
 from gcp_jax.train import Task
@@ -20,8 +23,9 @@ from gcp_jax.types import PyTree, Step
 
 def defaults(env: str = "peg_insert", algorithm: str = "ogpo") -> ml_collections.ConfigDict:
     """Every field of a run with its default: those of the task ``env`` and of the method ``algorithm`` included."""
-    settings = importlib.import_module(f"envs.{env}").Config() if env in envs.names() else envs.make(env)
-    fields = {"name": env, **dataclasses.asdict(settings)}
+    if env not in envs.names():
+        raise ConfigError(f"no environment is called {env!r}; allowed: {', '.join(envs.names())}.")
+    fields = {"name": env, **dataclasses.asdict(importlib.import_module(f"envs.{env}").Config())}
     method = {"name": algorithm, **dataclasses.asdict(algorithms.load(algorithm).Config())}
     return ml_collections.ConfigDict(to_dict(Run(env=fields, algorithm=method)))
 
@@ -36,7 +40,7 @@ def checked(config: ml_collections.ConfigDict) -> Run:
         raise ConfigError(str(error)) from error
 
 
-def make_env(config: Run) -> Any:
+def make_env(config: Run) -> Env:
     """The configured task, un-vectorised. Raises ConfigError for a name or field that does not exist."""
     name, fields = named(config.env, "env")
     try:
@@ -72,12 +76,16 @@ def make(config: Run, *, film: bool = True) -> Task:
     return Task(wrappers.training(env), demonstrate, to_video if film and env.scene is not None else None)
 
 
-def write_film(env: Any, states: PyTree, path: Path, *, columns: int = 2) -> None:
+def write_film(env: Env, states: PyTree, path: Path, *, columns: int = 2) -> None:
     """Render states [T, F, ...] as a grid of F episodes; where that is impossible, say why in ``video.txt`` beside it."""
     from envs import render
 
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
-        render.grid_video(env, states, path, columns=columns)
+        episodes = [jax.tree.map(lambda x, i=i: x[:, i], states) for i in range(states.time.shape[1])]
+        pictures = [render.frames(env, episode, width=320, height=240) for episode in episodes]
+        rows = [np.concatenate(pictures[i : i + columns], axis=2) for i in range(0, len(pictures), columns)]
+        render.video(path, np.concatenate(rows, axis=1), fps=1.0 / env.specs.control_dt)
     except render.RenderingUnavailable as error:
         (path.parent / "video.txt").write_text(f"{error}\n")
+        print(f"no video: {error}", file=sys.stderr)

@@ -11,7 +11,8 @@ import io
 import json
 import os
 import shutil
-import tempfile
+import tokenize
+import uuid
 import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -167,7 +168,8 @@ def save(path: str | os.PathLike[str], *, policy: Policy, deployed: PyTree, fact
     arrays |= {f"normaliser/{k}": np.asarray(v) for k, v in deployed["normaliser"]._asdict().items()}
     arrays |= _deterministic_batch(policy, deployed)
     meta = {"format": FORMAT, "policy": dataclasses.asdict(policy.config), "specs": policy.specs._asdict(), **facts}
-    scratch = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+    scratch = path.parent / f".{path.name}.{uuid.uuid4().hex}"
+    scratch.mkdir()
     try:
         np.savez(scratch / "arrays.npz", **arrays)
         (scratch / "policy.json").write_text(json.dumps(meta, indent=1))
@@ -186,12 +188,18 @@ def _read(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
             arrays = {name: archive[name] for name in archive.files}
     except FileNotFoundError as error:
         raise ArtifactError(f"{path} is not a policy artifact: {Path(error.filename).name} is missing.") from error
-    except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
+    except (ValueError, OSError, EOFError, RuntimeError, tokenize.TokenError, zipfile.BadZipFile) as error:
         raise ArtifactError(f"{path} is damaged and cannot be read ({error}); copy it again or train it anew.") from error
     if not isinstance(meta, dict) or meta.get("format") != FORMAT:
         found = meta.get("format") if isinstance(meta, dict) else None
         raise ArtifactError(f"{path} is of artifact format {found}; this version reads {FORMAT}.")
     return arrays, meta
+
+
+def _check_shapes(policy: Policy, deployed: PyTree) -> None:
+    expected = {"net": jax.eval_shape(policy.init, jax.random.key(0)), "normaliser": Normaliser(*[jnp.zeros(policy.specs.obs_dim)] * 2)}
+    if jax.tree.map(jnp.shape, deployed) != jax.tree.map(jnp.shape, expected):
+        raise ValueError("arrays of other names or shapes")
 
 
 def _probe_error(policy: Policy, deployed: PyTree, arrays: Mapping[str, np.ndarray]) -> float:
@@ -212,6 +220,7 @@ def load(path: str | os.PathLike[str]) -> tuple[Policy, PyTree, dict[str, Any]]:
         nets = {k.removeprefix("net/"): jnp.asarray(v) for k, v in arrays.items() if k.startswith("net/")}
         normaliser = Normaliser(jnp.asarray(arrays["normaliser/mean"]), jnp.asarray(arrays["normaliser/std"]))
         deployed = {"net": flax.traverse_util.unflatten_dict(nets, sep="/"), "normaliser": normaliser}
+        _check_shapes(policy, deployed)
         error = _probe_error(policy, deployed, arrays)
     except (KeyError, TypeError, ValueError) as failure:
         raise ArtifactError(f"{path} does not hold what its policy.json describes ({failure}).") from failure

@@ -178,9 +178,11 @@ def _uniform(steps: Step, order: _Order, key: Array, count: int, aligned: bool) 
     """(row, column, offset), each [count], of windows that lie wholly in the filled part."""
     capacity, columns, h = steps.reward.shape
     column, u = _columns(key, count, columns)
+    if aligned:
+        return (order.oldest + _below(u, order.size)) % capacity, column, jnp.zeros_like(column)
     start = _below(u, (order.size - 1) * h + 1)
-    row, offset = (order.oldest + start // h) % capacity, start % h
-    return row, column, jnp.zeros_like(offset) if aligned else _executed_offset(steps, row, column, offset)
+    row = (order.oldest + start // h) % capacity
+    return row, column, _executed_offset(steps, row, column, start % h)
 
 
 def _draw_success(

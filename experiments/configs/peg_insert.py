@@ -13,4 +13,6 @@ def get_config() -> ml_collections.ConfigDict:
     config = defaults(env="peg_insert", algorithm="ogpo")
     config.demonstrations.quality = "mixed"
     config.pretrain.stop_at = 0.4
+    config.pretrain.learning_rate = 1e-3
+    config.pretrain.evaluate_every = 200
     return config

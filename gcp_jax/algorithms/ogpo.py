@@ -158,7 +158,7 @@ def make(config: Config, policy: Policy, source: Source) -> Algorithm:
         )
 
     def act(state: State, obs: Array, key: Array) -> tuple[Array, PyTree]:
-        """θ̄'s SDE draws N chunks; the argmax of the min over 2 random target critics is run, once there are critics."""
+        """θ̄'s SDE draws N chunks; the argmax of the min over 2 random target critics is run, once they are warm."""
         sample_key, pair_key = jax.random.split(key)
         obs = state.normaliser(obs)
         action = policy.action(policy.draw_chains(state.target, obs, sample_key, config.best_of))
@@ -166,7 +166,7 @@ def make(config: Config, policy: Policy, source: Source) -> Algorithm:
         pair = jnp.stack([first, (first + 1 + skip) % config.critics])
         two = jax.tree.map(lambda x: x[pair], state.critic_target)
         score = jnp.min(q_pair(two, obs[:, None], action), 0)
-        best = jnp.where(state.step > 0, jnp.argmax(score, -1), 0)
+        best = jnp.where(state.step > config.critic_warmup, jnp.argmax(score, -1), 0)
         return policy.unflatten(jnp.take_along_axis(action, best[:, None, None], 1)[:, 0]), {}
 
     pair_net = ensemble(2, specs.obs_dim, specs.flat_action_dim, config.critic_hidden)

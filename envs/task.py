@@ -1,0 +1,49 @@
+"""What every task shares: the sparse reward, the record after a reset and after a step, and steering for demonstrators."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from envs.protocol import State
+
+Array = jax.Array
+PyTree = Any
+
+
+def started(physics: PyTree, obs: Array, key: Array) -> State:
+    """The state a reset returns; ``obs`` [O], ``key`` typed [] and not used before."""
+    no = jnp.zeros((), bool)
+    return State(
+        physics=physics,
+        obs=obs,
+        reward=jnp.zeros(()),
+        terminated=no,
+        truncated=no,
+        success=no,
+        diverged=no,
+        time=jnp.zeros((), jnp.int32),
+        key=key,
+    )
+
+
+def stepped(state: State, *, physics: PyTree, obs: Array, success: Array, bonus: float) -> State:
+    """The state after a control step: −1 per step, ``bonus`` on top where ``success`` [] bool, which ends the task."""
+    reward = -1.0 + bonus * success.astype(jnp.float32)
+    return state._replace(physics=physics, obs=obs, reward=reward, terminated=success, success=success)
+
+
+def toward(delta: Array, reach: float) -> Array:
+    """The action [D] that moves by ``delta`` [D], in one control step if it can, else straight at full speed.
+
+    ``reach`` is how far one control step goes at action 1, in the unit of ``delta``.
+    """
+    wanted = delta / reach
+    return wanted / jnp.maximum(1.0, jnp.max(jnp.abs(wanted)))
+
+
+def scatter(action: Array, key: Array, std: float) -> Array:
+    """``action`` [A] with Gaussian noise of ``std`` per step, clipped to [-1, 1]; ``key`` is consumed."""
+    return jnp.clip(action + std * jax.random.normal(key, action.shape), -1.0, 1.0)

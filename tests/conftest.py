@@ -1,0 +1,67 @@
+"""Eight virtual CPU devices, strict ranks and a compilation cache that outlives the run; fixtures that modules share."""
+
+import os
+from pathlib import Path
+from typing import NamedTuple
+
+XLA_FLAGS = "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=1"  # level 1 halves compile times
+os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {XLA_FLAGS}".strip()
+os.environ["NPROC"] = "4"  # the size of XLA's thread pool: collectives of virtual devices deadlock in a smaller one
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+
+import jax  # noqa: E402
+import jax.numpy as jnp  # noqa: E402
+import numpy as np  # noqa: E402
+import pytest  # noqa: E402
+from jax.sharding import AxisType, Mesh  # noqa: E402
+
+from gcp_jax import learner, sources  # noqa: E402
+from gcp_jax import policy as policy_lib  # noqa: E402
+from gcp_jax.algorithms import bc  # noqa: E402
+from gcp_jax.networks import Normaliser  # noqa: E402
+from gcp_jax.policy import Policy, PolicyConfig  # noqa: E402
+from gcp_jax.types import Specs, Step  # noqa: E402
+
+DEFAULT_CACHE = Path.home() / ".cache" / "gcp-jax" / "tests"
+
+jax.config.update("jax_numpy_rank_promotion", "raise")
+jax.config.update("jax_compilation_cache_dir", os.environ.get("GCP_JAX_TEST_CACHE", str(DEFAULT_CACHE)))
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+
+
+@pytest.fixture(scope="session")
+def devices():
+    """Build a mesh of exactly ``seed`` × ``data`` devices."""
+
+    def build(*, seed: int = 1, data: int = 1) -> Mesh:
+        grid = np.asarray(jax.devices()[: seed * data]).reshape(seed, data)
+        return Mesh(grid, ("seed", "data"), axis_types=(AxisType.Auto, AxisType.Auto))
+
+    return build
+
+
+class TwoModes(NamedTuple):
+    """A policy of one number, cloned through the compiled loop from a mixture of N(±mode, std²) in equal parts."""
+
+    policy: Policy
+    deployed: dict
+    mode: float
+    std: float
+
+
+@pytest.fixture(scope="session")
+def two_modes(devices):
+    """Two modes under one constant observation: only a policy that keeps both can fit them."""
+    mode, std, episodes = 0.6, 0.1, 2048
+    rng = np.random.default_rng(0)
+    action = mode * rng.choice([-1.0, 1.0], (1, episodes, 1)) + std * rng.standard_normal((1, episodes, 1))
+    obs, reward, yes = np.zeros((1, episodes, 1), np.float32), np.zeros((1, episodes), np.float32), np.ones((1, episodes), bool)
+    steps = Step(obs, action.astype(np.float32), reward, obs, yes, ~yes, yes, yes)
+    specs = Specs(obs_dim=1, action_dim=1, chunk=1)
+    policy = policy_lib.make(PolicyConfig(chunk=1, hidden=(64, 64, 64), steps=10), specs)
+    source = sources.dataset(sources.windows(steps, 1), batch_size=256, updates=1000, gamma=1.0)
+    algorithm = bc.make(bc.Config(learning_rate=5e-3), policy, source)
+    cloning = learner.build(algorithm, specs, mesh=devices(), seeds=1)
+    train = cloning.init(jnp.arange(1), {"normaliser": Normaliser(jnp.zeros(1), jnp.ones(1))})
+    train, _ = cloning.segment(train)
+    return TwoModes(policy, algorithm.export(jax.tree.map(lambda x: x[0], train.state)), mode, std)

@@ -1,0 +1,85 @@
+"""Demonstrations of the smallest task: shapes, freezing, repeatability, and the quality levels it promises."""
+
+import jax
+import numpy as np
+import pytest
+
+import envs
+from envs import reach
+from envs.demonstrations import collect
+
+EPISODES = 256
+
+
+@pytest.fixture(scope="module")
+def env():
+    """The reach task."""
+    return envs.make("reach")
+
+
+@pytest.fixture(scope="module")
+def mixed(env):
+    """Steps [T, E, ...] and Info of the mixed level, as numpy."""
+    return jax.device_get(collect(env, reach.QUALITY["mixed"], jax.random.key(0), EPISODES))
+
+
+def test_shapes_are_time_major(env, mixed):
+    steps, info = mixed
+    assert steps.obs.shape == (env.specs.horizon, EPISODES, env.specs.obs_dim)
+    assert steps.action.shape == (env.specs.horizon, EPISODES, env.specs.action_dim)
+    assert steps.executed.shape == (env.specs.horizon, EPISODES)
+    assert info.success.shape == info.mode.shape == info.length.shape == (EPISODES,)
+
+
+def test_actions_stay_in_range(mixed):
+    assert np.abs(mixed[0].action).max() <= 1.0
+
+
+def test_steps_after_the_end_are_not_executed(mixed):
+    steps, info = mixed
+    np.testing.assert_array_equal(steps.executed.sum(0), info.length)
+    time = np.arange(len(steps.executed))[:, None]
+    np.testing.assert_array_equal(steps.executed, time < info.length)
+
+
+def test_frozen_steps_keep_the_last_observation(mixed):
+    steps, _ = mixed
+    frozen = ~steps.executed
+    np.testing.assert_array_equal(steps.obs[frozen], steps.next_obs[frozen])
+
+
+def test_each_episode_succeeds_at_most_once_and_ends_there(mixed):
+    steps, info = mixed
+    reached = steps.success & steps.executed
+    np.testing.assert_array_equal(reached.sum(0), info.success)
+    np.testing.assert_array_equal(steps.terminated & steps.executed, reached)
+
+
+def test_successors_chain_inside_episodes(mixed):
+    steps, _ = mixed
+    going_on = steps.executed[1:]
+    np.testing.assert_array_equal(steps.next_obs[:-1][going_on], steps.obs[1:][going_on])
+
+
+def test_same_key_same_demonstrations(env, mixed):
+    again, _ = collect(env, reach.QUALITY["mixed"], jax.random.key(0), EPISODES)
+    np.testing.assert_array_equal(again.action, mixed[0].action)
+
+
+@pytest.mark.parametrize(("level", "low", "high"), [("expert", 0.95, 1.0), ("mixed", 0.55, 0.75), ("poor", 0.2, 0.4), ("bad", 0.03, 0.15)])
+def test_quality_levels_give_their_success(env, level, low, high):
+    _, info = collect(env, reach.QUALITY[level], jax.random.key(1), EPISODES)
+    assert low <= info.success.mean() <= high
+
+
+def test_both_ways_are_drawn_equally_and_go_different_ways(mixed):
+    steps, info = mixed
+    assert abs(info.mode.mean() - 0.5) < 0.1
+    side = steps.obs[6, :, 1]
+    assert side[info.mode == 1].min() > side[info.mode == 0].max() - 0.2
+    assert side[info.mode == 1].mean() > 0.2 > -0.2 > side[info.mode == 0].mean()
+
+
+def test_environment_without_demonstrator_is_refused(env):
+    with pytest.raises(ValueError, match="'reach' has no demonstrator"):
+        collect(env._replace(demonstrator=None), 0.0, jax.random.key(0), 2)

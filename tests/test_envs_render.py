@@ -1,0 +1,51 @@
+"""Drawing without a display: pictures show the scene and move with it; what is missing is told in one line."""
+
+import jax
+import numpy as np
+import pytest
+
+import envs
+from envs.render import RenderingUnavailable, frames, video
+
+
+@pytest.fixture(scope="module")
+def env():
+    """The peg task, not simulated here."""
+    return envs.make("peg_insert")
+
+
+@pytest.fixture(scope="module")
+def states(env):
+    """Four starts as a trajectory, leaves [4, ...]."""
+    return jax.vmap(env.reset)(jax.random.split(jax.random.key(0), 4))
+
+
+@pytest.fixture(scope="module")
+def pictures(env, states):
+    """Two frames; skipped where no OpenGL library is installed."""
+    try:
+        return frames(env, states, every=2, width=96, height=64)
+    except RenderingUnavailable as error:
+        pytest.skip(str(error))
+
+
+def test_frames_are_pictures_of_what_moves(pictures):
+    assert pictures.shape == (2, 64, 96, 3) and pictures.dtype == np.uint8
+    assert pictures.std() > 10.0
+    assert (pictures[0] != pictures[1]).any()
+
+
+def test_video_is_written(pictures, tmp_path):
+    video(tmp_path / "peg.mp4", pictures, fps=10)
+    assert (tmp_path / "peg.mp4").stat().st_size > 0
+
+
+def test_missing_opengl_names_the_package(env, states, monkeypatch):
+    monkeypatch.setenv("MUJOCO_GL", "none")
+    with pytest.raises(RenderingUnavailable, match=r"tried none\): apt-get install libegl1 libgl1-mesa-dri, or .*libosmesa6$"):
+        frames(env, states)
+
+
+def test_task_without_scene_is_refused(env, states):
+    with pytest.raises(ValueError, match="'peg_insert' has no scene"):
+        frames(env._replace(scene=None), states)

@@ -1,0 +1,147 @@
+"""Networks against plain numpy and against the layers they are made of."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from gcp_jax.networks import Critic, Normaliser, SplitDense, Value, VelocityNet, ensemble, fit_normaliser, sinusoidal
+
+
+def random_like(tree, seed=0):
+    """The same tree with random leaves, so that zero biases and unit scales hide nothing."""
+    rng = np.random.default_rng(seed)
+    return jax.tree.map(lambda x: jnp.asarray(0.5 * rng.standard_normal(x.shape, np.float32)), tree)
+
+
+def gelu(x):
+    return 0.5 * x * (1 + np.tanh(np.sqrt(2 / np.pi) * (x + 0.044715 * x**3)))
+
+
+def dense(x, params):
+    return x @ np.asarray(params["kernel"]) + np.asarray(params["bias"])
+
+
+def layer_norm(x, params):
+    centred = x - x.mean(-1, keepdims=True)
+    return centred / np.sqrt(x.var(-1, keepdims=True) + 1e-6) * np.asarray(params["scale"]) + np.asarray(params["bias"])
+
+
+def normal(seed, *shape):
+    return jnp.asarray(np.random.default_rng(seed).standard_normal(shape, np.float32))
+
+
+def apply(net, params, *args):
+    return jax.jit(net.apply)({"params": params}, *args)
+
+
+def initialise(net, *shapes):
+    """Parameters for zero arguments of these shapes."""
+    return jax.jit(net.init)(jax.random.key(0), *[jnp.zeros(shape) for shape in shapes])["params"]
+
+
+def test_split_dense_is_dense_on_the_concatenation():
+    """Same parameter tree, same initialisation, same values; parts may broadcast against each other."""
+    parts = [normal(0, 5, 1, 3), normal(1, 5, 4, 2), normal(2, 1, 1, 6)]
+    split, whole = SplitDense((3, 2, 6), 7), nn.Dense(7)
+
+    def added(params):
+        return sum(split.apply({"params": params}, i, x, method="part") for i, x in enumerate(parts))
+
+    joined = jnp.concatenate([jnp.broadcast_to(x, (5, 4, x.shape[-1])) for x in parts], -1)
+    params = split.init(jax.random.key(3), 0, parts[0], method="part")["params"]
+    twin = whole.init(jax.random.key(3), joined)["params"]
+    jax.tree.map(np.testing.assert_array_equal, params, twin)
+    params = random_like(params)
+    np.testing.assert_allclose(added(params), apply(whole, params, joined), rtol=1e-5, atol=1e-5)
+
+
+@pytest.fixture(scope="module")
+def velocity():
+    net = VelocityNet(obs_dim=3, out_dim=2, hidden=(8, 5), time_dim=6)
+    return net, random_like(initialise(net, (1, 3), (1, 2), (1,)))
+
+
+def test_velocity_net_is_the_authors_mlp(velocity):
+    net, params = velocity
+    obs, x, t = normal(1, 9, 3), normal(2, 9, 2), jnp.linspace(0.0, 1.0, 9)
+    time = dense(gelu(dense(np.asarray(sinusoidal(t, 6)), params["time_layers_0"])), params["time_layers_1"])
+    y = gelu(dense(np.concatenate([obs, x, time], -1), params["first"]))
+    expected = dense(gelu(dense(y, params["layers_0"])), params["last"])
+    np.testing.assert_allclose(apply(net, params, obs, x, t), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_velocity_broadcasting_equals_tiling(velocity):
+    """Observations [B, 1, 1, O] beside [B, G, K, D] and times [1, 1, K], as the density of a group of chains needs."""
+    net, params = velocity
+    obs, x, t = normal(4, 3, 1, 1, 3), normal(5, 3, 4, 5, 2), jnp.linspace(0.0, 1.0, 5).reshape(1, 1, 5)
+    tiled = apply(net, params, jnp.tile(obs, (1, 4, 5, 1)), x, jnp.tile(t, (3, 4, 1)))
+    np.testing.assert_allclose(apply(net, params, obs, x, t), tiled, rtol=1e-5, atol=1e-5)
+
+
+def test_time_embedding_is_the_transformers_on_a_thousand_t():
+    t, dim = np.array([0.0, 0.1, 0.9]), 8
+    expected = np.zeros((3, dim))
+    for i in range(dim // 2):
+        angle = 1000 * t / 10_000 ** (i / (dim // 2 - 1))
+        expected[:, i], expected[:, dim // 2 + i] = np.sin(angle), np.cos(angle)
+    np.testing.assert_allclose(sinusoidal(jnp.asarray(t, jnp.float32), dim), expected, atol=1e-3)
+
+
+@pytest.fixture(scope="module")
+def critics():
+    many = ensemble(3, 4, 2, (8, 6))
+    return many, initialise(many, (1, 4), (1, 2))
+
+
+def test_ensemble_members_differ_from_the_start(critics):
+    _, params = critics
+    kernel = params["SplitDense_0"]["kernel"]
+    assert kernel.shape == (3, 6, 8)
+    differences = [np.abs(kernel[i] - kernel[j]).min() for i, j in ((0, 1), (0, 2), (1, 2))]
+    assert min(differences) > 0
+
+
+def test_ensemble_equals_each_critic_alone_and_plain_numpy(critics):
+    many, params = critics
+    params = random_like(params)
+    obs, action = normal(1, 5, 1, 4), normal(2, 5, 3, 2)
+    q = apply(many, params, obs, action)
+    assert q.shape == (3, 5, 3)
+    for member in range(3):
+        own = jax.tree.map(lambda x, m=member: x[m], params)
+        lone = apply(Critic(4, 2, (8, 6)), own, obs, action)
+        np.testing.assert_allclose(q[member], lone, rtol=1e-5, atol=1e-5)
+        y = dense(np.concatenate([np.tile(obs, (1, 3, 1)), action], -1), own["SplitDense_0"])
+        y = gelu(layer_norm(y, own["LayerNorm_0"]))
+        y = gelu(layer_norm(dense(y, own["Dense_0"]), own["LayerNorm_1"]))
+        np.testing.assert_allclose(lone, dense(y, own["Dense_1"])[..., 0], rtol=1e-4, atol=1e-5)
+
+
+def test_value_is_the_same_mlp_on_the_observation():
+    net, obs = Value((8, 6)), normal(1, 5, 4)
+    params = random_like(initialise(net, obs.shape))
+    y = gelu(layer_norm(dense(np.asarray(obs), params["Dense_0"]), params["LayerNorm_0"]))
+    y = gelu(layer_norm(dense(y, params["Dense_1"]), params["LayerNorm_1"]))
+    np.testing.assert_allclose(apply(net, params, obs), dense(y, params["Dense_2"])[..., 0], rtol=1e-4, atol=1e-5)
+
+
+def test_normaliser_has_the_moments_of_the_weighted_rows_and_leaves_constants():
+    obs = np.random.default_rng(0).normal(3.0, 2.0, (50, 3)).astype(np.float32)
+    obs[:, 1] = -4.0
+    weight = (np.arange(50) % 3 > 0).astype(np.float32)
+    shown = obs[weight > 0]
+    normaliser = fit_normaliser(jnp.asarray(obs), jnp.asarray(weight))
+    np.testing.assert_allclose(normaliser.mean, shown.mean(0), rtol=1e-5)
+    np.testing.assert_allclose(normaliser.std, [shown[:, 0].std(), 1.0, shown[:, 2].std()], rtol=1e-5)
+    out = np.asarray(normaliser(jnp.asarray(shown)))
+    np.testing.assert_allclose(out.mean(0), 0.0, atol=1e-5)
+    np.testing.assert_allclose(out.std(0), [1.0, 0.0, 1.0], atol=1e-5)
+
+
+def test_normaliser_cuts_at_ten_and_takes_any_leading_axes():
+    normaliser = Normaliser(jnp.array([1.0, 0.0]), jnp.array([0.5, 2.0]))
+    obs = jnp.array([[[2.0, 2.0], [100.0, -100.0]]])
+    np.testing.assert_allclose(normaliser(obs), [[[2.0, 1.0], [10.0, -10.0]]])
+    np.testing.assert_allclose(normaliser(obs[0, 0]), [2.0, 1.0])

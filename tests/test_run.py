@@ -1,0 +1,181 @@
+"""Whole runs through the command line, in processes of their own: the path, resume after a kill, signals, bad input."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import orbax.checkpoint as ocp
+import pytest
+
+CONFIG = "experiments/configs/reach.py"
+TINY = {
+    "policy.hidden": "(16,16)",
+    "policy.steps": "2",
+    "algorithm.critic_hidden": "(16,16)",
+    "algorithm.chains": "4",
+    "algorithm.actor_states": "8",
+    "algorithm.critics": "2",
+    "demonstrations.episodes": "32",
+    "pretrain.updates": "100",
+    "pretrain.evaluate_every": "50",
+    "pretrain.batch_size": "64",
+    "finetune.envs": "8",
+    "finetune.rows": "4",
+    "finetune.batch_size": "32",
+    "finetune.env_steps": "1536",
+    "finetune.warmup_steps": "256",
+    "finetune.capacity": "1024",
+    "evaluation.episodes": "16",
+    "evaluation.every": "512",
+    "checkpoint.every": "256",
+    "seeds": "2",
+}
+
+
+def command(folder: Path, *extra: str, **fields: str) -> list[str]:
+    overrides = [f"--config.{name}={value}" for name, value in {**TINY, **fields}.items()]
+    program = [sys.executable, "-m", "experiments.cli", "train", f"--config={CONFIG}"]
+    return [*program, f"--config.run_dir={folder}", *overrides, "--json", *extra]
+
+
+def environment() -> dict[str, str]:
+    clean = {k: v for k, v in os.environ.items() if k not in ("XLA_FLAGS", "NPROC")}
+    cache = os.environ.get("GCP_JAX_TEST_CACHE") or str(Path.home() / ".cache" / "gcp-jax" / "tests")
+    return {**clean, "JAX_COMPILATION_CACHE_DIR": cache, "PYTHONUNBUFFERED": "1"}
+
+
+def run(arguments: list[str]) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(arguments, capture_output=True, text=True, env=environment(), timeout=500, check=False)
+
+
+def last_json(done: subprocess.CompletedProcess[str]) -> dict:
+    assert done.returncode == 0, done.stderr[-3000:]
+    return json.loads(done.stdout.strip().splitlines()[-1])
+
+
+def untimed(path: Path) -> list[dict]:
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    return [{k: v for k, v in row.items() if k != "seconds" and not k.startswith("time/")} for row in rows]
+
+
+def final_state(folder: Path) -> dict:
+    checkpoints = folder / "checkpoints" / "finetune"
+    newest = max(ocp.utils.checkpoint_steps(checkpoints))
+    with ocp.CheckpointManager(checkpoints.resolve()) as manager:
+        return manager.restore(newest, args=ocp.args.Composite(train=ocp.args.StandardRestore()))["train"]
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict]:
+    folder = tmp_path_factory.mktemp("whole") / "run"
+    return folder, last_json(run(command(folder)))
+
+
+def test_a_run_leaves_everything_it_promises(whole):
+    folder, summary = whole
+    keys = "base_success success success_per_seed env_steps updates seconds compile_seconds run_dir"
+    assert set(summary) == set(keys.split())
+    assert summary["env_steps"] == 1536 and len(summary["success_per_seed"]) == 2
+    # 12 segments of 128 steps, 2 of warm-up, 8 updates each
+    assert summary["updates"] == 80
+    for name in ("config.json", "metrics.jsonl", "eval.jsonl", "policy/base", "policy/seed_0", "policy/seed_1"):
+        assert (folder / name).exists()
+    page = (folder / "report" / "report.html").read_text()
+    assert "http://" not in page.replace("http://www.w3.org", "") and (folder / "report" / "curves.png").exists()
+    stages = [row["stage"] for row in untimed(folder / "eval.jsonl")]
+    assert stages.count("base") == 2 and stages.count("finetune") == 6
+
+
+def test_killed_and_started_again_equals_undisturbed_bit_for_bit(whole, tmp_path):
+    folder = tmp_path / "killed"
+    victim = subprocess.Popen(
+        command(folder), env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    checkpoints = folder / "checkpoints" / "finetune"
+    deadline = time.monotonic() + 400
+    while victim.poll() is None and not (checkpoints.exists() and ocp.utils.checkpoint_steps(checkpoints)):
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    victim.send_signal(signal.SIGKILL)
+    assert victim.wait() == -signal.SIGKILL, "the run ended before it could be killed"
+    resumed = run(command(folder))
+    assert "resuming finetune" in resumed.stderr
+    summary, reference = last_json(resumed), whole[1]
+    assert summary["success_per_seed"] == reference["success_per_seed"]
+    for name in ("metrics.jsonl", "eval.jsonl"):
+        assert untimed(folder / name) == untimed(whole[0] / name)
+    a, b = final_state(folder), final_state(whole[0])
+    flat_a, flat_b = ocp.utils.to_flat_dict(a), ocp.utils.to_flat_dict(b)
+    assert flat_a.keys() == flat_b.keys() and len(flat_a) > 50
+    for name, value in flat_a.items():
+        np.testing.assert_array_equal(value, flat_b[name], err_msg=str(name))
+
+
+def test_sigterm_saves_and_the_same_command_goes_on(tmp_path):
+    folder = tmp_path / "run"
+    arguments = command(folder, **{"finetune.env_steps": "1280000"})
+    process = subprocess.Popen(arguments, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 400
+    while not (folder / "metrics.jsonl").exists() or '"finetune"' not in (folder / "metrics.jsonl").read_text():
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.05)
+    process.send_signal(signal.SIGTERM)
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode == 128 + signal.SIGTERM
+    assert "saved at" in errors.strip().splitlines()[-1]
+    rows = untimed(folder / "metrics.jsonl")
+    done = max(row["env_steps"] for row in rows if row["stage"] == "finetune")
+    again = run(command(folder, **{"finetune.env_steps": "1536"}))
+    assert again.returncode == 2 and "finetune.env_steps=1280000" in again.stderr
+    assert max(ocp.utils.checkpoint_steps(folder / "checkpoints" / "finetune")) * 128 == done
+
+
+def test_a_finished_run_is_left_alone(whole):
+    folder, summary = whole
+    before = {path: path.stat().st_mtime_ns for path in folder.glob("policy/*/*")}
+    assert last_json(run(command(folder))) == summary
+    assert {path: path.stat().st_mtime_ns for path in folder.glob("policy/*/*")} == before
+
+
+def test_a_saved_policy_evaluates_to_what_was_recorded(whole):
+    folder, summary = whole
+    program = [sys.executable, "-m", "experiments.cli", "evaluate", str(folder / "policy" / "seed_1")]
+    found = last_json(run([*program, "--episodes=16", "--seed=1", "--json"]))
+    assert found["success"] == pytest.approx(summary["success_per_seed"][1], abs=1e-6)
+    assert found["low"] <= found["success"] <= found["high"]
+
+
+def test_an_artifact_starts_another_run(whole, tmp_path):
+    folder = tmp_path / "run"
+    base = str(whole[0] / "policy" / "base")
+    summary = last_json(run(command(folder, **{"pretrain.artifact": base})))
+    assert summary["success_per_seed"] == whole[1]["success_per_seed"]
+    assert '"pretrain"' not in (folder / "metrics.jsonl").read_text()
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({"finetune.warmup_steps": "5000"}, "finetune.warmup_steps"),
+        ({"policy.chunk": "40"}, "policy.chunk"),
+        ({"finetune.envs": "0"}, "finetune.envs is 0"),
+        ({"algorithm.baseline": "median"}, "allowed: group"),
+        ({"env.speed": "fast"}, "speed"),
+        ({"pretrain.artifact": "nowhere"}, "not a policy artifact"),
+        ({"policy.scheme": "euler"}, "allowed: paper, marginal"),
+        ({"finetune.utdd": "1"}, "utdd"),
+        ({"demonstrations.quality": "superb"}, "allowed: expert"),
+    ],
+)
+def test_bad_input_is_one_line_and_exit_code_2(tmp_path, fields, words):
+    done = run(command(tmp_path / "run", **fields))
+    assert done.returncode == 2 and done.stdout == ""
+    assert words in done.stderr.strip().splitlines()[-1]
+    assert "Traceback" not in done.stderr

@@ -1,0 +1,361 @@
+"""Sources against a recorded history: whatever is drawn must be a window of what was written, and everything can be drawn."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from scipy import stats
+
+from gcp_jax import sources
+from gcp_jax.types import Batch, Segment, Step, Transition
+
+GAMMA = 0.9
+CAPACITY, LENGTH, COLUMNS, CHUNK = 6, 2, 3, 4
+SEGMENTS = 8
+UPDATES, BATCH = 24, 48
+
+
+def record(rng, rows, columns, chunk):
+    """Chunk rows [rows, columns, chunk] as a rollout records them, in numpy.
+
+    ``obs`` is (column, number of the executed step in its column), so that a window says where it comes from. Episodes
+    end at random steps; the rest of their chunk repeats the frozen state, with rewards no sum may contain.
+    """
+    shape = (rows, columns, chunk)
+    steps = Step(
+        obs=np.zeros((*shape, 2), np.float32),
+        action=rng.uniform(-1, 1, (*shape, 2)).astype(np.float32),
+        reward=rng.standard_normal(shape).astype(np.float32),
+        next_obs=np.zeros((*shape, 2), np.float32),
+        terminated=np.zeros(shape, bool),
+        truncated=np.zeros(shape, bool),
+        success=np.zeros(shape, bool),
+        executed=np.ones(shape, bool),
+    )
+    count = np.zeros(columns)
+    for row, column in np.ndindex(rows, columns):
+        ended = None
+        for i in range(chunk):
+            at = (row, column, i)
+            steps.obs[at] = column, count[column]
+            if ended is not None:
+                steps.executed[at], steps.reward[at] = False, 1e6
+                steps.terminated[at], steps.truncated[at], steps.success[at] = ended
+            else:
+                count[column] += 1
+                kind = rng.random()
+                steps.terminated[at], steps.truncated[at], steps.success[at] = kind < 0.12, 0.12 <= kind < 0.16, kind < 0.09
+                if kind < 0.16:
+                    ended = steps.terminated[at], steps.truncated[at], steps.success[at]
+            steps.next_obs[at] = column, count[column]
+    return steps
+
+
+class Place(NamedTuple):
+    row: int
+    column: int
+    offset: int
+
+
+class History:
+    """What was recorded, and what can be said of any step once rows up to ``newest`` are known."""
+
+    def __init__(self, steps):
+        self.steps = steps
+        self.chunk = steps.reward.shape[2]
+        self.places = {
+            (column, steps.obs[row, column, offset, 1]): Place(row, column, offset)
+            for row, column, offset in np.argwhere(steps.executed)
+        }
+
+    def segment(self, clock, length, extras=None):
+        rows = slice(clock * length, (clock + 1) * length)
+        return jax.tree.map(lambda x: jnp.asarray(x[rows]), Segment(self.steps, {} if extras is None else extras))
+
+    def place(self, obs):
+        return self.places[int(obs[0]), obs[1]]
+
+    def walk(self, place):
+        """The flat indices from ``place`` to its episode's end, or to the last recorded row; executed steps only."""
+        for flat in range(place.row * self.chunk + place.offset, len(self.steps.reward) * self.chunk):
+            at = (flat // self.chunk, place.column, flat % self.chunk)
+            yield at
+            if self.steps.terminated[at] or self.steps.truncated[at]:
+                return
+
+    def window(self, place):
+        """The transition of a window of ``chunk`` steps from ``place``, by its definition; actions after its end are 0."""
+        walked = list(self.walk(place))[: self.chunk]
+        last = walked[-1]
+        action = np.zeros((self.chunk, self.steps.action.shape[-1]), np.float32)
+        action[: len(walked)] = [self.steps.action[at] for at in walked]
+        return Transition(
+            obs=self.steps.obs[walked[0]],
+            action=action,
+            mask=(np.arange(self.chunk) < len(walked)).astype(np.float32),
+            reward=sum(GAMMA**i * self.steps.reward[at] for i, at in enumerate(walked)),
+            discount=GAMMA ** len(walked) * (1 - self.steps.terminated[last]),
+            next_obs=self.steps.next_obs[last],
+            terminated=self.steps.terminated[last],
+            truncated=self.steps.truncated[last],
+        )
+
+    def return_to_go(self, place, newest):
+        """Realised return; NaN unless the episode terminates in a row up to ``newest``."""
+        walked = list(self.walk(place))
+        if walked[-1][0] > newest or not self.steps.terminated[walked[-1]]:
+            return np.nan
+        return sum(GAMMA**i * self.steps.reward[at] for i, at in enumerate(walked))
+
+    def succeeds(self, place, newest):
+        last = list(self.walk(place))[-1]
+        return last[0] <= newest and bool(self.steps.success[last])
+
+    def successful_rows(self, oldest, newest):
+        """Number of rows of each column whose episode has succeeded by ``newest``."""
+        columns = self.steps.reward.shape[1]
+        rows = range(oldest, newest + 1)
+        return np.array([sum(self.succeeds(Place(row, c, 0), newest) for row in rows) for c in range(columns)])
+
+
+@pytest.fixture(scope="module")
+def history():
+    return History(record(np.random.default_rng(0), SEGMENTS * LENGTH, COLUMNS, CHUNK))
+
+
+def drive(source, history, *, segments=SEGMENTS, length=LENGTH, extras=None):
+    """Feed the history segment by segment: (clock, store, batch) after each, leaves of the batch [U, B, ...] in numpy."""
+    step = jax.jit(lambda store, segment, key, clock: source.step(store, segment, key, lambda s: s, clock))
+    store = source.init(history.segment(0, length, extras))
+    for clock in range(segments):
+        key = jax.random.key(clock)
+        store, batch = step(store, history.segment(clock, length, extras), key, jnp.int32(clock))
+        yield clock, store, jax.tree.map(np.asarray, batch)
+
+
+def places_of(history, transitions):
+    """The place of each transition [U, B], by the step its observation names, in order."""
+    return [history.place(obs) for obs in transitions.obs.reshape(-1, 2)]
+
+
+def assert_windows(history, transitions):
+    """Every transition [U, B] is the history's window from its place, as far as its mask shows; returns the places."""
+    places = places_of(history, transitions)
+    expected = jax.tree.map(lambda *x: np.stack(x), *[history.window(place) for place in places])
+    transitions = transitions._replace(action=transitions.action * transitions.mask[..., None])
+    for name in ("obs", "action", "mask", "next_obs", "terminated", "truncated"):
+        wanted = getattr(expected, name)
+        np.testing.assert_array_equal(getattr(transitions, name).reshape(wanted.shape), wanted, err_msg=name)
+    for name in ("reward", "discount"):
+        np.testing.assert_allclose(getattr(transitions, name).ravel(), getattr(expected, name), rtol=1e-5, atol=1e-5)
+    return places
+
+
+@pytest.fixture(scope="module")
+def replayed(history):
+    """Every batch of a replay that holds 6 of 16 rows, with returns to go."""
+    source = sources.replay(capacity=CAPACITY, batch_size=BATCH, updates=UPDATES, gamma=GAMMA, to_go=True)
+    return [(clock, batch) for clock, _, batch in drive(source, history)]
+
+
+def test_the_ring_returns_windows_of_its_history_and_all_of_them(history, replayed):
+    """Through three wrap-arounds: each draw is a true window of rows still held, each executed start is drawn, and the
+    newest row, whose continuation is not known yet, is only entered at its beginning."""
+    for clock, batch in replayed:
+        newest = (clock + 1) * LENGTH - 1
+        oldest = max(newest + 1 - CAPACITY, 0)
+        drawn = set(assert_windows(history, batch.transitions))
+        held = {place for place in history.places.values() if oldest <= place.row <= newest}
+        assert drawn == {place for place in held if place.row < newest or place.offset == 0}
+
+
+def test_columns_are_stratified_and_rows_uniform(history, replayed):
+    """Each batch takes B/N samples of each column. Rows before the newest are uniform (χ², level 10⁻⁶)."""
+    clock, batch = replayed[-1]
+    columns = batch.transitions.obs[..., 0]
+    for column in range(COLUMNS):
+        np.testing.assert_array_equal(np.sum(columns == column, -1), BATCH // COLUMNS)
+    places = places_of(history, batch.transitions)
+    rows = np.bincount([place.row - ((clock + 1) * LENGTH - CAPACITY) for place in places], minlength=CAPACITY)
+    starts = np.array([CHUNK] * (CAPACITY - 1) + [1])
+    assert stats.chisquare(rows, len(places) * starts / starts.sum()).pvalue > 1e-6
+
+
+def test_returns_to_go_are_realised_or_unknown(history, replayed):
+    for clock, batch in replayed:
+        newest = (clock + 1) * LENGTH - 1
+        expected = [history.return_to_go(place, newest) for place in places_of(history, batch.transitions)]
+        np.testing.assert_allclose(batch.return_to_go.ravel(), expected, rtol=1e-4, atol=1e-4)
+    assert 0 < np.isnan(expected).sum() < len(expected)
+
+
+def test_the_success_view_holds_successful_episodes_only(history, monkeypatch):
+    """A column without success (0) weighs nothing; below the minimum the ordinary sample stands in at weight 1."""
+    monkeypatch.setattr(sources, "MIN_SUCCESSES", 4)
+    history = History(history.steps._replace(success=history.steps.success & (np.arange(COLUMNS)[:, None] > 0)))
+    source = sources.replay(capacity=CAPACITY, batch_size=BATCH, updates=UPDATES, gamma=GAMMA, success=True)
+    modes = set()
+    for clock, _, batch in drive(source, history):
+        newest = (clock + 1) * LENGTH - 1
+        oldest = max(newest + 1 - CAPACITY, 0)
+        available = history.successful_rows(oldest, newest)
+        enough = available.sum() >= 4
+        modes.add(bool(enough))
+        if not enough:
+            jax.tree.map(np.testing.assert_array_equal, batch.success, batch.transitions)
+            np.testing.assert_array_equal(batch.success_weight, 1.0)
+            continue
+        column = np.tile(np.arange(BATCH) * COLUMNS // BATCH, (UPDATES, 1))
+        np.testing.assert_array_equal(batch.success_weight, available[column] > 0)
+        drawn = assert_windows(history, jax.tree.map(lambda x, keep=batch.success_weight > 0: x[keep], batch.success))
+        held = {place for place in history.places.values() if oldest <= place.row <= newest}
+        assert set(drawn) == {place for place in held if history.succeeds(place, newest)}
+    assert modes == {False, True}
+
+
+def test_aligned_windows_carry_their_own_extras_and_are_uniform(history):
+    """Each chunk row of each column is as likely as any other, the newest included."""
+    extras = {"id": np.arange(SEGMENTS * LENGTH * COLUMNS, dtype=np.float32).reshape(-1, COLUMNS)}
+    source = sources.replay(capacity=CAPACITY, batch_size=BATCH, updates=UPDATES, gamma=GAMMA, aligned=True)
+    for clock, _, batch in drive(source, history, extras=extras):
+        newest = (clock + 1) * LENGTH - 1
+        drawn = assert_windows(history, batch.transitions)
+        assert {place.offset for place in drawn} == {0}
+        np.testing.assert_array_equal(batch.transitions.extras["id"].ravel(), [p.row * COLUMNS + p.column for p in drawn])
+        rows = np.bincount([newest - place.row for place in drawn], minlength=min(newest + 1, CAPACITY))
+        assert len(rows) == min(newest + 1, CAPACITY)
+        assert stats.chisquare(rows).pvalue > 1e-6
+
+
+def test_fewer_samples_than_columns_reach_every_column():
+    source = sources.replay(capacity=2, batch_size=2, updates=64, gamma=GAMMA)
+    many = History(record(np.random.default_rng(2), 2, 5, 1))
+    *_, (_, _, batch) = drive(source, many, segments=2, length=1)
+    assert set(batch.transitions.obs[..., 0].ravel()) == set(range(5))
+
+
+def test_the_ring_stores_what_prepare_returns(history):
+    source = sources.replay(capacity=4, batch_size=BATCH, updates=1, gamma=GAMMA)
+    segment = history.segment(0, 2)
+
+    def prepare(segment):
+        return segment._replace(steps=segment.steps._replace(reward=segment.steps.reward + 1.0))
+
+    store, _ = source.step(source.init(segment), segment, jax.random.key(0), prepare, jnp.int32(1))
+    np.testing.assert_array_equal(store.steps.reward[2:], history.steps.reward[:2] + 1.0)
+    np.testing.assert_array_equal(store.steps.reward[:2], 0.0)
+
+
+@pytest.fixture(scope="module")
+def demonstrations():
+    """Five episodes of 1 to 10 steps, time-major and frozen after their end, laid out in chunks of 4 (10 is padded)."""
+    rng = np.random.default_rng(3)
+    lengths = np.array([1, 4, 6, 9, 10])
+    time = np.arange(10)[:, None]
+    executed = time < lengths
+    count = np.minimum(time, lengths - 1)
+    obs = np.stack(np.broadcast_arrays(np.arange(5), count), -1).astype(np.float32)
+    after = np.stack(np.broadcast_arrays(np.arange(5), np.minimum(time + 1, lengths)), -1).astype(np.float32)
+    ended = time >= lengths - 1
+    action = rng.uniform(-1, 1, (10, 5, 2)).astype(np.float32)
+    reward = np.where(executed, rng.standard_normal((10, 5)), 1e6).astype(np.float32)
+    success = np.broadcast_to(np.arange(5) % 2 == 0, ended.shape)
+    return Step(obs, action, reward, after, ended & success, ended & ~success, ended & success, executed)
+
+
+def test_windows_lay_episodes_out_in_chunks(demonstrations):
+    data = sources.windows(demonstrations, 4)
+    assert data.steps.reward.shape == (3, 5, 4)
+    for name in ("obs", "action", "reward", "next_obs", "terminated", "executed"):
+        recorded = getattr(demonstrations, name)
+        laid = np.moveaxis(getattr(data.steps, name), 2, 1).reshape(12, *recorded.shape[1:])
+        np.testing.assert_array_equal(laid[:10], recorded, err_msg=name)
+        np.testing.assert_array_equal(laid[10:], 0, err_msg=name)
+    assert len(data.starts) == demonstrations.executed.sum() == 30
+
+
+def test_dataset_is_uniform_over_executed_steps(demonstrations):
+    data = sources.windows(demonstrations, CHUNK)
+    source = sources.dataset(data, batch_size=BATCH, updates=UPDATES, gamma=GAMMA)
+    store, batch = jax.jit(lambda store, key: source.step(store, None, key, None, jnp.int32(0)))(
+        source.init(None), jax.random.key(0)
+    )
+    jax.tree.map(np.testing.assert_array_equal, store, data)
+    history = History(data.steps)
+    drawn = assert_windows(history, jax.tree.map(np.asarray, batch.transitions))
+    counts = [drawn.count(Place(*start)) for start in data.starts]
+    assert sum(counts) == UPDATES * BATCH
+    assert stats.chisquare(counts).pvalue > 1e-6
+    assert (batch.success, batch.success_weight, batch.return_to_go) == (None, None, None)
+
+
+def test_an_empty_dataset_is_refused(demonstrations):
+    nothing = demonstrations._replace(executed=np.zeros_like(demonstrations.executed))
+    with pytest.raises(ValueError, match="The demonstrations hold no executed step"):
+        sources.dataset(sources.windows(nothing, 4), batch_size=4, updates=1, gamma=GAMMA)
+
+
+def test_rollout_visits_every_chunk_once_an_epoch_in_fresh_order():
+    rows, columns, epochs, minibatches = 6, 5, 3, 2
+    history = History(record(np.random.default_rng(4), rows, columns, CHUNK))
+    extras = {"id": np.arange(rows * columns, dtype=np.float32).reshape(rows, columns)}
+    source = sources.rollout(epochs=epochs, minibatches=minibatches, rows=rows, columns=columns, gamma=GAMMA)
+    assert (source.updates, source.batch_size) == (epochs * minibatches, rows // minibatches * columns)
+    *_, (_, store, batch) = drive(source, history, segments=1, length=rows, extras=extras)
+    assert store is None
+    visited = batch.transitions.extras["id"].reshape(epochs, rows * columns)
+    np.testing.assert_array_equal(np.sort(visited), np.tile(np.arange(rows * columns), (epochs, 1)))
+    assert len(np.unique(visited, axis=0)) == epochs
+    expected = [Place(*divmod(int(number), columns), 0) for number in visited.ravel()]
+    assert assert_windows(history, batch.transitions) == expected
+    for part in batch.transitions.extras["id"].reshape(-1, rows // minibatches * columns):
+        np.testing.assert_array_equal(np.bincount(part.astype(int) % columns), rows // minibatches)
+
+
+def test_rollout_needs_minibatches_that_divide_its_rows():
+    with pytest.raises(ValueError, match="minibatches is 4, which does not divide the segment length 6"):
+        sources.rollout(epochs=1, minibatches=4, rows=6, columns=2, gamma=GAMMA)
+
+
+def test_mix_sets_batches_of_both_sources_side_by_side(history, demonstrations):
+    replay = sources.replay(capacity=CAPACITY, batch_size=6, updates=3, gamma=GAMMA, to_go=True)
+    dataset = sources.dataset(sources.windows(demonstrations, CHUNK), batch_size=10, updates=3, gamma=GAMMA)
+    source = sources.mix(replay, dataset)
+    assert (source.updates, source.batch_size) == (3, 16)
+    assert source.layout == (replay.layout, dataset.layout)
+    other = History(sources.windows(demonstrations, CHUNK).steps)
+    for _, (ring, data), batch in drive(source, history, segments=2):
+        assert batch.transitions.reward.shape == (3, 16)
+        assert batch.return_to_go is None
+        assert_windows(history, jax.tree.map(lambda x: x[:, :6], batch.transitions))
+        assert_windows(other, jax.tree.map(lambda x: x[:, 6:], batch.transitions))
+    assert ring.steps.reward.shape == (CAPACITY, COLUMNS, CHUNK)
+    assert len(data.starts) == 30
+
+
+def test_mixed_sources_need_the_same_number_of_updates(demonstrations):
+    data = sources.windows(demonstrations, CHUNK)
+    two, three = (sources.dataset(data, batch_size=4, updates=n, gamma=GAMMA) for n in (2, 3))
+    with pytest.raises(ValueError, match="the same number of updates; got 2 and 3"):
+        sources.mix(two, three)
+
+
+def test_four_devices_draw_what_one_draws(devices):
+    """Columns and batch are split alike, so the parts of four devices joined are the batch of one, success view included."""
+    steps = record(np.random.default_rng(5), 2, 8, CHUNK)
+    segment = jax.tree.map(jnp.asarray, Segment(steps, {}))
+    source = sources.replay(capacity=2, batch_size=16, updates=2, gamma=GAMMA, success=True, to_go=True)
+    rows = jax.sharding.PartitionSpec(None, "data")
+
+    def run(count):
+        def first(segment):
+            return source.step(source.init(segment), segment, jax.random.key(0), lambda s: s, jnp.int32(0))[1]
+
+        mesh = devices(data=count)
+        return jax.jit(jax.shard_map(first, mesh=mesh, in_specs=(rows,), out_specs=rows, check_vma=False))(segment)
+
+    one, four = run(1), run(4)
+    assert isinstance(four, Batch)
+    jax.tree.map(np.testing.assert_array_equal, one, four)
