@@ -1,7 +1,7 @@
 """Proves that an environment keeps the protocol's contracts, whatever simulates it. Compiles its step twice.
 
-Each contract is a function of a ``Probe`` that returns what it measured in one line or raises ``EnvError``; adding one to
-``CONTRACTS`` is all it takes. What only happens at success is seen as far as random actions succeed.
+Each contract is a function of a ``Probe`` that returns what it measured in one line or raises ``EnvError``; adding one
+to ``CONTRACTS`` is all it takes. What only happens at success is seen as far as random actions succeed.
 """
 
 from __future__ import annotations
@@ -130,7 +130,8 @@ def shapes(env: Env, key: Array) -> str:
     after = jax.eval_shape(env.step, start, jax.ShapeDtypeStruct((specs.action_dim,), jnp.float32))
     changed = _changed(_layout(start), _layout(after))
     _require(not changed, f"a step changes the state's structure: {', '.join(changed[:3])}")
-    return f"obs float32[{specs.obs_dim}], action [{specs.action_dim}], {len(jax.tree.leaves(start))} leaves kept by a step"
+    leaves = len(jax.tree.leaves(start))
+    return f"obs float32[{specs.obs_dim}], action [{specs.action_dim}], {leaves} leaves kept by a step"
 
 
 def _layout(state: State) -> dict[str, str]:
@@ -147,8 +148,12 @@ def _changed(before: dict[str, str], after: dict[str, str]) -> list[str]:
 
 def _numbers(tree: Any) -> list[np.ndarray]:
     """Leaves as numpy, keys as their data."""
-    is_key = lambda x: jnp.issubdtype(x.dtype, jax.dtypes.prng_key)
-    return [np.asarray(jax.random.key_data(x) if is_key(x) else x) for x in jax.tree.leaves(tree)]
+
+    def number(leaf: Array) -> np.ndarray:
+        is_key = jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+        return np.asarray(jax.random.key_data(leaf) if is_key else leaf)
+
+    return [number(leaf) for leaf in jax.tree.leaves(tree)]
 
 
 def _same(a: Any, b: Any) -> bool:
@@ -189,11 +194,14 @@ def batching(probe: Probe) -> str:
     single, action = jax.tree.map(lambda x: x[0], (probe.starts, probe.actions))
     together, _ = probe.step(probe.starts, probe.actions)
     alone = probe.env.step(single, action)
-    gap = max(_gap(together.obs[0], alone.obs), _gap(together.reward[0], alone.reward))
-    _require(gap < ATOL, f"the batched, compiled step is {gap:.1e} from the single, uncompiled one, allowed {ATOL:.0e}")
-    started = _gap(probe.starts.obs[0], probe.env.reset(probe.keys[0]).obs)
-    _require(started < ATOL, f"the batched, compiled reset is {started:.1e} from the single, uncompiled one, allowed {ATOL:.0e}")
-    return f"batched and compiled differs from single and uncompiled by {max(gap, started):.1e}"
+    gaps = {
+        "reset": _gap(probe.starts.obs[0], probe.env.reset(probe.keys[0]).obs),
+        "step": max(_gap(together.obs[0], alone.obs), _gap(together.reward[0], alone.reward)),
+    }
+    for what, gap in gaps.items():
+        told = f"the batched, compiled {what} is {gap:.1e} from the single, uncompiled one"
+        _require(gap < ATOL, f"{told}, allowed {ATOL:.0e}")
+    return f"batched and compiled differs from single and uncompiled by {max(gaps.values()):.1e}"
 
 
 def clipping(probe: Probe) -> str:
@@ -218,13 +226,15 @@ def endings(probe: Probe) -> str:
     """Success terminates; an episode is terminated or truncated, never both; the horizon truncates, exactly."""
     step, time, horizon = probe.record.step, probe.record.time, probe.env.specs.horizon
     done = step.terminated | step.truncated
-    _require(step.terminated | ~step.success, f"{np.sum(step.success & ~step.terminated)} steps succeed without terminating")
+    lone = int(np.sum(step.success & ~step.terminated))
+    _require(lone == 0, f"{lone} steps succeed without terminating")
     both = int(np.sum(step.terminated & step.truncated))
     _require(both == 0, f"{both} steps are terminated and truncated at once")
     early = step.truncated & (time < horizon) & ~probe.record.diverged
     _require(~early, f"truncated at step {time[early][:1]} of {horizon}: the time limit is the wrapper's")
     _require(done | (time < horizon), f"an episode is still running after {time.max()} steps, the horizon is {horizon}")
-    return f"{np.sum(step.terminated)} terminated, {np.sum(step.truncated)} truncated at {horizon}, {np.sum(step.success)} successes"
+    ended, cut, reached = (int(np.sum(x)) for x in (step.terminated, step.truncated, step.success))
+    return f"{ended} terminated, {cut} truncated at {horizon}, {reached} successes"
 
 
 def successor(probe: Probe) -> str:

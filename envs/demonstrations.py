@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 
 from envs.protocol import Demonstrator, Env, State
 from envs.wrappers import guard, select, time_limit
@@ -30,7 +29,7 @@ def collect(env: Env, noise: float, key: Array, episodes: int) -> tuple[Step, In
     ended is frozen for the rest of T and its steps are marked not executed. Raises ValueError without a demonstrator.
     """
     if env.demonstrator is None:
-        raise ValueError(f"environment {env.specs.name!r} has no demonstrator; give its Env one to collect demonstrations")
+        raise ValueError(f"environment {env.specs.name!r} has no demonstrator; give its Env one to collect with")
 
     @jax.jit
     def program(keys: Array, noise: Array) -> tuple[Step, Info]:

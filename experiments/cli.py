@@ -36,7 +36,7 @@ EXPECTED = (ValueError, RuntimeError, FileNotFoundError, FileExistsError, Permis
 class Command(NamedTuple):
     """A subcommand. run: (parsed flags, positional arguments) -> the JSON object."""
 
-    run: Callable[[flags.FlagValues, list[str]], dict[str, Any]]
+    run: Callable[[Any, list[str]], dict[str, Any]]
     summary: str
     help: str
     configured: bool = True
@@ -82,7 +82,7 @@ def _execute(name: str, command: Command, rest: list[str]) -> int:
     return 0
 
 
-def _parse(name: str, command: Command, rest: list[str]) -> tuple[flags.FlagValues, list[str]]:
+def _parse(name: str, command: Command, rest: list[str]) -> tuple[Any, list[str]]:
     values = flags.FlagValues()
     flags.DEFINE_bool("json", False, "One JSON object as the last line of standard output.", flag_values=values)
     flags.DEFINE_string("artifact", "", "A saved policy (a folder).", flag_values=values)
@@ -99,7 +99,7 @@ def _parse(name: str, command: Command, rest: list[str]) -> tuple[flags.FlagValu
     sys.argv = [name, *rest]  # config_flags finds its overrides there
     try:
         return values, values(sys.argv)[1:]
-    except (AttributeError, KeyError, TypeError, IOError) as error:
+    except (AttributeError, KeyError, TypeError, OSError) as error:
         raise UsageError(f"cannot read the configuration: {error}") from error
     finally:
         sys.argv = before
@@ -115,7 +115,7 @@ def _compilation_cache() -> None:
     print(f"compilation cache: {folder}", file=sys.stderr)
 
 
-def _run_config(values: flags.FlagValues) -> Any:
+def _run_config(values: Any) -> Any:
     from experiments.tasks import checked
 
     return checked(values["config"].value)
@@ -132,7 +132,7 @@ def _folder(config: Any) -> Path:
     return Path("runs") / f"{config.env['name']}-{config.algorithm['name']}" / digest
 
 
-def train(values: flags.FlagValues, positional: list[str]) -> dict[str, Any]:
+def train(values: Any, positional: list[str]) -> dict[str, Any]:
     """Clone, finetune, evaluate, report."""
     _no_positional(positional)
     from experiments import planning, tasks
@@ -152,14 +152,16 @@ def train(values: flags.FlagValues, positional: list[str]) -> dict[str, Any]:
     return summary
 
 
-def evaluate(values: flags.FlagValues, positional: list[str]) -> dict[str, Any]:
+def evaluate(values: Any, positional: list[str]) -> dict[str, Any]:
     """Success of a saved policy from fixed start states."""
     from experiments import inspection
 
-    return inspection.evaluate(Path(_target(values, positional)), episodes=values["episodes"].value, seed=values["seed"].value)
+    return inspection.evaluate(
+        Path(_target(values, positional)), episodes=values["episodes"].value, seed=values["seed"].value
+    )
 
 
-def render(values: flags.FlagValues, positional: list[str]) -> dict[str, Any]:
+def render(values: Any, positional: list[str]) -> dict[str, Any]:
     """A video of a saved policy, or of the demonstrator."""
     from experiments import inspection
 
@@ -167,7 +169,7 @@ def render(values: flags.FlagValues, positional: list[str]) -> dict[str, Any]:
     return inspection.render(_target(values, positional), out, seed=values["seed"].value)
 
 
-def report(values: flags.FlagValues, positional: list[str]) -> dict[str, Any]:
+def report(values: Any, positional: list[str]) -> dict[str, Any]:
     """The report of finished or running runs, from their folders alone."""
     from gcp_jax import report as reporting
 
@@ -178,7 +180,7 @@ def report(values: flags.FlagValues, positional: list[str]) -> dict[str, Any]:
     return {"report": str(page)}
 
 
-def plan(values: flags.FlagValues, positional: list[str]) -> dict[str, Any]:
+def plan(values: Any, positional: list[str]) -> dict[str, Any]:
     """Sizes of a run before anything is compiled."""
     _no_positional(positional)
     from experiments import planning, tasks
@@ -189,7 +191,7 @@ def plan(values: flags.FlagValues, positional: list[str]) -> dict[str, Any]:
     return numbers
 
 
-def list_envs(values: flags.FlagValues, positional: list[str]) -> dict[str, Any]:
+def list_envs(values: Any, positional: list[str]) -> dict[str, Any]:
     """The tasks."""
     _no_positional(positional)
     from experiments import inspection
@@ -197,7 +199,7 @@ def list_envs(values: flags.FlagValues, positional: list[str]) -> dict[str, Any]
     return inspection.list_envs(to_stderr=values["json"].value)
 
 
-def list_algorithms(values: flags.FlagValues, positional: list[str]) -> dict[str, Any]:
+def list_algorithms(values: Any, positional: list[str]) -> dict[str, Any]:
     """The methods."""
     _no_positional(positional)
     from experiments import inspection
@@ -205,7 +207,7 @@ def list_algorithms(values: flags.FlagValues, positional: list[str]) -> dict[str
     return inspection.list_algorithms(to_stderr=values["json"].value)
 
 
-def _target(values: flags.FlagValues, positional: list[str]) -> str:
+def _target(values: Any, positional: list[str]) -> str:
     given = values["artifact"].value or (positional[0] if len(positional) == 1 else "")
     if not given:
         raise UsageError("name one saved policy, e.g. runs/first/policy/seed_0")

@@ -116,7 +116,9 @@ def list_algorithms(*, to_stderr: bool) -> dict[str, Any]:
     for name in algorithms.names():
         module = algorithms.load(name)
         fields = dataclasses.asdict(module.Config())
-        table = Table("field", "default", title=f"{name}: {(module.__doc__ or '').splitlines()[0]}", title_justify="left")
+        table = Table(
+            "field", "default", title=f"{name}: {(module.__doc__ or '').splitlines()[0]}", title_justify="left"
+        )
         for field, value in fields.items():
             table.add_row(f"--config.algorithm.{field}", str(value))
         console.print(table)

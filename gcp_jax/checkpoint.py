@@ -35,7 +35,9 @@ class Checkpoints:
 
     def save(self, clock: int, train: Train, host: Mapping[str, Any]) -> None:
         """Write the state and the host loop's own counters; returns when it is on disk."""
-        arguments = ocp.args.Composite(train=ocp.args.StandardSave(_without_keys(train)), host=ocp.args.JsonSave(dict(host)))
+        arguments = ocp.args.Composite(
+            train=ocp.args.StandardSave(_without_keys(train)), host=ocp.args.JsonSave(dict(host))
+        )
         if clock not in self._manager.all_steps():
             self._manager.save(clock, args=arguments)
 
@@ -50,7 +52,9 @@ class Checkpoints:
         raw = jax.tree.map(lambda x, like: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=like.sharding), raw, placed)
         arguments = ocp.args.Composite(train=ocp.args.StandardRestore(raw), host=ocp.args.JsonRestore())
         found = self._manager.restore(clock, args=arguments)
-        restored = jax.tree.map(lambda x, like: jax.random.wrap_key_data(x) if _is_key(like) else x, found["train"], shapes)
+        restored = jax.tree.map(
+            lambda x, like: jax.random.wrap_key_data(x) if _is_key(like) else x, found["train"], shapes
+        )
         return jax.device_put(restored, jax.tree.map(lambda x: x.sharding, placed)), found["host"]
 
     def close(self) -> None:
@@ -61,9 +65,7 @@ class Checkpoints:
 def _place(shapes: PyTree, shardings: PyTree) -> PyTree:
     """Shapes with the shardings of a prefix tree."""
     return jax.tree.map(
-        lambda sharding, part: jax.tree.map(
-            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), part
-        ),
+        lambda sharding, part: jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), part),
         shardings,
         shapes,
         is_leaf=lambda x: isinstance(x, jax.sharding.Sharding),

@@ -172,7 +172,7 @@ def build(cls: type, values: Mapping[str, Any], where: str = "") -> Any:
 
 
 def _convert(value: Any, hint: Any, where: str) -> Any:
-    if dataclasses.is_dataclass(hint):
+    if isinstance(hint, type) and dataclasses.is_dataclass(hint):
         return value if isinstance(value, hint) else build(hint, value, f"{where}.")
     origin = typing.get_origin(hint)
     if origin is tuple:

@@ -32,15 +32,17 @@ class Outcome(NamedTuple):
     diverged: Array  # bool
 
 
-def build(greedy: Callable[..., Array], env: Any, *, mesh: Mesh, episodes: int, chunk: int) -> Callable[..., Any]:
-    """Compile-ready ``evaluate(deployed [S, ...], seeds [S]) -> (Outcome [S, E], film)``.
+def build(greedy: Callable[..., Array], env: Any, *, mesh: Mesh, episodes: int, chunk: int) -> Any:
+    """Compile-ready jitted ``evaluate(deployed [S, ...], seeds [S]) -> (Outcome [S, E], film)``.
 
     greedy: (deployed, obs [E, O], key) -> chunks [E, h, A]. film: states after every control step, leaves
     [S, T, F, ...] for the first F episodes of each device. Raises ValueError if episodes do not divide over devices.
     """
     parts = mesh.shape[mesh_lib.DATA]
     if episodes % parts:
-        raise ValueError(f"evaluation.episodes is {episodes}; it must be a multiple of the {parts} devices of the data axis.")
+        raise ValueError(
+            f"evaluation.episodes is {episodes}; it must be a multiple of the {parts} devices of the data axis."
+        )
     rows = -(-env.specs.horizon // chunk)
 
     def one(deployed: PyTree, seed: Array) -> tuple[Outcome, PyTree]:

@@ -41,7 +41,9 @@ class Sampler:
         if self.steps < 1:
             raise ValueError(f"policy.steps is {self.steps}; a flow needs at least 1 denoising step (10 is usual).")
         if not self.sigma > 0:
-            raise ValueError(f"policy.sigma is {self.sigma}; the SDE needs a positive noise level (0.01 to 0.1 is usual).")
+            raise ValueError(
+                f"policy.sigma is {self.sigma}; the SDE needs a positive noise level (0.01 to 0.1 is usual)."
+            )
         if self.scheme not in SCHEMES:
             raise ValueError(f"policy.scheme is {self.scheme!r}; allowed: {', '.join(SCHEMES)}.")
 
@@ -125,9 +127,9 @@ def action(chain: Array) -> Array:
     return jnp.clip(chain[..., -1, :], -1.0, 1.0)
 
 
-def normal_log_density(x: Array, mean: Array, std: Array) -> Array:
+def normal_log_density(x: Array, mean: Array | float, std: Array | float) -> Array:
     """Elementwise log N(x; mean, std²)."""
-    return -0.5 * ((x - mean) / std) ** 2 - jnp.log(std) - 0.5 * jnp.log(2.0 * jnp.pi)
+    return -0.5 * ((x - mean) / std) ** 2 - jnp.log(jnp.asarray(std)) - 0.5 * jnp.log(2.0 * jnp.pi)
 
 
 def step_log_densities(velocity: Velocity, chain: Array, sampler: Sampler) -> Array:

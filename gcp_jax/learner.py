@@ -56,7 +56,9 @@ def _item(specs: Specs, act: Callable[[Array], tuple[Array, PyTree]], local: int
     return Segment(Step(obs, action, floats, obs, flags, flags, flags, flags), extras)
 
 
-def initial(algorithm: Algorithm, specs: Specs, collection: Collection | None, seed: Array, pretrained: PyTree) -> Train:
+def initial(
+    algorithm: Algorithm, specs: Specs, collection: Collection | None, seed: Array, pretrained: PyTree
+) -> Train:
     """The Train of one seed (its part on this device): networks, environments at their starts, an empty store."""
     key, init_key, env_key = jax.random.split(seed_key(seed), 3)
     state = algorithm.init(init_key, pretrained)
@@ -94,6 +96,12 @@ def _learn(
     return state, store, metrics
 
 
+def layout_of(store: PyTree) -> Any:
+    """A ``Train`` of PartitionSpecs; ``store`` is the source's part."""
+    seed, data = mesh_lib.SEED, mesh_lib.DATA
+    return Train._make((P(seed), P(seed, data), store, P(seed), P()))
+
+
 def build(
     algorithm: Algorithm, specs: Specs, *, mesh: Mesh, seeds: int, collection: Collection | None = None
 ) -> Learner:
@@ -107,11 +115,13 @@ def build(
     """
     _check_divisible(algorithm, collection, mesh, seeds)
     seed, data = mesh_lib.SEED, mesh_lib.DATA
-    layout = Train(state=P(seed), env=P(seed, data), store=algorithm.source.layout, key=P(seed), clock=P())
+    layout = layout_of(algorithm.source.layout)
     pinned = mesh_lib.shardings(mesh, layout)
     rows = P(seed, None, data)
 
-    def sharded(function: Callable[..., Any], in_specs: PyTree, out_specs: PyTree, *, check: bool) -> Callable[..., Any]:
+    def sharded(
+        function: Callable[..., Any], in_specs: PyTree, out_specs: PyTree, *, check: bool
+    ) -> Callable[..., Any]:
         mapped = jax.vmap(function, in_axes=mesh_lib.vmap_axes(in_specs), out_axes=mesh_lib.vmap_axes(out_specs))
         return jax.shard_map(mapped, mesh=mesh, in_specs=in_specs, out_specs=out_specs, check_vma=check)
 
@@ -125,8 +135,8 @@ def build(
         keys = _Keys(*jnp.moveaxis(jax.vmap(lambda k: jax.random.split(k, len(_Keys._fields)))(train.key), 1, 0))
         workers, collected, metrics = train.env, None, {}
         if collection is not None:
-            collect = partial(_collect, algorithm, collection)
-            collect = sharded(collect, (layout, P(seed)), (layout.env, rows, P(seed)), check=False)
+            rollouts = partial(_collect, algorithm, collection)
+            collect = sharded(rollouts, (layout, P(seed)), (layout.env, rows, P(seed)), check=False)
             workers, collected, episodes = collect(train._replace(store=None), keys.collect)
             metrics = {f"episode/{name}": value for name, value in episodes._asdict().items()}
         state, store, learned = learn(train.state, train.store, collected, keys, train.clock)
@@ -152,7 +162,9 @@ def _check_divisible(algorithm: Algorithm, collection: Collection | None, mesh: 
         sizes |= {"rollout.envs": collection.envs, "rollout.pool": collection.pool}
     for name, size in sizes.items():
         if size < 1 or size % parts:
-            raise ValueError(f"{name} is {size}; it must be a positive multiple of the {parts} devices of the data axis.")
+            raise ValueError(
+                f"{name} is {size}; it must be a positive multiple of the {parts} devices of the data axis."
+            )
 
 
 def _updates(

@@ -31,7 +31,9 @@ def make(seeds: int, *, data: int = 1) -> Mesh:
     """
     devices = jax.devices()
     if data < 1 or len(devices) % data:
-        raise ValueError(f"mesh.data is {data}, but {len(devices)} devices are visible; choose a divisor of {len(devices)}.")
+        raise ValueError(
+            f"mesh.data is {data}, but {len(devices)} devices are visible; choose a divisor of {len(devices)}."
+        )
     groups = max(g for g in range(1, len(devices) // data + 1) if seeds % g == 0)
     grid = np.asarray(devices[: groups * data]).reshape(groups, data)
     return Mesh(grid, (SEED, DATA), axis_types=(AxisType.Auto, AxisType.Auto))
@@ -110,7 +112,10 @@ def sample_keys(key: Array, count: int) -> Array:
 
 
 def descend(
-    loss: Callable[[PyTree], tuple[Array, PyTree]], params: PyTree, opt_state: PyTree, optimiser: optax.GradientTransformation
+    loss: Callable[[PyTree], tuple[Array, PyTree]],
+    params: PyTree,
+    opt_state: PyTree,
+    optimiser: optax.GradientTransformation,
 ) -> tuple[PyTree, PyTree, PyTree]:
     """One gradient step on the mean of ``loss(params) -> (scalar, aux)`` over all devices: (params, opt_state, aux).
 

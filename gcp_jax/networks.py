@@ -131,5 +131,7 @@ class Value(nn.Module):
 
 def ensemble(members: int, obs_dim: int, action_dim: int, hidden: Sequence[int]) -> nn.Module:
     """M critics with their own initialisation, evaluated as one batched product: (obs, action) -> [M, ...]."""
-    many = nn.vmap(Critic, variable_axes={"params": 0}, split_rngs={"params": True}, in_axes=None, out_axes=0, axis_size=members)
+    many = nn.vmap(
+        Critic, variable_axes={"params": 0}, split_rngs={"params": True}, in_axes=None, out_axes=0, axis_size=members
+    )
     return many(obs_dim, action_dim, tuple(hidden))

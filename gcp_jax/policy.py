@@ -121,9 +121,9 @@ def make(config: PolicyConfig, specs: Specs) -> Policy:
         return net.init(key, *[jnp.zeros(shape) for shape in shapes])["params"]
 
     def velocity(params: PyTree, obs: Array, inner: int = 0) -> flow.Velocity:
-        encoded = net.apply({"params": params}, obs, method="encode")
+        encoded = jnp.asarray(net.apply({"params": params}, obs, method="encode"))
         encoded = encoded.reshape(*encoded.shape[:-1], *(1,) * inner, encoded.shape[-1])
-        return lambda x, t: net.apply({"params": params}, encoded, x, t, method="velocity")
+        return lambda x, t: jnp.asarray(net.apply({"params": params}, encoded, x, t, method="velocity"))
 
     def imitation_loss(params: PyTree, obs: Array, action: Array, mask: Array, z: Array, t: Array) -> Array:
         mask = jnp.repeat(mask, specs.action_dim, axis=-1)
@@ -171,7 +171,7 @@ def save(path: str | os.PathLike[str], *, policy: Policy, deployed: PyTree, fact
     scratch = path.parent / f".{path.name}.{uuid.uuid4().hex}"
     scratch.mkdir()
     try:
-        np.savez(scratch / "arrays.npz", **arrays)
+        np.savez(scratch / "arrays.npz", allow_pickle=False, **arrays)
         (scratch / "policy.json").write_text(json.dumps(meta, indent=1))
         os.replace(scratch, path)
     except BaseException:
@@ -189,7 +189,9 @@ def _read(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     except FileNotFoundError as error:
         raise ArtifactError(f"{path} is not a policy artifact: {Path(error.filename).name} is missing.") from error
     except (ValueError, OSError, EOFError, RuntimeError, tokenize.TokenError, zipfile.BadZipFile) as error:
-        raise ArtifactError(f"{path} is damaged and cannot be read ({error}); copy it again or train it anew.") from error
+        raise ArtifactError(
+            f"{path} is damaged and cannot be read ({error}); copy it again or train it anew."
+        ) from error
     if not isinstance(meta, dict) or meta.get("format") != FORMAT:
         found = meta.get("format") if isinstance(meta, dict) else None
         raise ArtifactError(f"{path} is of artifact format {found}; this version reads {FORMAT}.")
@@ -197,7 +199,10 @@ def _read(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
 
 
 def _check_shapes(policy: Policy, deployed: PyTree) -> None:
-    expected = {"net": jax.eval_shape(policy.init, jax.random.key(0)), "normaliser": Normaliser(*[jnp.zeros(policy.specs.obs_dim)] * 2)}
+    expected = {
+        "net": jax.eval_shape(policy.init, jax.random.key(0)),
+        "normaliser": Normaliser(*[jnp.zeros(policy.specs.obs_dim)] * 2),
+    }
     if jax.tree.map(jnp.shape, deployed) != jax.tree.map(jnp.shape, expected):
         raise ValueError("arrays of other names or shapes")
 

@@ -40,7 +40,9 @@ def fold(steps: Step, gamma: float, extras: PyTree | None = None) -> Transition:
     )
 
 
-def gae(*, reward_t: Array, discount_t: Array, truncated_t: Array, value_t: Array, value_tp1: Array, lambda_: float) -> Array:
+def gae(
+    *, reward_t: Array, discount_t: Array, truncated_t: Array, value_t: Array, value_tp1: Array, lambda_: float
+) -> Array:
     """Generalised advantage estimation (Schulman et al. 2016) over chunk transitions; all [T, ...], returns [T, ...].
 
     ``δ_t = r_t + d_t V(s'_t) − V(s_t)`` with s' the true successor, ``A_t = δ_t + λ d_t (1 − truncated_t) A_{t+1}``:
@@ -86,7 +88,9 @@ def hindsight(*, reward_t: Array, ended_t: Array, outcome_t: Array, gamma: float
     ``G_t = r_t + γ (1 − ended_t) G_{t+1}`` (meaningful only where known).
     """
 
-    def step(after: tuple[Array, ...], inputs: tuple[Array, ...]) -> tuple[tuple[Array, ...], tuple[Array, ...]]:
+    Carry = tuple[Array, Array, Array]
+
+    def step(after: Carry, inputs: Carry) -> tuple[Carry, Carry]:
         known_tp1, outcome_tp1, return_tp1 = after
         reward, ended, outcome = inputs
         known = ended | known_tp1

@@ -209,7 +209,7 @@ class Windows(NamedTuple):
     """Demonstrations: chunk rows, and the (row, column, offset) of every executed step."""
 
     steps: Step  # leaves [T, N, h, ...]
-    starts: Array  # [V, 3] int32
+    starts: Any  # [V, 3] int32
 
 
 def windows(steps: Step, chunk: int) -> Windows:
@@ -248,7 +248,9 @@ def rollout(*, epochs: int, minibatches: int, rows: int, columns: int, gamma: fl
     Each part takes L/minibatches rows of every column, in an order drawn for each column and epoch.
     """
     if rows % minibatches:
-        raise ValueError(f"minibatches is {minibatches}, which does not divide the segment length {rows}; choose a divisor.")
+        raise ValueError(
+            f"minibatches is {minibatches}, which does not divide the segment length {rows}; choose a divisor."
+        )
 
     def order(key: Array, columns: int) -> Array:
         permute = jax.vmap(lambda k: jax.random.permutation(k, rows), out_axes=1)
@@ -274,7 +276,9 @@ def rollout(*, epochs: int, minibatches: int, rows: int, columns: int, gamma: fl
 def mix(first: Source, second: Source) -> Source:
     """Batches of ``first`` followed by batches of ``second`` (demonstrations, say), along the batch axis."""
     if first.updates != second.updates:
-        raise ValueError(f"Mixed sources must give the same number of updates; got {first.updates} and {second.updates}.")
+        raise ValueError(
+            f"Mixed sources must give the same number of updates; got {first.updates} and {second.updates}."
+        )
 
     def step(store: PyTree, segment: Segment, key: Array, prepare: Any, clock: Array) -> tuple[PyTree, Batch]:
         keys = jax.random.split(key)

@@ -8,7 +8,6 @@ the number of segments done, so that resuming is restoring the newest checkpoint
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import fcntl
 import importlib.metadata
 import json
@@ -86,7 +85,9 @@ def sizes(config: Run, env_specs: Any) -> Sizes:
     """Derive the sizes of finetuning. Raises ConfigError where they do not fit together."""
     fine, chunk = config.finetune, config.policy.chunk
     if chunk > env_specs.horizon:
-        raise ConfigError(f"policy.chunk is {chunk}, longer than an episode of {env_specs.name} ({env_specs.horizon} steps).")
+        raise ConfigError(
+            f"policy.chunk is {chunk}, longer than an episode of {env_specs.name} ({env_specs.horizon} steps)."
+        )
     env_steps = fine.envs * fine.rows * chunk
     capacity = max(fine.capacity // (fine.envs * chunk) // fine.rows, 2) * fine.rows
     if fine.warmup_steps >= fine.env_steps:
@@ -111,7 +112,9 @@ def method(config: Run, base: policy.Policy, size: Sizes) -> Algorithm:
     module = algorithms.load(named(config.algorithm, "algorithm")[0])
     settings = config.algorithm_config
     needs = module.replay_needs(settings)
-    source = sources.replay(capacity=size.capacity, batch_size=config.finetune.batch_size, updates=size.updates, **needs)
+    source = sources.replay(
+        capacity=size.capacity, batch_size=config.finetune.batch_size, updates=size.updates, **needs
+    )
     return module.make(settings, base, source)
 
 
@@ -208,12 +211,13 @@ class Training:
         return self.seconds_before + time.monotonic() - self.began
 
     def _open(self) -> None:
-        known = {"config": to_dict(self.config), "command": self.command, "versions": versions(), "commit": commit()}
+        config = to_dict(self.config)
+        known = {"config": config, "command": self.command, "versions": versions(), "commit": commit()}
         path = self.folder / "config.json"
         if not path.exists():
             _write_json(path, known)
             return
-        for field, there, here in _differences(json.loads(path.read_text())["config"], known["config"]):
+        for field, there, here in _differences(json.loads(path.read_text())["config"], config):
             raise RunError(
                 f"{self.folder} holds a run with {field}={there!r}, not {here!r}; use the same configuration to resume it, "
                 "or another --config.run_dir."
@@ -241,14 +245,18 @@ class Training:
         elif given:
             base, deployed, facts = policy.load(given)
             self._check_fits(base, given)
-            policy.save(own, policy=base, deployed=deployed, facts={k: v for k, v in facts.items() if k in ("env", "success")})
+            policy.save(
+                own, policy=base, deployed=deployed, facts={k: v for k, v in facts.items() if k in ("env", "success")}
+            )
         else:
             base, deployed = self._clone(own)
         return base, deployed
 
     def _check_fits(self, base: policy.Policy, path: str) -> None:
         if base.specs != self.size.specs:
-            raise RunError(f"{path} is a policy for {base.specs}, but this run needs {self.size.specs}; choose its environment.")
+            raise RunError(
+                f"{path} is a policy for {base.specs}, but this run needs {self.size.specs}; choose its environment."
+            )
 
     def _clone(self, own: Path) -> tuple[policy.Policy, PyTree]:
         pre, base = self.config.pretrain, policy.make(self.config.policy, self.size.specs)
@@ -272,7 +280,10 @@ class Training:
         deployed, rows = self._loop(stage)
         deployed = jax.tree.map(lambda x: x[0], deployed)
         if not stage.stop(rows) and pre.stop_at < 1.0:
-            print(f"cloning ended at {_mean_success(rows):.0%} success, below pretrain.stop_at={pre.stop_at:.0%}", file=sys.stderr)
+            print(
+                f"cloning ended at {_mean_success(rows):.0%} success, below pretrain.stop_at={pre.stop_at:.0%}",
+                file=sys.stderr,
+            )
         self._save_policy(own, base, deployed, rows)
         return base, deployed
 
@@ -285,7 +296,9 @@ class Training:
         stage = _Stage(
             cadence=self.finetune,
             algorithm=algorithm,
-            learner=learner.build(algorithm, size.specs, mesh=self.mesh, seeds=self.config.seeds, collection=collection),
+            learner=learner.build(
+                algorithm, size.specs, mesh=self.mesh, seeds=self.config.seeds, collection=collection
+            ),
             seeds=self.seeds,
             pretrained=deployed,
             stop=lambda rows: False,
@@ -310,9 +323,13 @@ class Training:
         if len(known) == len(self.seeds):
             return known
         with progress_lib.Progress(1, "base", unit="evaluation") as shown:
-            rows = self._evaluated(base.greedy, jax.tree.map(lambda x: x[None], deployed), shown, self._film_to("before"))
+            rows = self._evaluated(
+                base.greedy, jax.tree.map(lambda x: x[None], deployed), shown, self._film_to("before")
+            )
             self.compile_seconds += shown.compile_seconds
-        rows = [{"stage": "base", "env_steps": 0, "updates": 0, "seconds": round(self.seconds, 2), **row} for row in rows]
+        rows = [
+            {"stage": "base", "env_steps": 0, "updates": 0, "seconds": round(self.seconds, 2), **row} for row in rows
+        ]
         for row in rows:
             self.writer.write(row)
         print(f"base policy: {_mean_success(rows):.1%} success", file=sys.stderr)
@@ -342,7 +359,9 @@ class Training:
                 if self._signal:
                     where = f"{cadence.done(clock)} {cadence.unit} of {cadence.name}"
                     name = signal.Signals(self._signal).name
-                    raise Interrupted(f"stopped by {name}; saved at {where}. The same command continues from there.", self._signal)
+                    raise Interrupted(
+                        f"stopped by {name}; saved at {where}. The same command continues from there.", self._signal
+                    )
             self.compile_seconds += shown.compile_seconds
         saved.close()
         return jax.device_get(stage.algorithm.export(train.state)), rows
@@ -373,7 +392,9 @@ class Training:
         cadence = stage.cadence
         film = self._film_to("after") if clock == cadence.segments and cadence.name == "finetune" else None
         rows = self._evaluated(stage.algorithm.greedy, stage.algorithm.export(train.state), shown, film)
-        rows = [{"stage": cadence.name, **cadence.counters(clock), "seconds": round(self.seconds, 2), **row} for row in rows]
+        rows = [
+            {"stage": cadence.name, **cadence.counters(clock), "seconds": round(self.seconds, 2), **row} for row in rows
+        ]
         for row in rows:
             self.writer.write(row)
         shown.update(cadence.done(clock), eval_success=_mean_success(rows))
@@ -397,9 +418,14 @@ class Training:
         trained = clock > cadence.warmup
         speeds = {"time/env_steps_per_s": cadence.env_steps * len(seeds) / seconds}
         speeds["time/updates_per_s"] = cadence.updates * len(seeds) / seconds * trained
-        success = []
+        success: list[float] = []
         for index, seed in enumerate(seeds):
-            row = {"stage": cadence.name, "seed": seed, **cadence.counters(clock), "seconds": round(self.seconds, 2)}
+            row: dict[str, Any] = {
+                "stage": cadence.name,
+                "seed": seed,
+                **cadence.counters(clock),
+                "seconds": round(self.seconds, 2),
+            }
             row |= _episode_means({k: float(v[index]) for k, v in numbers.items() if k.startswith("episode/")})
             row |= {k: float(v[index]) for k, v in numbers.items() if k.startswith("train/") and trained}
             _check_finite(row, cadence.name, seed)
@@ -423,16 +449,19 @@ class Training:
             program = build(greedy, self.task.env, chunk=self.config.policy.chunk)
             with shown.compiling("evaluation"):
                 self._evaluate[greedy] = program.lower(deployed, seed).compile(_options(CPU_COMPILE_EVALUATION))
-        placed = jax.device_put((deployed, seed), mesh_lib.shardings(self.mesh, (mesh_lib.P("seed"), mesh_lib.P("seed"))))
+        placed = jax.device_put(
+            (deployed, seed), mesh_lib.shardings(self.mesh, (mesh_lib.P("seed"), mesh_lib.P("seed")))
+        )
         outcome, states = jax.device_get(self._evaluate[greedy](*placed))
         if film is not None:
             film(_take(states, 0))
         return evaluation.rows(outcome, seeds=self.seeds)
 
     def _film_to(self, name: str) -> Callable[[PyTree], None] | None:
-        if self.task.film is None or not self.config.video:
+        film = self.task.film
+        if film is None or not self.config.video:
             return None
-        return lambda states: self.task.film(states, self.folder / "report" / f"{name}.mp4")
+        return lambda states: film(states, self.folder / "report" / f"{name}.mp4")
 
     def _save_policy(self, path: Path, base: policy.Policy, deployed: PyTree, rows: list[dict[str, Any]]) -> None:
         facts = {
@@ -506,7 +535,9 @@ def _owned(folder: Path) -> Iterator[None]:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
-            raise RunError(f"{folder} is in use by another process; wait for it or choose another --config.run_dir.") from None
+            raise RunError(
+                f"{folder} is in use by another process; wait for it or choose another --config.run_dir."
+            ) from None
         yield
 
 

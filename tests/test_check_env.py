@@ -59,7 +59,11 @@ BROKEN = {
         "shapes",
         "int32",
     ),
-    "raw key": (SOUND._replace(reset=lambda key: _reset(key)._replace(key=jax.random.key_data(key))), "shapes", "typed key"),
+    "raw key": (
+        SOUND._replace(reset=lambda key: _reset(key)._replace(key=jax.random.key_data(key))),
+        "shapes",
+        "typed key",
+    ),
     "no horizon": (SOUND._replace(specs=SPECS._replace(horizon=0)), "shapes", "specs.horizon"),
     "step changes a dtype": (_after(lambda b, a, s: s._replace(time=s.time * 1.0)), "shapes", ".time"),
     "impure step": (_after(_impure), "deterministic", "two steps"),
@@ -67,14 +71,28 @@ BROKEN = {
     "reset hands its key on": (SOUND._replace(reset=lambda key: _reset(key)._replace(key=key)), "keys", "split it"),
     "step hands its key on": (_after(lambda b, a, s: s._replace(obs=s.obs + _noise(b))), "keys", "unchanged"),
     "actions not clipped": (
-        SOUND._replace(step=lambda s, a: stepped(s, physics=s.physics, obs=s.physics + a[0], success=a[0] > 9, bonus=5.0)),
+        SOUND._replace(
+            step=lambda s, a: stepped(s, physics=s.physics, obs=s.physics + a[0], success=a[0] > 9, bonus=5.0)
+        ),
         "clipping",
         "outside",
     ),
-    "infinite numbers": (_after(lambda b, a, s: s._replace(obs=jnp.where(a > 0.9, jnp.inf, s.obs))), "finite", "diverged"),
-    "success goes on": (_after(lambda b, a, s: s._replace(terminated=jnp.zeros((), bool))), "endings", "without terminating"),
+    "infinite numbers": (
+        _after(lambda b, a, s: s._replace(obs=jnp.where(a > 0.9, jnp.inf, s.obs))),
+        "finite",
+        "diverged",
+    ),
+    "success goes on": (
+        _after(lambda b, a, s: s._replace(terminated=jnp.zeros((), bool))),
+        "endings",
+        "without terminating",
+    ),
     "both ends": (_after(lambda b, a, s: s._replace(truncated=s.terminated)), "endings", "at once"),
-    "own time limit": (_after(lambda b, a, s: s._replace(truncated=(b.time == 3) & ~s.terminated)), "endings", "truncated at"),
+    "own time limit": (
+        _after(lambda b, a, s: s._replace(truncated=(b.time == 3) & ~s.terminated)),
+        "endings",
+        "truncated at",
+    ),
     "resets by itself": (_after(_self_resetting), "successor", "fresh start"),
     "done at the start": (
         SOUND._replace(reset=lambda key: _reset(key)._replace(reward=jnp.ones(()))),

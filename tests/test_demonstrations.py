@@ -66,7 +66,9 @@ def test_same_key_same_demonstrations(env, mixed):
     np.testing.assert_array_equal(again.action, mixed[0].action)
 
 
-@pytest.mark.parametrize(("level", "low", "high"), [("expert", 0.95, 1.0), ("mixed", 0.55, 0.75), ("poor", 0.2, 0.4), ("bad", 0.03, 0.15)])
+@pytest.mark.parametrize(
+    ("level", "low", "high"), [("expert", 0.95, 1.0), ("mixed", 0.55, 0.75), ("poor", 0.2, 0.4), ("bad", 0.03, 0.15)]
+)
 def test_quality_levels_give_their_success(env, level, low, high):
     _, info = collect(env, reach.QUALITY[level], jax.random.key(1), EPISODES)
     assert low <= info.success.mean() <= high

@@ -35,12 +35,16 @@ def test_names_are_made():
 
 
 def test_unknown_name_is_told_with_what_is_allowed():
-    with pytest.raises(ValueError, match=r"no environment is called 'peg_inset'; did you mean 'peg_insert'\? allowed: .*push_t"):
+    with pytest.raises(
+        ValueError, match=r"no environment is called 'peg_inset'; did you mean 'peg_insert'\? allowed: .*push_t"
+    ):
         envs.make("peg_inset")
 
 
 def test_unknown_setting_is_told_with_what_is_allowed():
-    with pytest.raises(ValueError, match=r"'reach' has no setting 'horizn'; did you mean 'horizon'\? allowed: .*tolerance"):
+    with pytest.raises(
+        ValueError, match=r"'reach' has no setting 'horizn'; did you mean 'horizon'\? allowed: .*tolerance"
+    ):
         envs.make("reach", horizn=3)
 
 
@@ -70,7 +74,9 @@ def _episodes(env):
 
         return *jax.lax.scan(one, state, jax.random.split(key, env.specs.horizon))[1], demonstrator.mode(plan)
 
-    return jax.device_get(jax.jit(jax.vmap(episode, out_axes=(1, 1, 1, 1, 0)))(jax.random.split(jax.random.key(7), EPISODES)))
+    return jax.device_get(
+        jax.jit(jax.vmap(episode, out_axes=(1, 1, 1, 1, 0)))(jax.random.split(jax.random.key(7), EPISODES))
+    )
 
 
 @pytest.fixture(scope="module", params=SIMULATED)

@@ -42,7 +42,9 @@ def test_video_is_written(pictures, tmp_path):
 
 def test_missing_opengl_names_the_package(env, states, monkeypatch):
     monkeypatch.setenv("MUJOCO_GL", "none")
-    with pytest.raises(RenderingUnavailable, match=r"tried none\): apt-get install libegl1 libgl1-mesa-dri, or .*libosmesa6$"):
+    with pytest.raises(
+        RenderingUnavailable, match=r"tried none\): apt-get install libegl1 libgl1-mesa-dri, or .*libosmesa6$"
+    ):
         frames(env, states)
 
 

@@ -54,7 +54,10 @@ def test_guard_holds_the_last_finite_state(counter):
 def test_guard_leaves_finite_steps_alone(counter):
     state = counter.reset(jax.random.key(0))
     action = jnp.full(1, 0.5)
-    jax.tree.map(np.testing.assert_array_equal, *(jax.tree.map(_number, e.step(state, action)) for e in (counter, guard(counter))))
+    jax.tree.map(
+        np.testing.assert_array_equal,
+        *(jax.tree.map(_number, e.step(state, action)) for e in (counter, guard(counter))),
+    )
 
 
 def _number(leaf):

@@ -1,6 +1,6 @@
 """Insert a square peg with 1 mm clearance: clone to 30–50 % success, then OGPO+CA to above 97 %.
 
-    gcp-jax train --config=experiments/configs/peg_insert.py --config.seeds=3 --config.run_dir=runs/peg_insert
+gcp-jax train --config=experiments/configs/peg_insert.py --config.seeds=3 --config.run_dir=runs/peg_insert
 """
 
 import ml_collections

@@ -124,6 +124,13 @@ def replay_needs(config: Config) -> dict[str, object]:
     }
 
 
+def _succeeded(batch: Batch) -> tuple[Transition, Array]:
+    """The success view, which the replay was asked to carry (``replay_needs``)."""
+    if batch.success is None or batch.success_weight is None:
+        raise ValueError("OGPO's success term needs a replay built with success=True.")
+    return batch.success, batch.success_weight
+
+
 def _optimiser(rate: float | optax.Schedule, grad_clip: float) -> optax.GradientTransformation:
     return optax.chain(optax.clip_by_global_norm(grad_clip), optax.adam(rate))
 
@@ -143,7 +150,10 @@ def make(config: Config, policy: Policy, source: Source) -> Algorithm:
     critic_optimiser = _optimiser(config.critic_lr, config.grad_clip)
 
     def q_values(params: PyTree, obs: Array, action: Array) -> Array:
-        return critics.apply({"params": params}, obs, action)
+        return jnp.asarray(critics.apply({"params": params}, obs, action))
+
+    def v_values(params: PyTree, obs: Array) -> Array:
+        return jnp.asarray(values.apply({"params": params}, obs))
 
     def init(key: Array, pretrained: PyTree) -> State:
         critic_key, value_key = jax.random.split(key)
@@ -172,12 +182,14 @@ def make(config: Config, policy: Policy, source: Source) -> Algorithm:
     pair_net = ensemble(2, specs.obs_dim, specs.flat_action_dim, config.critic_hidden)
 
     def q_pair(params: PyTree, obs: Array, action: Array) -> Array:
-        return pair_net.apply({"params": params}, obs, action)
+        return jnp.asarray(pair_net.apply({"params": params}, obs, action))
 
     def pessimism(state: State, obs: Array, chain: Array) -> tuple[Array, Array, Array]:
         """Q̄ of chains [B, G, …] blended by their drift from π_slow (χ²): (Q_pess, ρ, β)."""
         q = q_values(state.critic_target, obs[:, None], policy.action(chain))
-        drift = policy.log_density(state.actor, obs[:, None], chain) - policy.log_density(state.slow, obs[:, None], chain)
+        drift = policy.log_density(state.actor, obs[:, None], chain) - policy.log_density(
+            state.slow, obs[:, None], chain
+        )
         ratio = jax.lax.stop_gradient(jnp.exp(drift))
         weight = jax.nn.sigmoid(config.chi2_alpha * (ratio - 1.0))
         blend = (1.0 - weight) * jnp.mean(q, 0) + weight * jnp.min(q, 0)
@@ -193,7 +205,9 @@ def make(config: Config, policy: Policy, source: Source) -> Algorithm:
             following = jnp.mean(q_values(state.critic_target, obs[:, None], policy.action(chain)), 0)
         return batch.reward + batch.discount * jnp.mean(following, -1)
 
-    def critic_step(state: State, batch: Transition, weight: Array, to_go: Array | None, key: Array) -> tuple[State, dict]:
+    def critic_step(
+        state: State, batch: Transition, weight: Array, to_go: Array | None, key: Array
+    ) -> tuple[State, dict]:
         target_key, calql_key = jax.random.split(key)
         y = targets(state, batch, target_key)
         obs, action = state.normaliser(batch.obs), policy.flatten(batch.action)
@@ -229,7 +243,7 @@ def make(config: Config, policy: Policy, source: Source) -> Algorithm:
             heads = q_values(state.critic_target, obs[:, None], policy.action(chain))
         heads = heads if config.conservative else jnp.mean(heads, 0, keepdims=True)
         if config.baseline == "value":
-            centred = heads - values.apply({"params": state.value}, obs)[None, :, None]
+            centred = heads - v_values(state.value, obs)[None, :, None]
         elif config.baseline == "leave_one_out":
             centred = returns.leave_one_out_advantage(heads)
         else:
@@ -261,7 +275,11 @@ def make(config: Config, policy: Policy, source: Source) -> Algorithm:
 
     def ratio_metrics(ratio: Array, upper: Array) -> dict[str, Array]:
         outside = (ratio < 1.0 - config.clip) | (ratio > upper)
-        return {"ratio": jnp.mean(ratio), "ratio_deviation": jnp.mean(jnp.abs(ratio - 1.0)), "clip_fraction": jnp.mean(outside)}
+        return {
+            "ratio": jnp.mean(ratio),
+            "ratio_deviation": jnp.mean(jnp.abs(ratio - 1.0)),
+            "clip_fraction": jnp.mean(outside),
+        }
 
     def matching_loss(
         net: PyTree, state: State, obs: Array, action: Array, advantage: Array, weight: Array, upper: Array, key: Array
@@ -308,7 +326,7 @@ def make(config: Config, policy: Policy, source: Source) -> Algorithm:
 
     def success_loss(net: PyTree, state: State, batch: Batch, key: Array) -> Array:
         """λ's term: flow matching on transitions of episodes that succeeded, weighted mean."""
-        good, weight = batch.success, batch.success_weight
+        good, weight = _succeeded(batch)
         each = policy.imitate(net, state.normaliser(good.obs), good.action, good.mask, key)
         return jnp.mean(weight * each) / jnp.maximum(batch_mean(weight), 1e-6)
 
@@ -319,7 +337,7 @@ def make(config: Config, policy: Policy, source: Source) -> Algorithm:
         y = jnp.mean(q_values(state.critic_target, obs[:, None], action), (0, 2))
 
         def loss(value: PyTree) -> tuple[Array, dict[str, Array]]:
-            return jnp.mean((values.apply({"params": value}, obs) - y) ** 2), {}
+            return jnp.mean((v_values(value, obs) - y) ** 2), {}
 
         value, opt, _ = descend(loss, state.value, state.value_opt, critic_optimiser)
         return state._replace(value=value, value_opt=opt)
@@ -329,7 +347,7 @@ def make(config: Config, policy: Policy, source: Source) -> Algorithm:
         ones = jnp.ones_like(batch.transitions.reward)
         state, metrics = critic_step(state, batch.transitions, ones, batch.return_to_go, critic_key)
         if config.success_critic:
-            state, _ = critic_step(state, batch.success, batch.success_weight, None, success_key)
+            state, _ = critic_step(state, *_succeeded(batch), None, success_key)
         if config.baseline == "value":
             state = value_step(state, batch, value_key)
         improved, actor_metrics = actor_step(state, batch, actor_key)
