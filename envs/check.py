@@ -6,6 +6,7 @@ to ``CONTRACTS`` is all it takes. What only happens at success is seen as far as
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -27,13 +28,13 @@ class EnvError(ValueError):
 
 
 class Record(NamedTuple):
-    """A rollout of random actions with resets, numpy leaves [T, n, ...]."""
+    """A rollout of random actions with resets, leaves [T, n, ...]; numpy once it is complete."""
 
     step: Step
-    key: np.ndarray  # [T, n, words] the state's key before the step
-    time: np.ndarray  # [T, n] after the step
-    diverged: np.ndarray  # [T, n]
-    following: np.ndarray  # [T, n, O] observation the next step starts from, after autoreset
+    key: Array  # [T, n, words] the state's key before the step
+    time: Array  # [T, n] after the step
+    diverged: Array  # [T, n]
+    following: Array  # [T, n, O] observation the next step starts from, after autoreset
 
 
 class Probe(NamedTuple):
@@ -56,9 +57,11 @@ def check_env(env: Env, key: Array, n: int = 8, steps: int = 1000) -> dict[str, 
     """
     if steps <= env.specs.horizon:
         raise ValueError(f"check_env needs more steps than the horizon {env.specs.horizon}; got {steps}")
-    measured = {"shapes": _named(env, "shapes", lambda: shapes(env, key))}
+    measured = {"shapes": _named(env, "shapes", functools.partial(shapes, env, key))}
     probe = _probe(env, key, n, steps)
-    return measured | {name: _named(env, name, lambda c=contract: c(probe)) for name, contract in CONTRACTS.items()}
+    for name, contract in CONTRACTS.items():
+        measured[name] = _named(env, name, functools.partial(contract, probe))
+    return measured
 
 
 def _named(env: Env, name: str, contract: Callable[[], str]) -> str:
@@ -162,8 +165,8 @@ def _same(a: Any, b: Any) -> bool:
 
 def _gap(a: Array, b: Array) -> float:
     """Largest |a − b| beyond the relative tolerance."""
-    a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
-    return float(np.max(np.abs(a - b) - RTOL * np.abs(b), initial=0.0))
+    one, other = np.asarray(a, np.float64), np.asarray(b, np.float64)
+    return float(np.max(np.abs(one - other) - RTOL * np.abs(other), initial=0.0))
 
 
 def deterministic(probe: Probe) -> str:

@@ -28,12 +28,13 @@ def collect(env: Env, noise: float, key: Array, episodes: int) -> tuple[Step, In
     Returns the steps, time-major with leaves [T, E, ...] where T is the horizon, and their ``Info``. An episode that
     ended is frozen for the rest of T and its steps are marked not executed. Raises ValueError without a demonstrator.
     """
-    if env.demonstrator is None:
+    make = env.demonstrator
+    if make is None:
         raise ValueError(f"environment {env.specs.name!r} has no demonstrator; give its Env one to collect with")
 
     @jax.jit
-    def program(keys: Array, noise: Array) -> tuple[Step, Info]:
-        return jax.vmap(_episode(env, env.demonstrator(noise)), out_axes=(1, 0))(keys)
+    def program(keys: Array, noise: float) -> tuple[Step, Info]:
+        return jax.vmap(_episode(env, make(noise)), out_axes=(1, 0))(keys)
 
     return program(jax.random.split(key, episodes), noise)
 

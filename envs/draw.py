@@ -47,4 +47,5 @@ def _opens() -> bool:
 if __name__ == "__main__":
     if not _opens():
         sys.exit(NO_OPENGL)
-    draw(*sys.argv[1:5], *map(int, sys.argv[5:7]))
+    model, poses, frames, camera, width, height = sys.argv[1:]
+    draw(model, poses, frames, camera, int(width), int(height))

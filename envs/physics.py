@@ -38,7 +38,7 @@ _MJCF = """
   </visual>
   <default><geom contype="0" conaffinity="0"/></default>
   <asset>
-    <texture name="sky" type="skybox" builtin="gradient" rgb1=".92 .94 .97" rgb2=".62 .70 .80" width="256" height="256"/>
+    <texture name="sky" type="skybox" builtin="gradient" rgb1=".92 .94 .97" rgb2=".62 .70 .80" width="64" height="64"/>
     <texture name="tiles" type="2d" builtin="checker" rgb1=".80 .82 .85" rgb2=".74 .76 .80" width="256" height="256"/>
     <material name="tiles" texture="tiles" texrepeat="16 16"/>
     <material name="steel" rgba=".55 .58 .63 1" specular=".6" shininess=".6"/>

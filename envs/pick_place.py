@@ -19,7 +19,7 @@ from envs.task import scatter, started, stepped, toward
 
 Array = jax.Array
 
-QUALITY = {"expert": 0.0, "mixed": 1.35, "poor": 2.1, "bad": 3.1}  # success 100 %, 65 %, 28 %, 9 %
+QUALITY = {"expert": 0.0, "mixed": 1.35, "poor": 2.1, "bad": 3.1}  # success 100 %, 66 %, 27 %, 9 %
 
 HALF = 0.02  # metres, half the side of the block
 PAD = 0.006  # metres, radius of the balls of a pad

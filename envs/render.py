@@ -38,14 +38,14 @@ def frames(env: Env, states: State, *, every: int = 1, width: int = 480, height:
     with tempfile.TemporaryDirectory() as folder:
         model, poses, drawn = (Path(folder, name) for name in ("model.mjb", "poses.npz", "frames.npy"))
         mujoco.mj_saveModel(scene.model, str(model))
-        np.savez(poses, **_poses(scene, states, every))
+        np.savez(poses, allow_pickle=False, **_poses(scene, states, every))
         _draw([str(model), str(poses), str(drawn), scene.camera, str(width), str(height)])
         return np.load(drawn)
 
 
 def _poses(scene: Scene, states: State, every: int) -> dict[str, np.ndarray]:
     """The MjData fields of each drawn state, stacked."""
-    thinned = jax.tree.map(lambda x: np.asarray(x)[::every], states._replace(key=None))
+    thinned = jax.tree.map(lambda x: np.asarray(x)[::every], states._replace(key=np.zeros(len(states.time))))
     count = len(thinned.time)
     poses = [scene.pose(jax.tree.map(lambda x, t=t: x[t], thinned)) for t in range(count)]
     return {field: np.stack([pose[field] for pose in poses]) for field in poses[0]}

@@ -1,4 +1,4 @@
-"""What every task shares: the sparse reward, the record after a reset and after a step, and steering for demonstrators."""
+"""What every task shares: the sparse reward, the record after a reset and a step, and steering for demonstrators."""
 
 from __future__ import annotations
 

@@ -69,6 +69,8 @@ def _execute(name: str, command: Command, rest: list[str]) -> int:
 
     try:
         values, positional = _parse(name, command, rest)
+        if command.configured:
+            _virtual_devices(values["config"].value.data)
         _compilation_cache()
         result = command.run(values, positional)
     except Interrupted as stop:
@@ -103,6 +105,17 @@ def _parse(name: str, command: Command, rest: list[str]) -> tuple[Any, list[str]
         raise UsageError(f"cannot read the configuration: {error}") from error
     finally:
         sys.argv = before
+
+
+def _virtual_devices(count: int) -> None:
+    """Let a CPU stand for ``count`` devices, so that config.data splits a run over cores; accelerators are not affected.
+
+    NPROC sizes XLA's thread pool: collectives of virtual devices deadlock in one smaller than 4.
+    """
+    given = os.environ.get("XLA_FLAGS", "")
+    if isinstance(count, int) and count > 1 and "host_platform_device_count" not in given:
+        os.environ["XLA_FLAGS"] = f"{given} --xla_force_host_platform_device_count={count}".strip()
+        os.environ.setdefault("NPROC", str(max(4, 2 * count)))
 
 
 def _compilation_cache() -> None:

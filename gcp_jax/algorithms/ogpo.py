@@ -357,6 +357,6 @@ def make(config: Config, policy: Policy, source: Source) -> Algorithm:
         return improved._replace(step=state.step + 1), metrics | actor_metrics
 
     def export(state: State) -> PyTree:
-        return {"net": state.actor, "normaliser": state.normaliser}
+        return {"net": state.target, "normaliser": state.normaliser}
 
     return Algorithm(init, act, lambda state, segment: segment, update, policy.greedy, export, source)

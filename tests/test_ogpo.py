@@ -1,0 +1,546 @@
+"""OGPO's update against the paper's formulas in float64 numpy, on a policy whose every density is known in closed form."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from scipy import stats
+
+from gcp_jax import flow
+from gcp_jax import policy as policy_lib
+from gcp_jax.algorithms import ogpo
+from gcp_jax.networks import Normaliser, Value, ensemble
+from gcp_jax.policy import Policy, PolicyConfig
+from gcp_jax.types import Batch, Specs, Transition
+
+SPECS = Specs(obs_dim=2, action_dim=1, chunk=2)
+STD = 0.2
+STATES = 8
+NORMALISER = Normaliser(jnp.array([0.5, -0.5]), jnp.array([2.0, 0.5]))
+SMALL = ogpo.Config(critics=3, critic_hidden=(8,), chains=4, actor_states=STATES, best_of=4, actor_lr=0.01, critic_lr=0.01)
+
+
+def plain(**changes):
+    """SMALL as plain OGPO: neither the success term nor sign consensus, unless asked for."""
+    return dataclasses.replace(SMALL, **{"success_weight": 0.0, "conservative": False, **changes})
+
+
+# The policy: x_0 and the noise are fixed waves, x_1 ~ N(bias + x_0/2 + 0.3 s, STD²). Written once for jax and for numpy.
+
+
+def wave(shape, speed):
+    return 0.9 * np.sin(speed * np.arange(1, np.prod(shape) + 1)).reshape(shape)
+
+
+def affine_mean(bias, obs, x):
+    return bias.reshape((1,) * (x.ndim - 1) + (-1,)) + 0.5 * x + 0.3 * obs
+
+
+def affine_chain(bias, obs, states, count):
+    """[states, count, 2, D] for obs [states, 1, D]."""
+    shape = (states, count, SPECS.flat_action_dim)
+    start = wave(shape, 1.7)
+    return start, affine_mean(bias, obs, start) + STD * wave(shape, 2.9)
+
+
+def affine_policy():
+    def chain(params, obs, noise):
+        start, end = affine_chain(params["bias"], obs, *noise.shape[:2])
+        return jnp.stack([jnp.asarray(start, jnp.float32), end], -2)
+
+    def log_density(params, obs, chain):
+        x, y = chain[..., 0, :], chain[..., 1, :]
+        steps = flow.normal_log_density(y, affine_mean(params["bias"], obs, x), STD)
+        return jnp.sum(flow.normal_log_density(x, 0.0, 1.0) + steps, -1) / 2 / SPECS.flat_action_dim
+
+    def imitation_loss(params, obs, action, mask, z, t):
+        error = (affine_mean(params["bias"], obs, jnp.zeros_like(action)) - action) ** 2
+        return jnp.sum(error * mask, -1) / jnp.maximum(jnp.sum(mask, -1), 1.0)
+
+    return Policy(
+        init=None,
+        sample=lambda params, obs, z: affine_mean(params["bias"], obs, z),
+        chain=chain,
+        action=flow.action,
+        log_density=log_density,
+        imitation_loss=imitation_loss,
+        config=PolicyConfig(chunk=2, steps=1),
+        specs=SPECS,
+    )
+
+
+AFFINE = affine_policy()
+
+
+def transitions(seed):
+    rng = np.random.default_rng(seed)
+    obs, following, action = rng.standard_normal((3, STATES, 2)).astype(np.float32)
+    terminated = np.arange(STATES) % 4 == 3
+    return Transition(
+        obs=jnp.asarray(obs),
+        action=jnp.asarray(np.clip(action, -1, 1))[..., None],
+        mask=jnp.asarray(np.where(np.arange(STATES)[:, None] % 3 == 2, [1.0, 0.0], [1.0, 1.0]), jnp.float32),
+        reward=jnp.asarray(rng.standard_normal(STATES), jnp.float32),
+        discount=jnp.asarray(0.9 * ~terminated, jnp.float32),
+        next_obs=jnp.asarray(following),
+        terminated=jnp.asarray(terminated),
+        truncated=jnp.zeros(STATES, bool),
+    )
+
+
+@pytest.fixture(scope="module")
+def batch():
+    to_go = jnp.asarray(np.where(np.arange(STATES) % 2, np.nan, np.linspace(-1, 1, STATES)), jnp.float32)
+    weight = jnp.asarray(np.arange(STATES) % 4 != 1, jnp.float32)
+    return Batch(transitions(0), success=transitions(1), success_weight=weight, return_to_go=to_go)
+
+
+class Sized:
+    """A source of which OGPO reads the batch size alone."""
+
+    batch_size = STATES
+
+
+def make(config, policy=AFFINE):
+    return ogpo.make(config, policy, Sized)
+
+
+def apart(algorithm):
+    """A state in the midst of training: θ, θ̄ and π_slow differ, and so do φ and φ̄."""
+    state, other = (
+        algorithm.init(jax.random.key(seed), {"net": {"bias": jnp.zeros(2)}, "normaliser": NORMALISER}) for seed in (0, 1)
+    )
+    actor, target, slow = ({"bias": jnp.array(bias)} for bias in ([0.05, -0.02], [0.0, 0.01], [-0.1, 0.08]))
+    return state._replace(
+        actor=actor, target=target, slow=None if state.slow is None else slow, critic_target=other.critic_target
+    )
+
+
+class ByHand:
+    """The quantities of one update, by the paper's formulas; ``after`` gives φ̄ and V as the actor finds them."""
+
+    def __init__(self, config, before, after, batch):
+        self.config, self.before, self.after, self.batch = config, before, after, batch
+        self.obs = self.normalise(batch.transitions.obs)
+        stride = max(STATES // config.actor_states, 1)
+        self.actor_obs = self.obs[::stride]
+
+    @staticmethod
+    def normalise(obs):
+        return (np.asarray(obs, np.float64) - np.asarray(NORMALISER.mean)) / np.asarray(NORMALISER.std)
+
+    @staticmethod
+    def mlp(x, first, norm, last):
+        y = x @ np.asarray(first["kernel"], np.float64) + first["bias"]
+        y = (y - y.mean(-1, keepdims=True)) / np.sqrt(y.var(-1, keepdims=True) + 1e-6) * norm["scale"] + norm["bias"]
+        y = 0.5 * y * (1 + np.tanh(np.sqrt(2 / np.pi) * (y + 0.044715 * y**3)))
+        return (y @ np.asarray(last["kernel"], np.float64) + last["bias"])[..., 0]
+
+    def q(self, critic, obs, action):
+        """[M, …] for obs [B, O] and action [B, D] or [B, G, D]."""
+        critic = jax.tree.map(np.asarray, critic)
+        if action.ndim == 3:
+            obs = np.broadcast_to(obs[:, None], (*action.shape[:2], obs.shape[-1]))
+        x = np.concatenate([obs, action], -1)
+        members = [jax.tree.map(lambda leaf, m=m: leaf[m], critic) for m in range(self.config.critics)]
+        return np.stack([self.mlp(x, p["SplitDense_0"], p["LayerNorm_0"], p["Dense_0"]) for p in members])
+
+    def v(self, obs):
+        params = jax.tree.map(np.asarray, self.after.value)
+        return self.mlp(obs, params["Dense_0"], params["LayerNorm_0"], params["Dense_1"])
+
+    @staticmethod
+    def chains(net, obs, count):
+        start, end = affine_chain(np.asarray(net["bias"], np.float64), obs[:, None], len(obs), count)
+        return start, end, np.clip(end, -1, 1)
+
+    @staticmethod
+    def density(bias, obs, start, end):
+        """[B, G], divided by the two entries of the chain and its dimensions."""
+        steps = stats.norm.logpdf(end, affine_mean(np.asarray(bias, np.float64), obs[:, None], start), STD)
+        return (stats.norm.logpdf(start) + steps).sum(-1) / 2 / SPECS.flat_action_dim
+
+    def pessimism(self, critic_target, obs, start, end):
+        """(Q_pess, ρ, β) of χ² regularisation."""
+        q = self.q(critic_target, obs, np.clip(end, -1, 1))
+        log_ratio = [self.density(net["bias"], obs, start, end) for net in (self.before.actor, self.before.slow)]
+        ratio = np.exp(log_ratio[0] - log_ratio[1])
+        weight = 1 / (1 + np.exp(-self.config.chi2_alpha * (ratio - 1)))
+        return (1 - weight) * q.mean(0) + weight * q.min(0), ratio, self.config.chi2 * q.std(0).mean()
+
+    def targets(self):
+        following = self.normalise(self.batch.transitions.next_obs)
+        start, end, action = self.chains(self.before.target, following, self.config.target_samples)
+        if self.config.chi2:
+            value = self.pessimism(self.before.critic_target, following, start, end)[0]
+        else:
+            value = self.q(self.before.critic_target, following, action).mean(0)
+        return np.asarray(self.batch.transitions.reward) + np.asarray(self.batch.transitions.discount) * value.mean(-1)
+
+    def critic(self):
+        q = self.q(self.before.critic, self.obs, np.asarray(self.batch.transitions.action)[..., 0])
+        loss = np.mean((q - self.targets()) ** 2)
+        if self.config.calql:
+            proposed = self.q(self.before.critic, self.obs, self.chains(self.before.target, self.obs, 1)[2])[..., 0]
+            to_go = np.nan_to_num(np.asarray(self.batch.return_to_go), nan=-np.inf)
+            loss += self.config.calql * np.mean(np.maximum(proposed, to_go) - q)
+        return {"critic_loss": loss, "q": q.mean(), "q_spread": q.std(0).mean()}
+
+    def advantages(self, start, end):
+        config, upper = self.config, 1 + self.config.clip
+        if config.chi2:
+            q, ratio, beta = self.pessimism(self.after.critic_target, self.actor_obs, start, end)
+            heads, upper = (q - beta * ratio)[None], min(upper, 1 + config.max_reward / beta)
+        else:
+            heads = self.q(self.after.critic_target, self.actor_obs, np.clip(end, -1, 1))
+            heads = heads if config.conservative else heads.mean(0, keepdims=True)
+        group = heads.shape[-1]
+        baseline = {
+            "group": heads.mean(-1, keepdims=True),
+            "leave_one_out": (heads.sum(-1, keepdims=True) - heads) / (group - 1),
+            "value": self.v(self.actor_obs)[None, :, None] if config.baseline == "value" else 0,
+        }[config.baseline]
+        centred = heads - baseline
+        advantage = np.where((centred > 0).all(0), centred.min(0), np.where((centred < 0).all(0), centred.max(0), 0))
+        if config.group_std:
+            advantage = advantage / (heads.mean(0).std(-1, keepdims=True) + 1e-6)
+        return np.maximum(advantage, 0) if config.no_negative else advantage, upper
+
+    def matching(self, bias, action):
+        return np.mean((affine_mean(np.asarray(bias, np.float64), self.actor_obs[:, None], 0 * action) - action) ** 2, -1)
+
+    def policy_loss(self, bias, start, end, advantage, upper):
+        """The extraction rule's loss and the ratios it used (None where it uses none)."""
+        config, action, target = self.config, np.clip(end, -1, 1), self.before.target["bias"]
+        weight = np.minimum(np.exp(advantage / config.temperature), 100)
+        if config.extraction == "backprop":
+            sampled = affine_mean(bias, self.actor_obs[:, None], start)
+            return -self.q(self.after.critic_target, self.actor_obs, sampled).mean(), None
+        if config.extraction == "awfm":
+            return np.mean(weight * self.matching(bias, action)), None
+        if config.extraction == "fpo":
+            ratio = np.exp(self.matching(target, action) - self.matching(bias, action))
+        else:
+            ratio = np.exp(self.density(bias, self.actor_obs, start, end) - self.density(target, self.actor_obs, start, end))
+        if config.extraction == "awr":
+            return -np.mean(weight * ratio), ratio
+        return -np.mean(np.minimum(ratio * advantage, np.clip(ratio, 1 - config.clip, upper) * advantage)), ratio
+
+    def imitation(self, bias):
+        good, weight = self.batch.success, np.asarray(self.batch.success_weight)
+        mask = np.asarray(good.mask)
+        error = (bias + 0.3 * self.normalise(good.obs) - np.asarray(good.action)[..., 0]) ** 2
+        return np.sum(weight * (error * mask).sum(-1) / mask.sum(-1)) / weight.sum()
+
+    def actor(self):
+        config, start_bias = self.config, np.asarray(self.before.actor["bias"], np.float64)
+        start, end, _ = self.chains(self.before.target, self.actor_obs, config.chains)
+        advantage, upper = self.advantages(start, end)
+
+        def loss(bias):
+            value = self.policy_loss(bias, start, end, advantage, upper)[0]
+            if config.success_weight:
+                value += config.success_weight * self.imitation(bias)
+            if config.forward_kl:
+                from_slow = self.chains(self.before.slow, self.actor_obs, 1)[:2]
+                value -= config.forward_kl * self.density(bias, self.actor_obs, *from_slow).mean()
+            return value
+
+        small = 1e-5 * np.eye(2)
+        gradient = [(loss(start_bias + step) - loss(start_bias - step)) / 2e-5 for step in small]
+        value, ratio = self.policy_loss(start_bias, start, end, advantage, upper)
+        result = {
+            "policy_loss": value,
+            "actor_gradient_norm": np.linalg.norm(gradient),
+            "advantage": np.abs(advantage).mean(),
+            "advantage_used": (advantage != 0).mean(),
+        }
+        if config.success_weight:
+            result["imitation_loss"] = self.imitation(start_bias)
+        if ratio is not None:
+            result |= {
+                "ratio": ratio.mean(),
+                "ratio_deviation": np.abs(ratio - 1).mean(),
+                "clip_fraction": ((ratio < 1 - config.clip) | (ratio > upper)).mean(),
+            }
+        return result
+
+
+CONFIGS = {
+    "OGPO+CA": SMALL,
+    "plain": plain(),
+    "no clipping": plain(clip=10.0),
+    "success term": plain(success_weight=0.7),
+    "fewer states": plain(actor_states=STATES // 2),
+    "several target samples": plain(target_samples=3),
+    "leave one out": plain(baseline="leave_one_out"),
+    "value baseline": plain(baseline="value"),
+    "conservative value baseline": plain(baseline="value", conservative=True),
+    "group std": plain(group_std=True, conservative=True),
+    "no negative": plain(no_negative=True),
+    "chi2": plain(chi2=0.5),
+    "chi2, low ceiling": plain(chi2=5.0, max_reward=0.001, clip=0.05),
+    "forward KL": plain(forward_kl=0.3),
+    "Cal-QL": plain(critic_warmup=5, calql=0.6),
+    "advantage-weighted ratio": plain(extraction="awr", temperature=0.2),
+    "advantage-weighted matching": plain(extraction="awfm", temperature=0.2),
+    "FPO": plain(extraction="fpo"),
+    "back-propagation": plain(extraction="backprop"),
+}
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_losses_equal_the_papers_formulas(name, batch):
+    config = CONFIGS[name]
+    algorithm = make(config)
+    before = apart(algorithm)
+    after, metrics = algorithm.update(before, batch, jax.random.key(0))
+    by_hand = ByHand(config, before, after, batch)
+    expected = by_hand.critic() | by_hand.actor()
+    assert metrics.keys() == expected.keys() | {"critic_gradient_norm"}
+    for key, value in expected.items():
+        np.testing.assert_allclose(metrics[key], value, rtol=2e-4, atol=2e-6, err_msg=key)
+
+
+def adam_step(loss, params, rate):
+    optimiser = optax.adam(rate)
+    change, _ = optimiser.update(jax.grad(loss)(params), optimiser.init(params))
+    return optax.apply_updates(params, change)
+
+
+def assert_trees_close(actual, expected):
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), actual, expected)
+
+
+def test_critics_take_an_adam_step_on_the_squared_error_and_their_average_follows(batch):
+    config = plain(critic_ema=0.1)
+    algorithm = make(config)
+    before = apart(algorithm)
+    after, _ = algorithm.update(before, batch, jax.random.key(0))
+    y = jnp.asarray(ByHand(config, before, after, batch).targets(), jnp.float32)
+    critics = ensemble(3, 2, 2, (8,))
+
+    def loss(critic):
+        q = critics.apply({"params": critic}, NORMALISER(batch.transitions.obs), batch.transitions.action[..., 0])
+        return jnp.mean((q - y[None]) ** 2)
+
+    stepped = adam_step(loss, before.critic, config.critic_lr)
+    followed = jax.tree.map(lambda old, new: 0.9 * old + 0.1 * new, before.critic_target, stepped)
+    assert_trees_close((after.critic, after.critic_target), (stepped, followed))
+
+
+def test_the_value_baseline_regresses_on_the_mean_of_the_critics(batch):
+    """V(s) takes an Adam step on (V(s) − mean_m Q̄_m(s, a))², a ~ θ̄, with the critics as this update left them."""
+    config = plain(baseline="value")
+    algorithm = make(config)
+    before = apart(algorithm)
+    after, _ = algorithm.update(before, batch, jax.random.key(0))
+    by_hand = ByHand(config, before, after, batch)
+    action = by_hand.chains(before.target, by_hand.obs, 1)[2]
+    y = jnp.asarray(by_hand.q(after.critic_target, by_hand.obs, action).mean((0, 2)), jnp.float32)
+
+    def loss(value):
+        return jnp.mean((Value((8,)).apply({"params": value}, NORMALISER(batch.transitions.obs)) - y) ** 2)
+
+    assert_trees_close(after.value, adam_step(loss, before.value, config.critic_lr))
+
+
+def test_averages_follow_at_their_rates(batch):
+    config = plain(actor_ema=0.25, slow_ema=0.01, forward_kl=0.1)
+    algorithm = make(config)
+    before = apart(algorithm)
+    after, _ = algorithm.update(before, batch, jax.random.key(0))
+    new = after.actor["bias"]
+    np.testing.assert_allclose(after.target["bias"], 0.75 * before.target["bias"] + 0.25 * new, rtol=1e-5)
+    np.testing.assert_allclose(after.slow["bias"], 0.99 * before.slow["bias"] + 0.01 * new, rtol=1e-5)
+    assert after.step == before.step + 1
+    assert not np.array_equal(new, before.actor["bias"])
+
+
+def test_an_advantage_on_which_the_critics_disagree_is_zero(batch):
+    """Critics of opposite sign: no chain has a consensus, so nothing moves the actor, to the last bit."""
+    algorithm = make(plain(conservative=True, critic_ema=0.0))
+    before = apart(algorithm)
+    mirrored = jax.tree.map(lambda x: jnp.stack([x[0]] * 3), before.critic_target)
+    mirrored["Dense_0"] = jax.tree.map(lambda x: jnp.stack([x[0], -x[0], x[0]]), before.critic_target["Dense_0"])
+    after, metrics = algorithm.update(before._replace(critic_target=mirrored), batch, jax.random.key(0))
+    assert metrics["advantage_used"] == 0
+    np.testing.assert_array_equal(after.actor["bias"], before.actor["bias"])
+
+
+def test_the_warm_up_leaves_the_actor_alone(batch):
+    algorithm = make(plain(critic_warmup=2, forward_kl=0.1))
+    state = apart(algorithm)
+    for n in range(3):
+        before = state
+        state, _ = algorithm.update(state, batch, jax.random.key(n))
+        frozen = (before.actor, before.target, before.slow, before.actor_opt), (state.actor, state.target, state.slow, state.actor_opt)
+        same = all(jax.tree.leaves(jax.tree.map(np.array_equal, *frozen)))
+        assert same == (n < 2)
+        assert not np.array_equal(before.critic["Dense_0"]["kernel"], state.critic["Dense_0"]["kernel"])
+    assert state.step == 3
+
+
+def test_acting_takes_the_best_of_n_by_the_smaller_of_two_critics():
+    """Over many keys exactly the choices of the three pairs of critics appear; before the first update, the first chain."""
+    algorithm = make(SMALL)
+    state = apart(algorithm)
+    obs = transitions(2).obs[:1]
+    by_hand = ByHand(SMALL, state, state, Batch(transitions(2)))
+    candidates = by_hand.chains(state.target, by_hand.normalise(obs), SMALL.best_of)[2][0]
+    q = by_hand.q(state.critic_target, by_hand.normalise(obs), candidates[None])[:, 0]
+    best = {int(np.argmax(np.minimum(q[i], q[j]))) for i, j in ((0, 1), (0, 2), (1, 2))}
+    assert len(best) > 1
+
+    def chosen(state, keys):
+        chunks, extras = jax.jit(jax.vmap(lambda key: algorithm.act(state, obs, key)))(keys)
+        assert (chunks.shape[1:], extras) == ((1, 2, 1), {})
+        distance = np.abs(np.asarray(chunks)[:, 0, None, :, 0] - candidates[None]).max(-1)
+        assert distance.min(-1).max() < 1e-6
+        return set(distance.argmin(-1))
+
+    keys = jax.random.split(jax.random.key(0), 64)
+    assert chosen(state._replace(step=jnp.int32(1)), keys) == best
+    assert chosen(state, keys) == {0}
+
+
+SWITCHES = {
+    "chains": (plain(), 6, "actor_opt"),
+    "actor_states": (plain(), 4, "actor_opt"),
+    "critics": (plain(), 4, "actor_opt"),
+    "critic_hidden": (plain(), (8, 8), "actor_opt"),
+    "actor_lr": (plain(), 0.1, "actor"),
+    "critic_lr": (plain(), 0.1, "critic"),
+    "lr_cycle": (plain(), 10, "actor"),
+    "grad_clip": (plain(), 1e-3, "critic_opt"),
+    "clip": (plain(), 1.0, "actor_opt"),
+    "actor_ema": (plain(), 0.5, "target"),
+    "critic_ema": (plain(), 0.5, "critic_target"),
+    "best_of": (plain(), 1, "action"),
+    "success_weight": (plain(), 1.0, "actor_opt"),
+    "success_critic": (plain(), True, "critic"),
+    "conservative": (plain(), True, "actor_opt"),
+    "target_samples": (plain(), 4, "critic_opt"),
+    "chi2": (plain(), 0.5, "critic_opt"),
+    "chi2_alpha": (plain(chi2=0.5), 50.0, "critic_opt"),
+    "max_reward": (plain(chi2=5.0, clip=1.0), 1e-4, "actor_opt"),
+    "slow_ema": (plain(forward_kl=0.1), 0.5, "slow"),
+    "baseline": (plain(), "leave_one_out", "actor_opt"),
+    "group_std": (plain(), True, "actor_opt"),
+    "no_negative": (plain(), True, "actor_opt"),
+    "forward_kl": (plain(), 1.0, "actor_opt"),
+    "critic_warmup": (plain(), 10, "actor"),
+    "calql": (plain(critic_warmup=10), 1.0, "critic_opt"),
+    "extraction": (plain(), "awr", "actor_opt"),
+    "temperature": (plain(extraction="awr"), 0.1, "actor_opt"),
+}
+
+
+def outcome(config, batch, part):
+    """What an update makes of one part of the state, or the actions the result takes, as one vector."""
+    algorithm = make(config)
+    state, _ = algorithm.update(apart(algorithm), batch, jax.random.key(0))
+    result = algorithm.act(state, batch.transitions.obs, jax.random.key(1))[0] if part == "action" else getattr(state, part)
+    return np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(result)])
+
+
+@pytest.fixture(scope="module")
+def usual(batch):
+    """``outcome``, remembered: most switches start from the same configuration."""
+    return functools.cache(lambda config, part: outcome(config, batch, part))
+
+
+@pytest.mark.parametrize("field", SWITCHES)
+def test_every_switch_changes_what_it_governs(field, batch, usual):
+    """An optimiser's state holds the raw gradient, which Adam's first step would hide."""
+    base, value, part = SWITCHES[field]
+    changed = outcome(dataclasses.replace(base, **{field: value}), batch, part)
+    assert np.abs(usual(base, part) - changed).max() > 1e-6
+
+
+def test_every_switch_has_its_test():
+    """gamma is folded into the transitions, so the replay is told of it."""
+    assert SWITCHES.keys() | {"gamma"} == {field.name for field in dataclasses.fields(ogpo.Config)}
+
+
+@pytest.mark.parametrize(
+    ("config", "needs"),
+    [
+        (plain(gamma=0.9), {"gamma": 0.9, "success": False, "to_go": False}),
+        (plain(success_weight=1.0), {"gamma": 0.99, "success": True, "to_go": False}),
+        (plain(success_critic=True), {"gamma": 0.99, "success": True, "to_go": False}),
+        (plain(calql=1.0, critic_warmup=1), {"gamma": 0.99, "success": False, "to_go": True}),
+    ],
+)
+def test_the_replay_carries_what_the_switches_need(config, needs):
+    assert ogpo.replay_needs(config) == needs
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"baseline": "mean"}, "algorithm.baseline is 'mean'; allowed: group, leave_one_out, value"),
+        ({"extraction": "sac"}, "algorithm.extraction is 'sac'; allowed: ppo, awr, awfm, fpo, backprop"),
+        ({"chains": 1}, "algorithm.chains is 1; it must be at least 2"),
+        ({"actor_states": 0}, "algorithm.actor_states is 0; it must be at least 1"),
+        ({"critics": 1}, "algorithm.critics is 1; it must be at least 2"),
+        ({"best_of": 0}, "algorithm.best_of is 0; it must be at least 1"),
+        ({"target_samples": 0}, "algorithm.target_samples is 0; it must be at least 1"),
+        ({"chi2": 0.1}, "set algorithm.conservative=False"),
+        ({"calql": 0.1}, "set algorithm.critic_warmup above 0"),
+    ],
+)
+def test_a_wrong_config_is_refused(settings, message):
+    with pytest.raises(ValueError, match=message):
+        ogpo.Config(**settings)
+
+
+@pytest.mark.parametrize("scheme", flow.SCHEMES)
+def test_the_first_ratio_is_exactly_one(scheme, batch):
+    """Stored chains are scored as they were sampled, so a first update sees θ = θ̄ without rounding."""
+    policy = policy_lib.make(PolicyConfig(chunk=2, hidden=(8,), steps=2, scheme=scheme), SPECS)
+    algorithm = make(SMALL, policy)
+    state = algorithm.init(jax.random.key(0), {"net": policy.init(jax.random.key(1)), "normaliser": NORMALISER})
+    _, metrics = jax.jit(algorithm.update)(state, batch, jax.random.key(2))
+    assert (metrics["ratio"], metrics["ratio_deviation"], metrics["clip_fraction"]) == (1, 0, 0)
+    assert metrics["actor_gradient_norm"] > 0
+
+
+def test_deployed_are_the_actor_and_its_normaliser(batch):
+    algorithm = make(SMALL)
+    state = apart(algorithm)
+    assert algorithm.export(state) == {"net": state.actor, "normaliser": NORMALISER}
+    assert algorithm.prepare(state, batch) is batch
+
+
+def test_a_two_mode_prior_concentrates_on_the_rewarded_mode(two_modes):
+    """A one-step task: reward 1 for a positive action. The prior takes either mode half of the time."""
+    specs, count = two_modes.policy.specs, 64
+    config = ogpo.Config(
+        critics=3, critic_hidden=(32, 32), chains=8, actor_states=count, success_weight=0.0,
+        actor_lr=1e-3, actor_ema=0.05, critic_lr=3e-3, critic_ema=0.1, clip=0.05,
+    )  # fmt: skip
+    algorithm = ogpo.make(config, two_modes.policy, Sized)
+
+    def step(state, key):
+        act_key, update_key = jax.random.split(key)
+        action = jax.random.uniform(act_key, (count, 1, 1), minval=-1.0)
+        zeros, yes = jnp.zeros((count, specs.obs_dim)), jnp.ones(count, bool)
+        reward = (action[:, 0, 0] > 0).astype(jnp.float32)
+        bandit = Transition(zeros, action, jnp.ones((count, 1)), reward, jnp.zeros(count), zeros, yes, ~yes)
+        return algorithm.update(state, Batch(bandit), update_key)
+
+    state = algorithm.init(jax.random.key(0), two_modes.deployed)
+    state, metrics = jax.jit(lambda s: jax.lax.scan(step, s, jax.random.split(jax.random.key(1), 300)))(state)
+    greedy = jax.jit(two_modes.policy.greedy)
+    before, after = (
+        np.mean(np.asarray(greedy(deployed, jnp.zeros((4000, 1)), jax.random.key(2))) > 0)
+        for deployed in (two_modes.deployed, algorithm.export(state))
+    )
+    print(before, after)
+    assert abs(before - 0.5) < 0.04
+    assert after > 0.95
