@@ -30,7 +30,7 @@ CONFIG_HELP = """  --config=FILE            a configuration file, e.g. experimen
                            --config.algorithm.conservative=False --config.policy.hidden="(256,256)"
 """
 
-EXPECTED = (ValueError, RuntimeError, FileNotFoundError, FileExistsError, PermissionError, ImportError, flags.Error)
+EXPECTED = (ValueError, RuntimeError, OSError, ImportError, flags.Error)
 
 
 class Command(NamedTuple):
@@ -94,8 +94,9 @@ def _parse(name: str, command: Command, rest: list[str]) -> tuple[Any, list[str]
     if command.configured:
         from experiments.tasks import defaults
 
-        config_flags.DEFINE_config_file("config", flag_values=values)
-        if not any(word.split("=")[0] == "--config" for word in rest):
+        if any(word.split("=")[0] == "--config" for word in rest):
+            config_flags.DEFINE_config_file("config", flag_values=values)
+        else:
             config_flags.DEFINE_config_dict("config", defaults(), flag_values=values)
     before = sys.argv
     sys.argv = [name, *rest]  # config_flags finds its overrides there

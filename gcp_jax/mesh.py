@@ -128,5 +128,5 @@ def descend(
 
     gradient, aux = jax.grad(mean_loss, has_aux=True)(params)
     updates, opt_state = optimiser.update(gradient, opt_state, params)
-    aux = {**aux, "gradient_norm": optax.global_norm(gradient)}
+    aux = {**aux, "gradient_norm": optax.tree.norm(gradient)}
     return optax.apply_updates(params, updates), opt_state, aux

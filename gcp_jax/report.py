@@ -42,7 +42,7 @@ from gcp_jax.statistics import (
 THRESHOLDS = (0.5, 0.8, 0.9, 0.95)  # success rates whose first crossing is reported
 
 
-class ReportError(Exception):
+class ReportError(ValueError):
     """A run folder that cannot be reported on; the message is one line that says what to mend."""
 
 

@@ -1,0 +1,104 @@
+"""The command line in this process: help, plan, tables, configuration."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+
+import jax
+import pytest
+
+from experiments import cli, planning, tasks
+from gcp_jax import config as config_lib
+from gcp_jax import train
+
+REACH = "experiments/configs/reach.py"
+
+
+@pytest.fixture(autouse=True)
+def keep_cache(monkeypatch):
+    """The tests' own compilation cache stays."""
+    monkeypatch.setattr(cli, "_compilation_cache", lambda: None)
+
+
+@pytest.mark.parametrize("name", cli.COMMANDS)
+def test_every_command_explains_itself(name, capsys):
+    assert cli.main([name, "--help"]) == 0
+    shown = capsys.readouterr().out
+    assert shown.startswith(f"gcp-jax {name}") and "--json" in shown
+
+
+def test_help_lists_the_commands_and_an_unknown_one_is_refused(capsys):
+    assert cli.main([]) == 0
+    shown = capsys.readouterr().out
+    assert all(f"  {name}" in shown for name in cli.COMMANDS)
+    assert cli.main(["trian"]) == 2
+    assert "allowed: train" in capsys.readouterr().err
+
+
+def test_plan_counts_without_compiling(capsys, monkeypatch):
+    monkeypatch.setattr(jax.stages.Lowered, "compile", lambda *a, **k: pytest.fail("plan compiled something"))
+    flags = ["--config.seeds=3", "--config.finetune.env_steps=40960", "--config.finetune.warmup_steps=4096"]
+    assert cli.main(["plan", f"--config={REACH}", *flags, "--json"]) == 0
+    numbers = json.loads(capsys.readouterr().out.strip().splitlines()[-1])
+    assert numbers["env_steps_per_segment"] == 64 * 8 * 4
+    assert numbers["segments"] == 20 and numbers["warmup_env_steps"] == 4096
+    assert numbers["updates"] == 18 * numbers["updates_per_segment"]
+    assert numbers["utd"] == pytest.approx(numbers["updates_per_segment"] / 2048)
+
+
+def test_plan_predicts_the_bytes_of_the_state():
+    run = tasks.checked(tasks.defaults("reach"))
+    task = tasks.make(run, film=False)
+    numbers = planning.plan(run, task)
+    size = train.sizes(run, task.env.specs)
+    rows = size.capacity * run.finetune.envs
+    step = 4 * (2 * size.specs.obs_dim + size.specs.action_dim + 1) + 4
+    assert numbers["replay_bytes"] == rows * run.policy.chunk * step
+    widths = [size.specs.obs_dim + size.specs.flat_action_dim + 32, *run.policy.hidden, size.specs.flat_action_dim]
+    dense = sum((a + 1) * b for a, b in zip(widths, widths[1:], strict=False))
+    assert numbers["policy_parameters"] == dense + (32 + 1) * 64 + (64 + 1) * 32
+
+
+def test_tables_name_what_there_is(capsys):
+    assert cli.main(["envs", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out.strip().splitlines()[-1])
+    assert {"peg_insert", "pick_place", "push_t", "reach"} <= set(found)
+    assert cli.main(["algorithms"]) == 0
+    assert "--config.algorithm.conservative" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["report"], "name at least one run folder"),
+        (["report", "nowhere"], "nowhere"),
+        (["evaluate"], "name one saved policy"),
+        (["evaluate", "nowhere"], "not a policy artifact"),
+        (["render", "nowhere"], "neither a saved policy nor a task"),
+        (["plan", "extra"], "unexpected 'extra'"),
+        (["plan", "--config=nowhere.py"], "nowhere.py"),
+        (["plan", f"--config={REACH}", "--config.nothing=1"], "nothing"),
+        (["plan", f"--config={REACH}", "--wrong=1"], "wrong"),
+        (["plan", f"--config={REACH}", "--config.seeds=0"], "seeds is 0"),
+        (["plan", f"--config={REACH}", "--config.algorithm.chains=1"], "at least 2"),
+        (["plan", f"--config={REACH}", "--config.algorithm.chi2=0.1"], "conservative=False"),
+        (["plan", f"--config={REACH}", "--config.pretrain.stop_at=1.5"], "(0, 1]"),
+    ],
+)
+def test_bad_input_is_one_line(arguments, words, capsys):
+    assert cli.main(arguments) == 2
+    shown = capsys.readouterr()
+    assert shown.out == "" and words in shown.err
+    assert len(shown.err.strip().splitlines()) == 1
+
+
+def test_configuration_survives_its_own_json():
+    run = tasks.checked(tasks.defaults("reach"))
+    again = config_lib.resolve(json.loads(json.dumps(config_lib.to_dict(run))))
+    assert dataclasses.asdict(again) == dataclasses.asdict(run)
+
+
+def test_every_shipped_configuration_plans():
+    for name in ("peg_insert", "pick_place", "push_t", "reach"):
+        assert cli.main(["plan", f"--config=experiments/configs/{name}.py"]) == 0
