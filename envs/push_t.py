@@ -103,9 +103,7 @@ def mjcf() -> str:
 def _tee(name: str, *, height: float, mass: float, material: str) -> str:
     """Bar and stem, ``height`` metres to either side of the body's plane; ``mass`` kg each."""
     return "".join(
-        _BOX.format(
-            name=name.format(part), x=x, y=y, dx=dx, dy=dy, dz=height, mass=mass, material=material
-        )
+        _BOX.format(name=name.format(part), x=x, y=y, dx=dx, dy=dy, dz=height, mass=mass, material=material)
         for part, (x, y), (dx, dy) in zip(("bar", "stem"), CENTRES, HALVES, strict=True)
     )
 

@@ -44,8 +44,8 @@ def frames(env: Env, states: State, *, every: int = 1, width: int = 480, height:
 
 
 def _poses(scene: Scene, states: State, every: int) -> dict[str, np.ndarray]:
-    """The MjData fields of each drawn state, stacked."""
-    thinned = jax.tree.map(lambda x: np.asarray(x)[::every], states._replace(key=np.zeros(len(states.time))))
+    """The MjData fields of each drawn state, stacked. A scene draws no keys, so they do not go through numpy."""
+    thinned = jax.tree.map(lambda x: np.asarray(x)[::every], states._replace(key=states.time))
     count = len(thinned.time)
     poses = [scene.pose(jax.tree.map(lambda x, t=t: x[t], thinned)) for t in range(count)]
     return {field: np.stack([pose[field] for pose in poses]) for field in poses[0]}

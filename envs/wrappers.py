@@ -25,7 +25,9 @@ def guard(env: Env) -> Env:
 
     def step(state: State, action: Array) -> State:
         new = env.step(state, action)
-        floats = [x for x in jax.tree.leaves((new.physics, new.obs, new.reward)) if jnp.issubdtype(x.dtype, jnp.floating)]
+        floats = [
+            x for x in jax.tree.leaves((new.physics, new.obs, new.reward)) if jnp.issubdtype(x.dtype, jnp.floating)
+        ]
         finite = jnp.all(jnp.stack([jnp.all(jnp.isfinite(x)) for x in floats]))
         held = state._replace(
             reward=jnp.zeros_like(new.reward),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -67,12 +68,14 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _execute(name: str, command: Command, rest: list[str]) -> int:
     from gcp_jax.train import Interrupted
 
+    aside = contextlib.redirect_stdout(sys.stderr) if "--json" in rest else contextlib.nullcontext()
     try:
-        values, positional = _parse(name, command, rest)
-        if command.configured:
-            _virtual_devices(values["config"].value.data)
-        _compilation_cache()
-        result = command.run(values, positional)
+        with aside:
+            values, positional = _parse(name, command, rest)
+            if command.configured:
+                _virtual_devices(values["config"].value.data)
+            _compilation_cache()
+            result = command.run(values, positional)
     except Interrupted as stop:
         print(f"gcp-jax: {stop}", file=sys.stderr)
         return stop.code

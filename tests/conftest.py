@@ -4,8 +4,12 @@ import os
 from pathlib import Path
 from typing import NamedTuple
 
-XLA_FLAGS = "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=1"  # level 1 halves compile times
-os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {XLA_FLAGS}".strip()
+XLA_FLAGS = (
+    "--xla_force_host_platform_device_count=8",
+    "--xla_backend_optimization_level=0",  # with the next, a third of the compile time; tests compile far more than they run
+    "--xla_cpu_use_fusion_emitters=false",
+)
+os.environ["XLA_FLAGS"] = " ".join((os.environ.get("XLA_FLAGS", ""), *XLA_FLAGS)).strip()
 os.environ["NPROC"] = "4"  # the size of XLA's thread pool: collectives of virtual devices deadlock in a smaller one
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
@@ -30,6 +34,12 @@ jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 
 
 @pytest.fixture(scope="session")
+def optimised():
+    """Compiler options for a program that runs for seconds, where the flags above would cost more than they save."""
+    return {"xla_backend_optimization_level": 1, "xla_cpu_use_fusion_emitters": True}
+
+
+@pytest.fixture(scope="session")
 def devices():
     """Build a mesh of exactly ``seed`` × ``data`` devices."""
 
@@ -50,12 +60,16 @@ class TwoModes(NamedTuple):
 
 
 @pytest.fixture(scope="session")
-def two_modes(devices):
+def two_modes(devices, optimised):
     """Two modes under one constant observation: only a policy that keeps both can fit them."""
     mode, std, episodes = 0.6, 0.1, 2048
     rng = np.random.default_rng(0)
     action = mode * rng.choice([-1.0, 1.0], (1, episodes, 1)) + std * rng.standard_normal((1, episodes, 1))
-    obs, reward, yes = np.zeros((1, episodes, 1), np.float32), np.zeros((1, episodes), np.float32), np.ones((1, episodes), bool)
+    obs, reward, yes = (
+        np.zeros((1, episodes, 1), np.float32),
+        np.zeros((1, episodes), np.float32),
+        np.ones((1, episodes), bool),
+    )
     steps = Step(obs, action.astype(np.float32), reward, obs, yes, ~yes, yes, yes)
     specs = Specs(obs_dim=1, action_dim=1, chunk=1)
     policy = policy_lib.make(PolicyConfig(chunk=1, hidden=(64, 64, 64), steps=10), specs)
@@ -63,5 +77,5 @@ def two_modes(devices):
     algorithm = bc.make(bc.Config(learning_rate=5e-3), policy, source)
     cloning = learner.build(algorithm, specs, mesh=devices(), seeds=1)
     train = cloning.init(jnp.arange(1), {"normaliser": Normaliser(jnp.zeros(1), jnp.ones(1))})
-    train, _ = cloning.segment(train)
+    train, _ = cloning.segment.lower(train).compile(optimised)(train)
     return TwoModes(policy, algorithm.export(jax.tree.map(lambda x: x[0], train.state)), mode, std)

@@ -70,7 +70,9 @@ def test_updates_are_adamw_on_the_matching_loss_with_a_warmed_up_average(batch):
         average = jax.tree.map(lambda old, new, d=decay: d * old + (1 - d) * new, average, net)
     state, metrics = cloned(config, batch, 4)
     np.testing.assert_allclose(metrics["imitation_loss"], value, rtol=1e-5)
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), (state.net, state.ema), (net, average))
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), (state.net, state.ema), (net, average)
+    )
     jax.tree.map(np.testing.assert_array_equal, state.normaliser, NORMALISER)
     assert state.step == 4
 

@@ -19,7 +19,7 @@ CLEAN, NOISY = 32, 16  # episodes; the noisy ones also bump into things
 REPLAYED = 100  # control steps compared with C MuJoCo
 
 # Allowed distance of MJX from C MuJoCo over an episode, metres and radians
-DEVIATION = {"peg_insert": 2e-3, "pick_place": 2e-3, "push_t": 1e-3}
+DEVIATION = {"peg_insert": 4e-3, "pick_place": 2e-3, "push_t": 1e-3}
 
 OTHER = {
     bool: lambda value: not value,

@@ -129,7 +129,9 @@ def test_the_stored_chain_ends_unclipped_and_the_executed_action_clipped():
 
 def test_ode_clips_its_end_only():
     """x goes 0 → 1.5 → 0 under a velocity that turns round at t = ½; a clip on the way would end at −0.5."""
-    turning = flow.ode_sample(lambda x, t: jnp.where(t[..., None] < 0.5, 3.0, -3.0) + 0 * x, jnp.zeros((1, 1)), Sampler(2))
+    turning = flow.ode_sample(
+        lambda x, t: jnp.where(t[..., None] < 0.5, 3.0, -3.0) + 0 * x, jnp.zeros((1, 1)), Sampler(2)
+    )
     pushed = flow.ode_sample(lambda x, t: jnp.full_like(x, -9.0), jnp.zeros((1, 1)), Sampler(2))
     assert (turning.item(), pushed.item()) == (0.0, -1.0)
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -21,7 +22,9 @@ SPECS = Specs(obs_dim=2, action_dim=1, chunk=2)
 STD = 0.2
 STATES = 8
 NORMALISER = Normaliser(jnp.array([0.5, -0.5]), jnp.array([2.0, 0.5]))
-SMALL = ogpo.Config(critics=3, critic_hidden=(8,), chains=4, actor_states=STATES, best_of=4, actor_lr=0.01, critic_lr=0.01)
+SMALL = ogpo.Config(
+    critics=3, critic_hidden=(8,), chains=4, actor_states=STATES, best_of=4, actor_lr=0.01, critic_lr=0.01
+)
 
 
 def plain(**changes):
@@ -99,20 +102,16 @@ def batch():
     return Batch(transitions(0), success=transitions(1), success_weight=weight, return_to_go=to_go)
 
 
-class Sized:
-    """A source of which OGPO reads the batch size alone."""
-
-    batch_size = STATES
-
-
 def make(config, policy=AFFINE):
-    return ogpo.make(config, policy, Sized)
+    """OGPO beside a source of which it reads the batch size alone."""
+    return ogpo.make(config, policy, SimpleNamespace(batch_size=STATES))
 
 
 def apart(algorithm):
     """A state in the midst of training: θ, θ̄ and π_slow differ, and so do φ and φ̄."""
     state, other = (
-        algorithm.init(jax.random.key(seed), {"net": {"bias": jnp.zeros(2)}, "normaliser": NORMALISER}) for seed in (0, 1)
+        algorithm.init(jax.random.key(seed), {"net": {"bias": jnp.zeros(2)}, "normaliser": NORMALISER})
+        for seed in (0, 1)
     )
     actor, target, slow = ({"bias": jnp.array(bias)} for bias in ([0.05, -0.02], [0.0, 0.01], [-0.1, 0.08]))
     return state._replace(
@@ -211,7 +210,9 @@ class ByHand:
         return np.maximum(advantage, 0) if config.no_negative else advantage, upper
 
     def matching(self, bias, action):
-        return np.mean((affine_mean(np.asarray(bias, np.float64), self.actor_obs[:, None], 0 * action) - action) ** 2, -1)
+        return np.mean(
+            (affine_mean(np.asarray(bias, np.float64), self.actor_obs[:, None], 0 * action) - action) ** 2, -1
+        )
 
     def policy_loss(self, bias, start, end, advantage, upper):
         """The extraction rule's loss and the ratios it used (None where it uses none)."""
@@ -225,7 +226,9 @@ class ByHand:
         if config.extraction == "fpo":
             ratio = np.exp(self.matching(target, action) - self.matching(bias, action))
         else:
-            ratio = np.exp(self.density(bias, self.actor_obs, start, end) - self.density(target, self.actor_obs, start, end))
+            ratio = np.exp(
+                self.density(bias, self.actor_obs, start, end) - self.density(target, self.actor_obs, start, end)
+            )
         if config.extraction == "awr":
             return -np.mean(weight * ratio), ratio
         return -np.mean(np.minimum(ratio * advantage, np.clip(ratio, 1 - config.clip, upper) * advantage)), ratio
@@ -378,7 +381,10 @@ def test_the_warm_up_leaves_the_actor_alone(batch):
     for n in range(3):
         before = state
         state, _ = algorithm.update(state, batch, jax.random.key(n))
-        frozen = (before.actor, before.target, before.slow, before.actor_opt), (state.actor, state.target, state.slow, state.actor_opt)
+        frozen = (
+            (before.actor, before.target, before.slow, before.actor_opt),
+            (state.actor, state.target, state.slow, state.actor_opt),
+        )
         same = all(jax.tree.leaves(jax.tree.map(np.array_equal, *frozen)))
         assert same == (n < 2)
         assert not np.array_equal(before.critic["Dense_0"]["kernel"], state.critic["Dense_0"]["kernel"])
@@ -444,7 +450,9 @@ def outcome(config, batch, part):
     """What an update makes of one part of the state, or the actions the result takes, as one vector."""
     algorithm = make(config)
     state, _ = algorithm.update(apart(algorithm), batch, jax.random.key(0))
-    result = algorithm.act(state, batch.transitions.obs, jax.random.key(1))[0] if part == "action" else getattr(state, part)
+    result = (
+        algorithm.act(state, batch.transitions.obs, jax.random.key(1))[0] if part == "action" else getattr(state, part)
+    )
     return np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(result)])
 
 
@@ -500,31 +508,38 @@ def test_a_wrong_config_is_refused(settings, message):
 
 
 @pytest.mark.parametrize("scheme", flow.SCHEMES)
-def test_the_first_ratio_is_exactly_one(scheme, batch):
-    """Stored chains are scored as they were sampled, so a first update sees θ = θ̄ without rounding."""
+def test_the_first_ratio_is_one(scheme, batch):
+    """Stored chains are scored as they were sampled, also where the executed action is clipped, so θ = θ̄ gives 1 up to
+    the last bits in which a differentiated and a plain evaluation differ."""
     policy = policy_lib.make(PolicyConfig(chunk=2, hidden=(8,), steps=2, scheme=scheme), SPECS)
     algorithm = make(SMALL, policy)
     state = algorithm.init(jax.random.key(0), {"net": policy.init(jax.random.key(1)), "normaliser": NORMALISER})
     _, metrics = jax.jit(algorithm.update)(state, batch, jax.random.key(2))
-    assert (metrics["ratio"], metrics["ratio_deviation"], metrics["clip_fraction"]) == (1, 0, 0)
+    assert metrics["clip_fraction"] == 0
+    assert metrics["ratio_deviation"] < np.finfo(np.float32).eps
     assert metrics["actor_gradient_norm"] > 0
+    chains = policy.draw_chains(state.target, batch.transitions.obs, jax.random.key(3), 4)
+    assert np.any(np.abs(chains[..., -1, :]) > 1)
 
 
-def test_deployed_are_the_actor_and_its_normaliser(batch):
+def test_deployed_is_the_policy_that_acts_and_its_normaliser(batch):
     algorithm = make(SMALL)
     state = apart(algorithm)
-    assert algorithm.export(state) == {"net": state.actor, "normaliser": NORMALISER}
+    exported = algorithm.export(state)
+    assert exported.keys() == {"net", "normaliser"}
+    assert exported["net"] is state.target
+    assert exported["normaliser"] is state.normaliser
     assert algorithm.prepare(state, batch) is batch
 
 
-def test_a_two_mode_prior_concentrates_on_the_rewarded_mode(two_modes):
+def test_a_two_mode_prior_concentrates_on_the_rewarded_mode(two_modes, optimised):
     """A one-step task: reward 1 for a positive action. The prior takes either mode half of the time."""
-    specs, count = two_modes.policy.specs, 64
+    specs, count = two_modes.policy.specs, 32
     config = ogpo.Config(
         critics=3, critic_hidden=(32, 32), chains=8, actor_states=count, success_weight=0.0,
         actor_lr=1e-3, actor_ema=0.05, critic_lr=3e-3, critic_ema=0.1, clip=0.05,
     )  # fmt: skip
-    algorithm = ogpo.make(config, two_modes.policy, Sized)
+    algorithm = ogpo.make(config, two_modes.policy, SimpleNamespace(batch_size=count))
 
     def step(state, key):
         act_key, update_key = jax.random.split(key)
@@ -535,12 +550,12 @@ def test_a_two_mode_prior_concentrates_on_the_rewarded_mode(two_modes):
         return algorithm.update(state, Batch(bandit), update_key)
 
     state = algorithm.init(jax.random.key(0), two_modes.deployed)
-    state, metrics = jax.jit(lambda s: jax.lax.scan(step, s, jax.random.split(jax.random.key(1), 300)))(state)
+    keys = jax.random.split(jax.random.key(1), 150)
+    state, _ = jax.jit(lambda s: jax.lax.scan(step, s, keys), compiler_options=optimised)(state)
     greedy = jax.jit(two_modes.policy.greedy)
     before, after = (
         np.mean(np.asarray(greedy(deployed, jnp.zeros((4000, 1)), jax.random.key(2))) > 0)
         for deployed in (two_modes.deployed, algorithm.export(state))
     )
-    print(before, after)
     assert abs(before - 0.5) < 0.04
     assert after > 0.95

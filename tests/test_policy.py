@@ -167,17 +167,35 @@ DAMAGES = {
     "half of the description": (lambda p: truncate(p, "policy.json", 40), "damaged"),
     "a description in no encoding": (lambda p: (p / "policy.json").write_bytes(b"\xff\xfe\xfa"), "damaged"),
     "a list for a description": (lambda p: (p / "policy.json").write_text("[]"), "artifact format None"),
-    "another format": (lambda p: change_meta(p, lambda m: m.update(format=99)), "artifact format 99; this version reads 1"),
-    "an unknown family": (lambda p: change_meta(p, lambda m: m["policy"].update(family="vae")), "policy.family is 'vae'"),
+    "another format": (
+        lambda p: change_meta(p, lambda m: m.update(format=99)),
+        "artifact format 99; this version reads 1",
+    ),
+    "an unknown family": (
+        lambda p: change_meta(p, lambda m: m["policy"].update(family="vae")),
+        "policy.family is 'vae'",
+    ),
     "an unknown setting": (lambda p: change_meta(p, lambda m: m["policy"].update(width=3)), "does not hold what"),
     "no sizes": (lambda p: change_meta(p, lambda m: m.pop("specs")), "does not hold what"),
     "a missing array": (lambda p: change_arrays(p, lambda a: a.pop("net/last/kernel")), "other names or shapes"),
-    "one array too many": (lambda p: change_arrays(p, lambda a: a.update({"net/more": a["net/last/bias"]})), "other names"),
-    "another shape": (lambda p: change_arrays(p, lambda a: a.update({"net/last/bias": np.zeros(7)})), "other names or shapes"),
+    "one array too many": (
+        lambda p: change_arrays(p, lambda a: a.update({"net/more": a["net/last/bias"]})),
+        "other names",
+    ),
+    "another shape": (
+        lambda p: change_arrays(p, lambda a: a.update({"net/last/bias": np.zeros(7)})),
+        "other names or shapes",
+    ),
     "no normaliser": (lambda p: change_arrays(p, lambda a: a.pop("normaliser/std")), "does not hold what"),
     "a changed weight": (lambda p: change_arrays(p, lambda a: a["net/last/bias"].__iadd__(0.1)), "gives other actions"),
-    "a changed normaliser": (lambda p: change_arrays(p, lambda a: a["normaliser/mean"].__iadd__(0.5)), "gives other actions"),
-    "a weight that is not a number": (lambda p: change_arrays(p, lambda a: a["net/last/bias"].fill(np.nan)), "other actions"),
+    "a changed normaliser": (
+        lambda p: change_arrays(p, lambda a: a["normaliser/mean"].__iadd__(0.5)),
+        "gives other actions",
+    ),
+    "a weight that is not a number": (
+        lambda p: change_arrays(p, lambda a: a["net/last/bias"].fill(np.nan)),
+        "other actions",
+    ),
     "another sampler": (lambda p: change_meta(p, lambda m: m["policy"].update(steps=9)), "gives other actions"),
 }
 

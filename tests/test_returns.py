@@ -34,8 +34,22 @@ def window(*, reward, terminated=(), truncated=(), executed=None):
 CASES = {
     # γ = ½; rewards 1, 2, 4: 1 + 2/2 + 4/4 = 3
     "runs through": (window(reward=[1.0, 2.0, 4.0]), 3.0, 0.125, 13.0, [1, 1, 1], (False, False)),
-    "terminates at its last step": (window(reward=[1.0, 2.0, 4.0], terminated=[2]), 3.0, 0.0, 13.0, [1, 1, 1], (True, False)),
-    "truncated at its last step": (window(reward=[1.0, 2.0, 4.0], truncated=[2]), 3.0, 0.125, 13.0, [1, 1, 1], (False, True)),
+    "terminates at its last step": (
+        window(reward=[1.0, 2.0, 4.0], terminated=[2]),
+        3.0,
+        0.0,
+        13.0,
+        [1, 1, 1],
+        (True, False),
+    ),
+    "truncated at its last step": (
+        window(reward=[1.0, 2.0, 4.0], truncated=[2]),
+        3.0,
+        0.125,
+        13.0,
+        [1, 1, 1],
+        (False, True),
+    ),
     "terminates inside": (
         window(reward=[1.0, 2.0, 999.0], terminated=[1], executed=2),
         *(2.0, 0.0, 12.0, [1, 1, 0], (True, False)),

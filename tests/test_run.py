@@ -95,9 +95,7 @@ def test_a_run_leaves_everything_it_promises(whole):
 
 def test_killed_and_started_again_equals_undisturbed_bit_for_bit(whole, tmp_path):
     folder = tmp_path / "killed"
-    victim = subprocess.Popen(
-        command(folder), env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    )
+    victim = subprocess.Popen(command(folder), env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     checkpoints = folder / "checkpoints" / "finetune"
     deadline = time.monotonic() + 400
     while victim.poll() is None and not (checkpoints.exists() and ocp.utils.checkpoint_steps(checkpoints)):

@@ -46,7 +46,11 @@ def record(rng, rows, columns, chunk):
             else:
                 count[column] += 1
                 kind = rng.random()
-                steps.terminated[at], steps.truncated[at], steps.success[at] = kind < 0.12, 0.12 <= kind < 0.16, kind < 0.09
+                steps.terminated[at], steps.truncated[at], steps.success[at] = (
+                    kind < 0.12,
+                    0.12 <= kind < 0.16,
+                    kind < 0.09,
+                )
                 if kind < 0.16:
                     ended = steps.terminated[at], steps.truncated[at], steps.success[at]
             steps.next_obs[at] = column, count[column]
@@ -223,7 +227,9 @@ def test_aligned_windows_carry_their_own_extras_and_are_uniform(history):
         newest = (clock + 1) * LENGTH - 1
         drawn = assert_windows(history, batch.transitions)
         assert {place.offset for place in drawn} == {0}
-        np.testing.assert_array_equal(batch.transitions.extras["id"].ravel(), [p.row * COLUMNS + p.column for p in drawn])
+        np.testing.assert_array_equal(
+            batch.transitions.extras["id"].ravel(), [p.row * COLUMNS + p.column for p in drawn]
+        )
         rows = np.bincount([newest - place.row for place in drawn], minlength=min(newest + 1, CAPACITY))
         assert len(rows) == min(newest + 1, CAPACITY)
         assert stats.chisquare(rows).pvalue > 1e-6
