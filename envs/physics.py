@@ -8,6 +8,8 @@ A task carries a ``Body``; ``mjx.Data`` is rebuilt from a template in every step
 
 from __future__ import annotations
 
+import contextlib
+import io
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -15,7 +17,9 @@ import jax
 import jax.numpy as jnp
 import mujoco
 import numpy as np
-from mujoco import mjx
+
+with contextlib.redirect_stdout(io.StringIO()):  # it announces that warp, which is not used, is not installed
+    from mujoco import mjx
 
 Array = jax.Array
 

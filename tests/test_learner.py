@@ -12,7 +12,7 @@ import envs
 from envs.wrappers import training
 from gcp_jax import learner, sources
 from gcp_jax import policy as policy_lib
-from gcp_jax.algorithms import bc, ogpo
+from gcp_jax.algorithms import ogpo
 from gcp_jax.learner import Collection
 from gcp_jax.networks import Normaliser
 from gcp_jax.policy import PolicyConfig
