@@ -25,7 +25,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.algorithm.actor_ema = 0.02
     config.algorithm.chains = 8
     config.finetune.utd = 0.125
-    config.finetune.env_steps = 49_152
+    config.finetune.env_steps = 36_864
     config.finetune.warmup_steps = 12_288
     config.evaluation.every = 6_144
     return config
