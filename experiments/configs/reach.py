@@ -1,6 +1,6 @@
 """Go round a disc to a goal, without a physics engine: the whole path in about two minutes; for first looks and tests.
 
-    gcp-jax train --config=experiments/configs/reach.py --config.run_dir=runs/reach
+gcp-jax train --config=experiments/configs/reach.py --config.run_dir=runs/reach
 """
 
 import ml_collections
