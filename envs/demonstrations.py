@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import jax
 
 from envs.protocol import Demonstrator, Env, State
-from envs.wrappers import guard, select, time_limit
+from envs.wrappers import guard, recorded, time_limit
 from gcp_jax.types import Step
 
 Array = jax.Array
@@ -46,17 +46,7 @@ def _episode(env: Env, demonstrator: Demonstrator) -> Any:
     def one(carry: tuple[State, Any], key: Array) -> tuple[tuple[State, Any], Step]:
         state, memory = carry
         action, remembered = demonstrator.act(memory, state, key)
-        new = select(state.done, state, env.step(state, action))
-        record = Step(
-            obs=state.obs,
-            action=action,
-            reward=new.reward,
-            next_obs=new.obs,
-            terminated=new.terminated,
-            truncated=new.truncated,
-            success=new.success,
-            executed=~state.done,
-        )
+        new, record = recorded(env, state, action)
         return (new, remembered), record
 
     def episode(key: Array) -> tuple[Step, Info]:

@@ -86,22 +86,28 @@ class ChunkEnv(NamedTuple):
     autoreset: Callable[[State, State, Array], State] = autoreset
 
 
+def recorded(env: Env, state: State, action: Array) -> tuple[State, Step]:
+    """One step and its record; a state that is done stays frozen and its step is marked not executed."""
+    new = select(state.done, state, env.step(state, action))
+    record = Step(
+        obs=state.obs,
+        action=action,
+        reward=new.reward,
+        next_obs=new.obs,
+        terminated=new.terminated,
+        truncated=new.truncated,
+        success=new.success,
+        executed=~state.done,
+    )
+    return new, record
+
+
 def chunk(env: Env) -> ChunkEnv:
     """Run a chunk of h actions open loop. After the episode's end the state is frozen for the rest of the chunk and
     its steps are marked not executed; the reset happens between chunks (``autoreset``)."""
 
     def one(state: State, action: Array) -> tuple[State, tuple[Step, State]]:
-        new = select(state.done, state, env.step(state, action))
-        record = Step(
-            obs=state.obs,
-            action=action,
-            reward=new.reward,
-            next_obs=new.obs,
-            terminated=new.terminated,
-            truncated=new.truncated,
-            success=new.success,
-            executed=~state.done,
-        )
+        new, record = recorded(env, state, action)
         return new, (record, new)
 
     def film(state: State, actions: Array) -> tuple[State, Step, State]:
