@@ -32,6 +32,7 @@ TINY = {
     "finetune.env_steps": "1536",
     "finetune.warmup_steps": "256",
     "finetune.capacity": "1024",
+    "finetune.utd": "0.0625",
     "evaluation.episodes": "16",
     "evaluation.every": "512",
     "checkpoint.every": "256",
