@@ -93,15 +93,16 @@ def make(config: Run, *, film: bool = True) -> Task:
 
 
 def write_film(env: Env, states: PyTree, path: Path, *, columns: int = 2) -> None:
-    """Render states [T, F, ...] as a grid of F episodes; where that is impossible, say why in ``video.txt`` beside it."""
+    """Render states [T, F, ...] as a grid of up to 4 episodes, every other control step; where that is impossible, say
+    why in ``video.txt`` beside it."""
     from envs import render
 
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
-        episodes = [jax.tree.map(lambda x, i=i: x[:, i], states) for i in range(states.time.shape[1])]
-        pictures = [render.frames(env, episode, width=320, height=240) for episode in episodes]
+        episodes = [jax.tree.map(lambda x, i=i: x[:, i], states) for i in range(min(states.time.shape[1], 4))]
+        pictures = [render.frames(env, episode, every=2, width=320, height=240) for episode in episodes]
         rows = [np.concatenate(pictures[i : i + columns], axis=2) for i in range(0, len(pictures), columns)]
-        render.video(path, np.concatenate(rows, axis=1), fps=1.0 / env.specs.control_dt)
+        render.video(path, np.concatenate(rows, axis=1), fps=0.5 / env.specs.control_dt)
     except render.RenderingUnavailable as error:
         (path.parent / "video.txt").write_text(f"{error}\n")
         print(f"no video: {error}", file=sys.stderr)
