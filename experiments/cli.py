@@ -1,17 +1,19 @@
-"""The ``gcp-jax`` command: train, evaluate, report, render, plan, envs, algorithms."""
+"""The ``gcp-jax`` command: train, benchmark, evaluate, report, render, plan, envs, algorithms."""
 
 from __future__ import annotations
 
 import contextlib
 import hashlib
+import itertools
 import json
 import os
 import shlex
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import ml_collections
 from absl import flags
 from ml_collections import config_flags
 
@@ -41,6 +43,7 @@ class Command(NamedTuple):
     summary: str
     help: str
     configured: bool = True
+    flags: Callable[[Any], None] | None = None
 
 
 class UsageError(ValueError):
@@ -71,6 +74,7 @@ def _execute(name: str, command: Command, rest: list[str]) -> int:
     aside = contextlib.redirect_stdout(sys.stderr) if "--json" in rest else contextlib.nullcontext()
     try:
         with aside:
+            sys.path.append(os.getcwd())  # where a user's own method may lie
             values, positional = _parse(name, command, rest)
             if command.configured:
                 _virtual_devices(values["config"].value.data)
@@ -94,21 +98,71 @@ def _parse(name: str, command: Command, rest: list[str]) -> tuple[Any, list[str]
     flags.DEFINE_string("out", "", "Where to write.", flag_values=values)
     flags.DEFINE_integer("episodes", 256, "Episodes.", flag_values=values, lower_bound=1)
     flags.DEFINE_integer("seed", 0, "Seed of the start states.", flag_values=values, lower_bound=0)
-    if command.configured:
-        from experiments.tasks import defaults
+    if command.flags is not None:
+        command.flags(values)
+    if not command.configured:
+        return values, _read_flags(values, [name, *rest])
+    config, rest = _configuration(rest)
+    with _readable():
+        config_flags.DEFINE_config_dict("config", config, flag_values=values, sys_argv=[name, *rest])
+    return values, _read_flags(values, [name, *rest])
 
-        if any(word.split("=")[0] == "--config" for word in rest):
-            config_flags.DEFINE_config_file("config", flag_values=values)
-        else:
-            config_flags.DEFINE_config_dict("config", defaults(), flag_values=values)
-    before = sys.argv
-    sys.argv = [name, *rest]  # config_flags finds its overrides there
+
+@contextlib.contextmanager
+def _readable() -> Iterator[None]:
+    """What the flag libraries raise for a field or file that is not there, as the user's error."""
     try:
-        return values, values(sys.argv)[1:]
+        yield
     except (AttributeError, KeyError, TypeError, OSError) as error:
         raise UsageError(f"cannot read the configuration: {error}") from error
-    finally:
-        sys.argv = before
+
+
+def _read_flags(values: Any, argv: list[str]) -> list[str]:
+    """Parse argv into ``values``; the positional arguments."""
+    with _readable():
+        positional: list[str] = values(argv)[1:]
+    return positional
+
+
+def _configuration(rest: list[str]) -> tuple[Any, list[str]]:
+    """The configuration that overrides apply to, and the arguments without what chose it.
+
+    The file of ``--config``, or the defaults; ``--config.env.name`` and ``--config.algorithm.{name,module}`` put that task's or
+    method's own fields in place, so that these can be overridden too.
+    """
+    from experiments import tasks
+
+    values = flags.FlagValues()
+    rest = [*itertools.chain.from_iterable(_joined(rest))]
+    files = [word for word in rest if word.startswith("--config=")]
+    config = tasks.defaults()
+    if files:
+        words = ["config", files[-1]]
+        config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=words)
+        _read_flags(values, words)
+        config = values["config"].value
+    if not isinstance(config, ml_collections.ConfigDict):
+        raise UsageError(f"cannot read the configuration: {files[-1]} gives no ConfigDict.")
+    env, algorithm, module = (
+        _given(rest, f"--config.{x}=") for x in ("env.name", "algorithm.name", "algorithm.module")
+    )
+    if env:
+        tasks.choose_env(config, env)
+    if module or algorithm:
+        tasks.choose_algorithm(config, algorithm or module, module)
+    return config, [word for word in rest if word not in files]
+
+
+def _joined(rest: list[str]) -> Iterator[list[str]]:
+    """``--config FILE`` as ``--config=FILE``."""
+    words = iter(rest)
+    for word in words:
+        yield [f"--config={next(words, '')}"] if word == "--config" else [word]
+
+
+def _given(rest: list[str], prefix: str) -> str:
+    """The value of the last word that begins so."""
+    return next((word.removeprefix(prefix) for word in reversed(rest) if word.startswith(prefix)), "")
 
 
 def _virtual_devices(count: int) -> None:
@@ -167,6 +221,34 @@ def train(values: Any, positional: list[str]) -> dict[str, Any]:
     page = report.write(folder)
     print(f"report: {page}", file=sys.stderr)
     return summary
+
+
+def benchmark(values: Any, positional: list[str]) -> dict[str, Any]:
+    """Methods × tasks × seeds from shared clones, and their report."""
+    from experiments import benchmark as benchmarks
+
+    _no_positional(positional)
+    overrides = [word for word in values["override"].value if word]
+    chosen = benchmarks.chosen(
+        file=values["file"].value,
+        algorithms=values["algorithms"].value,
+        envs=values["envs"].value,
+        seeds=values["seeds"].value,
+        steps=values["steps"].value,
+        overrides=overrides,
+    )
+    _virtual_devices(chosen.data)
+    return benchmarks.run(chosen, Path(values["run_dir"].value), shlex.join(["gcp-jax", *sys.argv[1:]]))
+
+
+def _benchmark_flags(values: Any) -> None:
+    flags.DEFINE_list("algorithms", [], "Methods to compare.", flag_values=values)
+    flags.DEFINE_list("envs", [], "Tasks to compare them on.", flag_values=values)
+    flags.DEFINE_integer("seeds", None, "Seeds of each method on each task.", flag_values=values, lower_bound=1)
+    flags.DEFINE_integer("steps", None, "Environment steps of each seed.", flag_values=values, lower_bound=1)
+    flags.DEFINE_string("run_dir", "runs/benchmark", "Where the runs and the report go.", flag_values=values)
+    flags.DEFINE_string("file", "", "A benchmark file.", flag_values=values)
+    flags.DEFINE_multi_string("override", [], "FIELD=VALUE for every run.", flag_values=values)
 
 
 def evaluate(values: Any, positional: list[str]) -> dict[str, Any]:
@@ -252,6 +334,25 @@ The same command again resumes an unfinished run; Ctrl-C and SIGTERM save at the
   --config.pretrain.stop_at=P     success at which cloning is cut
   --json                   last line: base_success, success, success_per_seed, env_steps, updates, seconds,
                            compile_seconds, run_dir""",
+    ),
+    "benchmark": Command(
+        benchmark,
+        "methods × tasks × seeds from the same clones, compared in one report",
+        """gcp-jax benchmark --algorithms=A,B,… --envs=E,F,… [--seeds=N] [--steps=N] [--run_dir=DIR] [--json]
+gcp-jax benchmark --file=FILE [the same flags, which then override the file's] [--run_dir=DIR] [--json]
+
+Clones each task once, then finetunes that clone with every method: the same seeds, the same environment steps, evaluated at the
+same steps on the same start states. The report (DIR/report/report.html, with PNG, CSV and LaTeX beside it) compares them at equal
+steps and at equal compute time. The same command again goes on where it was stopped and skips what is finished.
+
+  --algorithms=ogpo,dppo   methods, by name               --envs=peg_insert,pick_place   tasks, by name
+  --file=FILE              tasks, methods and settings from a file, e.g. experiments/benchmarks/clones.py
+  --seeds=3                seeds of each method            --steps=36864    environment steps of each seed
+  --override=FIELD=VALUE   a field of every run's configuration; may be given several times, e.g. --override=data=2
+  --run_dir=DIR            the folder of the benchmark (default: runs/benchmark)
+  --json                   last line: report, tasks, methods, finished, failed, seconds""",
+        configured=False,
+        flags=_benchmark_flags,
     ),
     "evaluate": Command(
         evaluate,

@@ -17,7 +17,7 @@ import envs
 from envs import wrappers
 from envs.protocol import Env
 from experiments import tasks
-from gcp_jax import algorithms, evaluation, policy
+from gcp_jax import algorithms, artifact, evaluation
 from gcp_jax import mesh as mesh_lib
 from gcp_jax.config import ConfigError, named
 from gcp_jax.statistics import wilson
@@ -26,13 +26,11 @@ from gcp_jax.types import PyTree
 
 def _played(path: Path, *, episodes: int, seed: int) -> tuple[Env, evaluation.Outcome, PyTree, dict[str, Any]]:
     """Run a saved policy on its own task: (env, outcome [E], film [T, F, ...], the artifact's facts)."""
-    base, deployed, facts = policy.load(path)
+    base, deployed, facts, greedy = artifact.load(path)
     name, fields = named(facts["env"], "env")
     env = envs.make(name, **{k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()})
     mesh = mesh_lib.make(1)
-    program = evaluation.build(
-        base.greedy, wrappers.training(env), mesh=mesh, episodes=episodes, chunk=base.config.chunk
-    )
+    program = evaluation.build(greedy, wrappers.training(env), mesh=mesh, episodes=episodes, chunk=base.config.chunk)
     deployed = jax.tree.map(lambda x: x[None], deployed)
     outcome, film = jax.device_get(program(deployed, jnp.asarray([seed], jnp.int32)))
     return env, jax.tree.map(lambda x: x[0], outcome), jax.tree.map(lambda x: x[0], film), facts

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import importlib
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ import numpy as np
 import envs
 from envs import demonstrations, wrappers
 from envs.protocol import Env
-from gcp_jax import algorithms
+from gcp_jax import algorithms, critic
 from gcp_jax.config import ConfigError, Run, named, resolve, to_dict
 from gcp_jax.train import Task
 from gcp_jax.types import PyTree, Step
@@ -26,24 +27,67 @@ def defaults(env: str = "peg_insert", algorithm: str = "ogpo") -> ml_collections
     if env not in envs.names():
         raise ConfigError(f"no environment is called {env!r}; allowed: {', '.join(envs.names())}.")
     fields = {"name": env, **dataclasses.asdict(importlib.import_module(f"envs.{env}").Config())}
-    method = {"name": algorithm, **dataclasses.asdict(algorithms.load(algorithm).Config())}
+    method = {"name": algorithm, "module": "", **dataclasses.asdict(algorithms.load(algorithm).Config())}
     return ml_collections.ConfigDict(to_dict(Run(env=fields, algorithm=method)))
 
 
-def vectorised(config: ml_collections.ConfigDict) -> None:
-    """OGPO's constants for 64 environments at once on short tasks, in place.
+PRESETS: dict[str, dict[str, Any]] = {
+    "ogpo": {"algorithm.chains": 8, "algorithm.actor_ema": 0.02},
+    "dppo": {
+        "finetune.rows": 16,
+        "algorithm.epochs": 10,
+        "algorithm.minibatches": 8,
+        "algorithm.min_std": 0.05,
+        "algorithm.gae_lambda": 0.95,
+        "algorithm.value_hidden": (128, 128, 128),
+    },
+    "dsrl": {"algorithm.distil_steps": 2, "algorithm.actor_lr": 1e-3, "algorithm.temperature_lr": 1e-3},
+    "residual": {"algorithm.actor_lr": 1e-3, "algorithm.temperature_lr": 1e-3, "algorithm.explore_steps": 12_288},
+    "expo": {"algorithm.actor_lr": 1e-3, "algorithm.temperature_lr": 1e-3},
+    "qc": {},
+    "fql": {"algorithm.actor_lr": 1e-3},
+}
+"""What 64 environments at once on short tasks want of each method, where it is not the authors' constant (``vectorised``)."""
 
-    Beside the authors' (``algorithms/ogpo.py``): episodes of about 80 steps want γ .97; many environments give few updates per
-    step, so the averages move faster (actor .02, critic .05) and the critic gets 256 updates before it is obeyed.
+
+def choose_env(config: ml_collections.ConfigDict, name: str) -> None:
+    """Give the configuration another task, with that task's defaults, in place."""
+    config.env = defaults(env=name).env
+
+
+def choose_algorithm(config: ml_collections.ConfigDict, name: str, module: str = "") -> None:
+    """Give the configuration another method, in place: its defaults and ``PRESETS``; the fields that all methods with critics
+    share keep their values. module: a module of the user's own."""
+    old, fields = config.algorithm, dataclasses.asdict(algorithms.load(name, module).Config())
+    shared = {f.name for f in dataclasses.fields(critic.Config)} & fields.keys() & set(old.keys())
+    fields |= {field: old[field] for field in shared}
+    config.algorithm = ml_collections.ConfigDict({"name": name, "module": module, **fields})
+    if not module:
+        override(config, PRESETS[name])
+
+
+def override(config: ml_collections.ConfigDict, values: Mapping[str, Any]) -> None:
+    """Set fields by their dotted names, in place. Raises ConfigError for one that does not exist or is of another type."""
+    for field, value in values.items():
+        try:
+            config.update_from_flattened_dict({field: value})
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise ConfigError(f"cannot set {field} to {value!r}: {error}") from error
+
+
+def vectorised(config: ml_collections.ConfigDict) -> None:
+    """Constants for 64 environments at once on short tasks, in place, for a method with critics.
+
+    Beside the authors': episodes of about 80 steps want γ .97; many environments give few updates per step, so the averages
+    move faster (critic .05, OGPO's actor .02) and the critic gets 256 updates before it is obeyed.
     """
     config.pretrain.learning_rate = 1e-3
     config.algorithm.gamma = 0.97
     config.algorithm.critic_lr = 1e-3
     config.algorithm.critic_ema = 0.05
     config.algorithm.critic_warmup = 256
-    config.algorithm.actor_ema = 0.02
-    config.algorithm.chains = 8
     config.finetune.utd = 0.125
+    override(config, PRESETS[config.algorithm.name])
 
 
 def checked(config: ml_collections.ConfigDict) -> Run:

@@ -10,6 +10,7 @@ import dataclasses
 import difflib
 import typing
 from collections.abc import Mapping
+from types import ModuleType
 from typing import Any
 
 from gcp_jax import algorithms
@@ -70,7 +71,8 @@ class Pretrain:
 class Finetune:
     """Finetuning; all sizes are for one seed. env_steps: how long; warmup_steps: environment steps of the base policy before the
     first update; envs: N; rows: L, chunks each environment runs in a segment; pool: fresh start states a segment (0: N/4);
-    utd: gradient updates per environment step; batch_size: B; capacity: environment steps the replay keeps."""
+    utd: gradient updates per environment step; batch_size: B; capacity: environment steps the replay keeps; demo_fraction:
+    share of demonstrations in every batch of a replay. An on-policy method neither warms up nor uses utd, batch_size and capacity."""
 
     env_steps: int = 60_000
     warmup_steps: int = 12_000
@@ -80,8 +82,11 @@ class Finetune:
     utd: float = 0.0625
     batch_size: int = 256
     capacity: int = 200_000
+    demo_fraction: float = 0.0
 
     def __post_init__(self) -> None:
+        if not 0.0 <= self.demo_fraction < 1.0:
+            raise ConfigError(f"finetune.demo_fraction is {self.demo_fraction}; it is a share in [0, 1), 0.5 say.")
         _at_least(self, "finetune.", env_steps=1, warmup_steps=0, envs=1, rows=1, pool=0, batch_size=1, capacity=1)
         if not self.utd > 0:
             raise ConfigError(f"finetune.utd is {self.utd}; it must be positive (0.0625 is one update in 16 steps).")
@@ -141,7 +146,13 @@ class Run:
     def algorithm_config(self) -> Any:
         """The method's own frozen Config."""
         name, fields = named(self.algorithm, "algorithm")
-        return build(algorithms.load(name).Config, fields, f"algorithm {name}: ")
+        fields.pop("module", None)
+        return build(self.algorithm_module.Config, fields, f"algorithm {name}: ")
+
+    @property
+    def algorithm_module(self) -> ModuleType:
+        """The method's module."""
+        return algorithms.load(named(self.algorithm, "algorithm")[0], self.algorithm.get("module", ""))
 
 
 def named(section: Mapping[str, Any], where: str) -> tuple[str, dict[str, Any]]:
@@ -198,5 +209,6 @@ def resolve(values: Mapping[str, Any]) -> Run:
     """A checked Run from a plain mapping, with every field of its algorithm filled in."""
     run = build(Run, values)
     name, _ = named(run.algorithm, "algorithm")
-    filled = {"name": name, **dataclasses.asdict(run.algorithm_config)}
+    module = run.algorithm.get("module", "")
+    filled = {"name": name, "module": module, **dataclasses.asdict(run.algorithm_config)}
     return dataclasses.replace(run, algorithm=filled)

@@ -22,6 +22,9 @@ from gcp_jax.types import Algorithm, Array, PyTree, Segment, Specs, Step, Train
 RUN_STREAM = 0x67637021  # all keys of training derive from it; evaluation has a stream of its own
 
 
+Diagnose = Callable[[PyTree, PyTree, Segment, Array], dict[str, Array]]  # (state, base, segment, key) -> metrics
+
+
 class Collection(NamedTuple):
     """How segments are collected, sizes over all devices: N environments, L chunk rows, R pooled fresh states."""
 
@@ -63,11 +66,11 @@ def initial(
     key, init_key, env_key = jax.random.split(seed_key(seed), 3)
     state = algorithm.init(init_key, pretrained)
     if collection is None:
-        return Train(state, None, None, key, jnp.int32(0))
+        return Train(state, pretrained, None, None, key, jnp.int32(0))
     local = collection.envs // mesh_lib.data_size()
     item = _item(specs, lambda obs: algorithm.act(state, obs, init_key), local)
     workers = rollout.start(collection.env, env_key, local)
-    return Train(state, workers, algorithm.source.init(item), key, jnp.int32(0))
+    return Train(state, pretrained, workers, algorithm.source.init(item), key, jnp.int32(0))
 
 
 class _Keys(NamedTuple):
@@ -77,6 +80,7 @@ class _Keys(NamedTuple):
     collect: Array
     source: Array
     update: Array
+    diagnose: Array
 
 
 def _collect(algorithm: Algorithm, collection: Collection, train: Train, key: Array) -> tuple[PyTree, Segment, PyTree]:
@@ -86,28 +90,45 @@ def _collect(algorithm: Algorithm, collection: Collection, train: Train, key: Ar
 
 
 def _learn(
-    algorithm: Algorithm, warmup: int, state: PyTree, store: PyTree, segment: Segment | None, keys: _Keys, clock: Array
+    algorithm: Algorithm,
+    warmup: int,
+    diagnose: Diagnose | None,
+    train: Train,
+    segment: Segment | None,
+    keys: _Keys,
 ) -> tuple[PyTree, PyTree, dict[str, Array]]:
     """One seed's updates from its source: (state, store, metrics)."""
-    store, batches = algorithm.source.step(store, segment, keys.source, partial(algorithm.prepare, state), clock)
+    state, clock = train.state, train.clock
+    if segment is not None:
+        state, segment = algorithm.prepare(state, segment)
+    store, batches = algorithm.source.step(train.store, segment, keys.source, clock)
     update_keys = jax.random.split(keys.update, algorithm.source.updates)
     ready = clock >= warmup if warmup else None
     state, metrics = _updates(algorithm, state, batches, update_keys, ready)
+    if diagnose is not None and segment is not None:
+        metrics |= diagnose(state, train.base, segment, keys.diagnose)
     return state, store, metrics
 
 
 def layout_of(store: PyTree) -> Any:
     """A ``Train`` of PartitionSpecs; ``store`` is the source's part."""
     seed, data = mesh_lib.SEED, mesh_lib.DATA
-    return Train._make((P(seed), P(seed, data), store, P(seed), P()))
+    return Train._make((P(seed), P(), P(seed, data), store, P(seed), P()))
 
 
 def build(
-    algorithm: Algorithm, specs: Specs, *, mesh: Mesh, seeds: int, collection: Collection | None = None
+    algorithm: Algorithm,
+    specs: Specs,
+    *,
+    mesh: Mesh,
+    seeds: int,
+    collection: Collection | None = None,
+    diagnose: Diagnose | None = None,
 ) -> Learner:
     """Compile-ready init and segment for ``seeds`` seeds.
 
-    collection: None for a source that needs no environment (cloning). Raises ValueError where environments, pool, batch
+    collection: None for a source that needs no environment (cloning). diagnose: numbers to add to those of the updates, once a
+    segment (``diagnostics``). Raises ValueError where environments, pool, batch
     or seeds do not divide over the devices.
 
     The segment is one program of two ``shard_map`` parts. Learning is checked (``check_vma``): a parameter that would come
@@ -128,8 +149,8 @@ def build(
     start = sharded(partial(initial, algorithm, specs, collection), (P(seed), P()), layout, check=False)
     start = jax.jit(start, out_shardings=pinned)
     warmup = collection.warmup if collection else 0
-    learn_specs = (P(seed), layout.store, rows, P(seed), P())
-    learn = sharded(partial(_learn, algorithm, warmup), learn_specs, (P(seed), layout.store, P(seed)), check=True)
+    updates = partial(_learn, algorithm, warmup, diagnose)
+    learn = sharded(updates, (layout._replace(env=P()), rows, P(seed)), (P(seed), layout.store, P(seed)), check=True)
 
     def segment(train: Train) -> tuple[Train, dict[str, Array]]:
         keys = _Keys(*jnp.moveaxis(jax.vmap(lambda k: jax.random.split(k, len(_Keys._fields)))(train.key), 1, 0))
@@ -139,9 +160,9 @@ def build(
             collect = sharded(rollouts, (layout, P(seed)), (layout.env, rows, P(seed)), check=False)
             workers, collected, episodes = collect(train._replace(store=None), keys.collect)
             metrics = {f"episode/{name}": value for name, value in episodes._asdict().items()}
-        state, store, learned = learn(train.state, train.store, collected, keys, train.clock)
+        state, store, learned = learn(train._replace(env=None, key=keys.following), collected, keys)
         metrics |= {f"train/{name}": value for name, value in learned.items()}
-        return Train(state, workers, store, keys.following, train.clock + 1), metrics
+        return Train(state, train.base, workers, store, keys.following, train.clock + 1), metrics
 
     def init(seeds: Array, pretrained: PyTree) -> Train:
         train = start(seeds, pretrained)

@@ -1,7 +1,8 @@
-"""Networks: the velocity net of a flow policy, critic ensembles, and the observation normaliser."""
+"""Networks: the denoising net of a policy, critic ensembles, and the observation normaliser."""
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -61,8 +62,10 @@ class SplitDense(nn.Module):
         return out + self.bias.reshape((1,) * (out.ndim - 1) + (-1,)) if index == 0 else out
 
 
-class VelocityNet(nn.Module):
+class DenoisingNet(nn.Module):
     """MLP on concat(obs, x_t, time embedding) with GELU and no layer norm, as OGPO's authors.
+
+    Its output is a flow's velocity or a diffusion's noise ε.
 
     Time embedding: sinusoidal 32 -> Dense 64 -> GELU -> Dense 32.
     """
@@ -83,7 +86,7 @@ class VelocityNet(nn.Module):
         """The observation's share of the first layer: [..., O] -> [..., H]; constant over the denoising steps."""
         return self.first.part(0, obs)
 
-    def velocity(self, encoded: Array, x: Array, t: Array) -> Array:
+    def denoise(self, encoded: Array, x: Array, t: Array) -> Array:
         """encoded [..., H], x [..., D], t [...], leading axes of one rank that broadcast -> [..., D]."""
         time = sinusoidal(t, self.time_dim)
         time = self.time_layers[1](nn.gelu(self.time_layers[0](time)))
@@ -94,7 +97,7 @@ class VelocityNet(nn.Module):
 
     def __call__(self, obs: Array, x: Array, t: Array) -> Array:
         """Both together."""
-        return self.velocity(self.encode(obs), x, t)
+        return self.denoise(self.encode(obs), x, t)
 
 
 class Critic(nn.Module):
@@ -113,6 +116,29 @@ class Critic(nn.Module):
         for width in self.hidden[1:]:
             y = nn.gelu(nn.LayerNorm()(nn.Dense(width)(y)))
         return nn.Dense(1)(y)[..., 0]
+
+
+class Head(nn.Module):
+    """MLP with LayerNorm and GELU on several inputs whose leading axes broadcast: noise, residual, edit and one-step actors.
+
+    ``last_scale`` scales the last kernel's initial values; 0 starts the network at zero.
+    """
+
+    sizes: Sequence[int]
+    out_dim: int
+    hidden: Sequence[int]
+    last_scale: float = 1.0
+
+    @nn.compact
+    def __call__(self, *inputs: Array) -> Array:
+        """[..., sizes[i]] each -> [..., out_dim]."""
+        first = SplitDense(tuple(self.sizes), self.hidden[0])
+        y = functools.reduce(jnp.add, [first.part(i, x) for i, x in enumerate(inputs)])
+        y = nn.gelu(nn.LayerNorm()(y))
+        for width in self.hidden[1:]:
+            y = nn.gelu(nn.LayerNorm()(nn.Dense(width)(y)))
+        kernel = nn.initializers.variance_scaling(max(self.last_scale, 1e-30), "fan_in", "truncated_normal")
+        return nn.Dense(self.out_dim, kernel_init=kernel if self.last_scale else nn.initializers.zeros_init())(y)
 
 
 class Value(nn.Module):

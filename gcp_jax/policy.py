@@ -1,4 +1,4 @@
-"""Generative control policies over flattened chunks, and the artifact a policy is saved as.
+"""Generative control policies over flattened chunks.
 
 A ``Policy`` hides its family behind the functions every algorithm needs; algorithms flatten chunks to D = h·A and pass
 normalised observations. Leading axes of ``obs`` and of the samples broadcast: [B, 1, O] beside [B, G, D].
@@ -7,41 +7,34 @@ normalised observations. Leading axes of ``obs`` and of the samples broadcast: [
 from __future__ import annotations
 
 import dataclasses
-import io
-import json
-import os
-import shutil
-import tokenize
-import uuid
-import zipfile
-from collections.abc import Callable, Mapping
-from pathlib import Path
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from typing import NamedTuple
 
-import flax.traverse_util
 import jax
 import jax.numpy as jnp
-import numpy as np
 
-from gcp_jax import flow
+from gcp_jax import chain as chains
+from gcp_jax import diffusion, flow
 from gcp_jax.mesh import sample_keys
-from gcp_jax.networks import Normaliser, VelocityNet
+from gcp_jax.networks import DenoisingNet
 from gcp_jax.types import Array, PyTree, Specs
 
-FAMILIES = ("flow",)
-FORMAT = 1
+FAMILIES = {"flow": flow, "diffusion": diffusion}
 
 
 @dataclasses.dataclass(frozen=True)
 class PolicyConfig:
-    """The policy's network and sampler. ``chunk`` is h; ``steps`` is K; for the rest see ``flow.Sampler``."""
+    """The policy's network and sampler. ``family`` is "flow" or "diffusion", ``chunk`` is h, ``steps`` is K; for ``sigma``,
+    ``scheme`` ("auto": the family's first) and ``train_steps`` (diffusions only) see ``flow.Sampler`` and
+    ``diffusion.Sampler``."""
 
     family: str = "flow"
     chunk: int = 4
     hidden: tuple[int, ...] = (128, 128, 128)
     steps: int = 5
     sigma: float = 0.05
-    scheme: str = "paper"
+    scheme: str = "auto"
+    train_steps: int = 0
 
     def __post_init__(self) -> None:
         if self.family not in FAMILIES:
@@ -50,11 +43,17 @@ class PolicyConfig:
             raise ValueError(f"policy.chunk is {self.chunk}; a chunk has at least 1 action (4 is usual).")
         if not self.hidden or min(self.hidden) < 1:
             raise ValueError(f"policy.hidden is {self.hidden}; give at least one positive width, e.g. (128, 128, 128).")
+        if self.family == "flow" and self.train_steps:
+            raise ValueError(f"policy.train_steps is {self.train_steps}; only policy.family='diffusion' has any.")
+        _ = self.sampler
 
     @property
-    def sampler(self) -> flow.Sampler:
+    def sampler(self) -> chains.Sampler:
         """How chains are drawn."""
-        return flow.Sampler(self.steps, self.sigma, self.scheme)
+        scheme = FAMILIES[self.family].SCHEMES[0] if self.scheme == "auto" else self.scheme
+        if self.family == "flow":
+            return flow.Sampler(self.steps, self.sigma, scheme)
+        return diffusion.Sampler(self.steps, self.sigma, scheme, self.train_steps)
 
 
 class Policy(NamedTuple):
@@ -66,6 +65,10 @@ class Policy(NamedTuple):
     action:         (chain) -> action [..., D]
     log_density:    (params, obs, chain) -> [...]                               normalised, of the whole chain
     imitation_loss: (params, obs, action, mask [..., h], z, t [...]) -> [...]   per sample
+    transition:     (params, obs, inner) -> chain.Transition                    its stochastic denoising step
+    advance:        (params, obs, inner) -> chain.Advance                       its deterministic one
+
+    ``inner`` counts the axes that samples have between those of ``obs`` and their last: 1 for points [..., K, D] of a chain.
     """
 
     init: Callable[[Array], PyTree]
@@ -74,8 +77,15 @@ class Policy(NamedTuple):
     action: Callable[[Array], Array]
     log_density: Callable[[PyTree, Array, Array], Array]
     imitation_loss: Callable[..., Array]
+    transition: Callable[..., chains.Transition]
+    advance: Callable[..., chains.Advance]
     config: PolicyConfig
     specs: Specs
+
+    @property
+    def times(self) -> Array:
+        """[K] the times at which denoising steps start."""
+        return self.config.sampler.times
 
     def flatten(self, chunk: Array) -> Array:
         """[..., h, A] -> [..., D]."""
@@ -90,6 +100,12 @@ class Policy(NamedTuple):
         shape = (count, self.config.steps + 1, self.specs.flat_action_dim)
         noise = jax.vmap(lambda k: jax.random.normal(k, shape))(sample_keys(key, obs.shape[0]))
         return self.chain(params, obs[:, None], noise)
+
+    def draw(self, params: PyTree, obs: Array, key: Array, count: int) -> Array:
+        """``count`` actions of the deterministic sampler for each normalised obs [B, O]: [B, count, D]; key is consumed."""
+        shape = (count, self.specs.flat_action_dim)
+        z = jax.vmap(lambda k: jax.random.normal(k, shape))(sample_keys(key, obs.shape[0]))
+        return self.sample(params, obs[:, None], z)
 
     def imitate(self, params: PyTree, obs: Array, chunk: Array, mask: Array, key: Array) -> Array:
         """Imitation loss of each sample [B] with fresh noise and times: obs [B, O], chunk [B, h, A], mask [B, h]."""
@@ -113,125 +129,37 @@ class Policy(NamedTuple):
 
 def make(config: PolicyConfig, specs: Specs) -> Policy:
     """Build a policy of ``config.family``."""
-    net = VelocityNet(specs.obs_dim, specs.flat_action_dim, config.hidden)
+    net = DenoisingNet(specs.obs_dim, specs.flat_action_dim, config.hidden)
     sampler = config.sampler
 
     def init(key: Array) -> PyTree:
         shapes = [(1, specs.obs_dim), (1, specs.flat_action_dim), (1,)]
         return net.init(key, *[jnp.zeros(shape) for shape in shapes])["params"]
 
-    def velocity(params: PyTree, obs: Array, inner: int = 0) -> flow.Velocity:
+    def bound(params: PyTree, obs: Array, inner: int = 0) -> chains.Net:
         encoded = jnp.asarray(net.apply({"params": params}, obs, method="encode"))
         encoded = encoded.reshape(*encoded.shape[:-1], *(1,) * inner, encoded.shape[-1])
-        return lambda x, t: jnp.asarray(net.apply({"params": params}, encoded, x, t, method="velocity"))
+        return lambda x, t: jnp.asarray(net.apply({"params": params}, encoded, x, t, method="denoise"))
+
+    def transition(params: PyTree, obs: Array, inner: int = 0) -> chains.Transition:
+        return sampler.transition(bound(params, obs, inner))
+
+    def advance(params: PyTree, obs: Array, inner: int = 0) -> chains.Advance:
+        return sampler.advance(bound(params, obs, inner))
 
     def imitation_loss(params: PyTree, obs: Array, action: Array, mask: Array, z: Array, t: Array) -> Array:
         mask = jnp.repeat(mask, specs.action_dim, axis=-1)
-        return flow.matching_loss(velocity(params, obs), action=action, z=z, t=t, mask=mask)
+        return sampler.loss(bound(params, obs), action=action, z=z, t=t, mask=mask)
 
     return Policy(
         init=init,
-        sample=lambda params, obs, z: flow.ode_sample(velocity(params, obs), z, sampler),
-        chain=lambda params, obs, noise: flow.sde_sample(velocity(params, obs), noise, sampler),
-        action=flow.action,
-        log_density=lambda params, obs, chain: flow.chain_log_density(velocity(params, obs, 1), chain, sampler),
+        sample=lambda params, obs, z: chains.integrate(advance(params, obs), z, sampler.times),
+        chain=lambda params, obs, noise: chains.walk(transition(params, obs), noise, sampler.times).points,
+        action=chains.action,
+        log_density=lambda params, obs, chain: chains.log_density(transition(params, obs, 1), chain, sampler.times),
         imitation_loss=imitation_loss,
+        transition=transition,
+        advance=advance,
         config=config,
         specs=specs,
     )
-
-
-class ArtifactError(ValueError):
-    """A policy artifact that cannot be used; the message says which, why, and what to do."""
-
-
-def _deterministic_batch(policy: Policy, deployed: PyTree) -> dict[str, np.ndarray]:
-    """A fixed batch of observations, and the actions the policy gives for them; the probe stored in an artifact."""
-    rng = np.random.default_rng(0)
-    spread = rng.standard_normal((8, policy.specs.obs_dim), dtype=np.float32)
-    obs = np.asarray(deployed["normaliser"].mean)[None] + spread * np.asarray(deployed["normaliser"].std)[None]
-    action = jax.jit(policy.greedy)(deployed, jnp.asarray(obs), jax.random.key(0))
-    return {"probe/obs": obs, "probe/action": np.asarray(action)}
-
-
-def save(path: str | os.PathLike[str], *, policy: Policy, deployed: PyTree, facts: Mapping[str, Any]) -> Path:
-    """Save a policy artifact, atomically: ``arrays.npz`` (parameters, normaliser, probe) and ``policy.json``.
-
-    facts: plain values to keep beside it: env, success, episodes, configuration. An existing artifact is never
-    overwritten: FileExistsError.
-    """
-    path = Path(path)
-    if path.exists():
-        raise FileExistsError(f"{path} exists; a saved policy is never overwritten. Choose another folder.")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    arrays = {f"net/{k}": np.asarray(v) for k, v in flax.traverse_util.flatten_dict(deployed["net"], sep="/").items()}
-    arrays |= {f"normaliser/{k}": np.asarray(v) for k, v in deployed["normaliser"]._asdict().items()}
-    arrays |= _deterministic_batch(policy, deployed)
-    meta = {"format": FORMAT, "policy": dataclasses.asdict(policy.config), "specs": policy.specs._asdict(), **facts}
-    scratch = path.parent / f".{path.name}.{uuid.uuid4().hex}"
-    scratch.mkdir()
-    try:
-        np.savez(scratch / "arrays.npz", allow_pickle=False, **arrays)
-        (scratch / "policy.json").write_text(json.dumps(meta, indent=1))
-        os.replace(scratch, path)
-    except BaseException:
-        shutil.rmtree(scratch, ignore_errors=True)
-        raise
-    return path
-
-
-def _read(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-    try:
-        meta = json.loads((path / "policy.json").read_text())
-        content = io.BytesIO((path / "arrays.npz").read_bytes())
-        with np.load(content, allow_pickle=False) as archive:
-            arrays = {name: archive[name] for name in archive.files}
-    except FileNotFoundError as error:
-        raise ArtifactError(f"{path} is not a policy artifact: {Path(error.filename).name} is missing.") from error
-    except (ValueError, OSError, EOFError, RuntimeError, tokenize.TokenError, zipfile.BadZipFile) as error:
-        raise ArtifactError(
-            f"{path} is damaged and cannot be read ({error}); copy it again or train it anew."
-        ) from error
-    if not isinstance(meta, dict) or meta.get("format") != FORMAT:
-        found = meta.get("format") if isinstance(meta, dict) else None
-        raise ArtifactError(f"{path} is of artifact format {found}; this version reads {FORMAT}.")
-    return arrays, meta
-
-
-def _check_shapes(policy: Policy, deployed: PyTree) -> None:
-    expected = {
-        "net": jax.eval_shape(policy.init, jax.random.key(0)),
-        "normaliser": Normaliser(*[jnp.zeros(policy.specs.obs_dim)] * 2),
-    }
-    if jax.tree.map(jnp.shape, deployed) != jax.tree.map(jnp.shape, expected):
-        raise ValueError("arrays of other names or shapes")
-
-
-def _probe_error(policy: Policy, deployed: PyTree, arrays: Mapping[str, np.ndarray]) -> float:
-    action = jax.jit(policy.greedy)(deployed, jnp.asarray(arrays["probe/obs"]), jax.random.key(0))
-    return float(np.max(np.abs(np.asarray(action) - arrays["probe/action"])))
-
-
-def load(path: str | os.PathLike[str]) -> tuple[Policy, PyTree, dict[str, Any]]:
-    """Load an artifact: (policy, deployed, facts), after checking that it still gives its stored batch of actions.
-
-    Raises ArtifactError for a missing, damaged or foreign one, and where the actions differ by more than 1e-3.
-    """
-    path = Path(path)
-    arrays, meta = _read(path)
-    try:
-        config = PolicyConfig(**{**meta["policy"], "hidden": tuple(meta["policy"]["hidden"])})
-        policy = make(config, Specs(**meta["specs"]))
-        nets = {k.removeprefix("net/"): jnp.asarray(v) for k, v in arrays.items() if k.startswith("net/")}
-        normaliser = Normaliser(jnp.asarray(arrays["normaliser/mean"]), jnp.asarray(arrays["normaliser/std"]))
-        deployed = {"net": flax.traverse_util.unflatten_dict(nets, sep="/"), "normaliser": normaliser}
-        _check_shapes(policy, deployed)
-        error = _probe_error(policy, deployed, arrays)
-    except (KeyError, TypeError, ValueError) as failure:
-        raise ArtifactError(f"{path} does not hold what its policy.json describes ({failure}).") from failure
-    if not error <= 1e-3:
-        raise ArtifactError(
-            f"{path} gives other actions than when it was saved (largest difference {error:.2g}, allowed 1e-3): "
-            "its arrays were changed, or this version computes the policy differently."
-        )
-    return policy, deployed, meta

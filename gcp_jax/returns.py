@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
 
-from gcp_jax.mesh import zeros_like
+from gcp_jax.mesh import all_sum, batch_mean, zeros_like
 from gcp_jax.types import Array, PyTree, Step, Transition
 
 
@@ -58,6 +60,68 @@ def gae(
 
     _, advantage_t = jax.lax.scan(step, zeros_like(delta_t[0]), (delta_t, decay_t), reverse=True)
     return advantage_t
+
+
+def chunk_gae(data: Transition, value_t: Array, value_tp1: Array, lambda_: float) -> Array:
+    """``gae`` of folded chunk transitions [T, ...], with V of their ``obs`` and ``next_obs``."""
+    return gae(
+        reward_t=data.reward,
+        discount_t=data.discount,
+        truncated_t=data.truncated,
+        value_t=value_t,
+        value_tp1=value_tp1,
+        lambda_=lambda_,
+    )
+
+
+def normalised(advantage: Array) -> Array:
+    """Advantages [B] less their mean and divided by their standard deviation over the batch of all devices."""
+    centred = advantage - batch_mean(advantage)
+    return centred / (jnp.sqrt(batch_mean(centred**2)) + 1e-8)
+
+
+class Moments(NamedTuple):
+    """Running number, mean and sum of squared deviations of a stream of numbers, all scalars."""
+
+    total: Array
+    mean: Array
+    deviation: Array
+
+    @property
+    def std(self) -> Array:
+        """Standard deviation; 1 before there are two numbers or where they are all the same."""
+        variance = self.deviation / jnp.maximum(self.total, 1.0)
+        return jnp.sqrt(jnp.where(variance > 1e-8, variance, 1.0))
+
+    def merge(self, x: Array) -> Moments:
+        """With the numbers x of all devices taken in (Chan, Golub & LeVeque 1983, eq. 1.5)."""
+        count = all_sum(jnp.float32(x.size))
+        mean = batch_mean(x)
+        deviation = all_sum(jnp.sum((x - mean) ** 2))
+        total = self.total + count
+        shift = mean - self.mean
+        between = shift**2 * self.total * count / total
+        return Moments(total, self.mean + shift * count / total, self.deviation + deviation + between)
+
+
+def running_return(*, reward_t: Array, decay_t: Array) -> Array:
+    """``R_t = decay_{t−1} R_{t−1} + r_t`` from R_{−1} = 0, the discounted return so far; all [T, ...].
+
+    Its standard deviation is what rewards are divided by (reward scaling, Engstrom et al. 2020). decay: 0 after an end.
+    """
+
+    def step(carried: Array, inputs: tuple[Array, Array]) -> tuple[Array, Array]:
+        reward, decay = inputs
+        total = carried + reward
+        return decay * total, total
+
+    return jax.lax.scan(step, zeros_like(reward_t[0]), (reward_t, decay_t))[1]
+
+
+def observe(moments: Moments, data: Transition) -> Moments:
+    """With the running returns of chunk transitions [T, ...] taken in; the running sum restarts at each call."""
+    decay = data.discount * (1.0 - data.truncated)
+    return moments.merge(running_return(reward_t=data.reward, decay_t=decay))
 
 
 def group_advantage(q: Array) -> Array:

@@ -148,8 +148,8 @@ def replay(
     def init(item: Segment) -> Ring:
         return Ring(*jax.tree.map(lambda x: jnp.zeros((capacity, *x.shape[1:]), x.dtype), tuple(item)))
 
-    def step(store: Ring, segment: Segment, key: Array, prepare: Any, clock: Array) -> tuple[Ring, Batch]:
-        store = ring_write(store, prepare(segment), clock)
+    def step(store: Ring, segment: Segment, key: Array, clock: Array) -> tuple[Ring, Batch]:
+        store = ring_write(store, segment, clock)
         length = segment.steps.reward.shape[0]
         size = jnp.minimum((clock + 1) * length, capacity)
         order = _Order(jnp.where(size == capacity, (clock + 1) * length, 0) % capacity, size)
@@ -236,7 +236,7 @@ def dataset(data: Windows, *, batch_size: int, updates: int, gamma: float) -> So
         row, column, offset = jnp.moveaxis(store.starts[index], -1, 0)
         return Batch(returns.fold(_window_steps(store.steps, row, column, offset), gamma))
 
-    def step(store: Windows, segment: Segment | None, key: Array, prepare: Any, clock: Array) -> tuple[Windows, Batch]:
+    def step(store: Windows, segment: Segment | None, key: Array, clock: Array) -> tuple[Windows, Batch]:
         return store, jax.vmap(lambda k: draw(store, k))(jax.random.split(key, updates))
 
     return Source(lambda item: data, step, P(), updates, batch_size)
@@ -256,8 +256,7 @@ def rollout(*, epochs: int, minibatches: int, rows: int, columns: int, gamma: fl
         permute = jax.vmap(lambda k: jax.random.permutation(k, rows), out_axes=1)
         return permute(mesh.sample_keys(key, columns)).reshape(minibatches, rows // minibatches, columns)
 
-    def step(store: None, segment: Segment, key: Array, prepare: Any, clock: Array) -> tuple[None, Batch]:
-        segment = prepare(segment)
+    def step(store: None, segment: Segment, key: Array, clock: Array) -> tuple[None, Batch]:
         transitions = returns.fold(segment.steps, gamma, segment.extras)
         local = segment.steps.reward.shape[1]
         index = jax.vmap(lambda k: order(k, local))(jax.random.split(key, epochs))
@@ -280,10 +279,10 @@ def mix(first: Source, second: Source) -> Source:
             f"Mixed sources must give the same number of updates; got {first.updates} and {second.updates}."
         )
 
-    def step(store: PyTree, segment: Segment, key: Array, prepare: Any, clock: Array) -> tuple[PyTree, Batch]:
+    def step(store: PyTree, segment: Segment, key: Array, clock: Array) -> tuple[PyTree, Batch]:
         keys = jax.random.split(key)
-        one, a = first.step(store[0], segment, keys[0], prepare, clock)
-        two, b = second.step(store[1], segment, keys[1], prepare, clock)
+        one, a = first.step(store[0], segment, keys[0], clock)
+        two, b = second.step(store[1], segment, keys[1], clock)
         both = jax.tree.map(lambda x, y: jnp.concatenate([x, y], axis=1), a.transitions, b.transitions)
         return (one, two), a._replace(transitions=both, return_to_go=None)
 

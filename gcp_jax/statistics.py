@@ -43,6 +43,15 @@ class Success(NamedTuple):
     episodes: int
 
 
+class Profile(NamedTuple):
+    """A performance profile: the fraction of runs above each threshold, with a pointwise band; all [K]."""
+
+    thresholds: Floats
+    estimate: Floats
+    low: Floats
+    high: Floats
+
+
 class BeforeAfter(NamedTuple):
     """One row of the success table: a seed, or all of them pooled; None where not evaluated (yet)."""
 
@@ -118,11 +127,56 @@ def interquartile_mean(
 
     Runs are resampled within each task (Agarwal et al. 2021, "Deep RL at the edge of the statistical precipice").
     A quarter of the scores, rounded down, is cut from either end. Non-finite scores raise ValueError.
+
+    Like every percentile bootstrap it is too narrow for few runs: at a nominal 95 %, with normal scores on four tasks,
+    it covers 86 % with three runs, 92 % with five and 93 % with ten.
     """
     table = _score_table(scores, "interquartile_mean")
     drawn = _resample(table, resamples, np.random.default_rng(rng_seed))
     estimates = stats.trim_mean(drawn.reshape(resamples, -1), 0.25, axis=1)
     return _percentiles(float(stats.trim_mean(table, 0.25, axis=None)), estimates, confidence)
+
+
+def mean_score(scores: ArrayLike, confidence: float = 0.95, *, resamples: int = 2000, rng_seed: int = 0) -> Interval:
+    """Mean of all scores [R, M] (or [R] for one task), with the bootstrap of ``interquartile_mean``.
+
+    For scores that end at 1, as success rates do, one minus this is the optimality gap.
+    """
+    table = _score_table(scores, "mean_score")
+    drawn = _resample(table, resamples, np.random.default_rng(rng_seed))
+    return _percentiles(float(table.mean()), drawn.mean(axis=(1, 2)), confidence)
+
+
+def performance_profile(
+    scores: ArrayLike, thresholds: ArrayLike, confidence: float = 0.95, *, resamples: int = 2000, rng_seed: int = 0
+) -> Profile:
+    """Fraction of the runs [R, M] (or [R]) that score strictly above each threshold τ [K], averaged over tasks.
+
+        F(τ) = 1/M Σ_m 1/R Σ_r 1[x_rm > τ]
+
+    The score distribution of Agarwal et al. (2021, eq. 2): one minus the empirical distribution function. The band is
+    the stratified percentile bootstrap at each τ by itself.
+    """
+    table = _score_table(scores, "performance_profile")
+    levels = np.asarray(thresholds, np.float64)
+    if levels.ndim != 1 or levels.size == 0:
+        raise ValueError(f"performance_profile: thresholds of shape {levels.shape}; need shape [K] with K > 0")
+    drawn = _resample(table, resamples, np.random.default_rng(rng_seed))
+    above = [np.mean(drawn > level, axis=(1, 2)) for level in levels]
+    low, high = np.quantile(above, [(1 - confidence) / 2, (1 + confidence) / 2], axis=1)
+    return Profile(levels, np.mean(table.ravel() > levels[:, None], axis=1), low, high)
+
+
+def steps_to_threshold(steps: ArrayLike, success: ArrayLike, threshold: float) -> float | None:
+    """The first of ``steps`` [P], in their order, where ``success`` [P] is at least ``threshold``; None if it never is.
+
+    ``steps`` may be any cost: environment steps, updates, seconds. A success of NaN reaches nothing.
+    """
+    at, rates = np.asarray(steps, np.float64), np.asarray(success, np.float64)
+    if at.ndim != 1 or at.shape != rates.shape:
+        raise ValueError(f"steps_to_threshold: steps {at.shape}, success {rates.shape}; pass one success per step, [P]")
+    reached = np.flatnonzero(rates >= threshold)
+    return float(at[reached[0]]) if reached.size else None
 
 
 def probability_of_improvement(

@@ -26,11 +26,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from gcp_jax import algorithms, checkpoint, evaluation, learner, metrics, policy, sources
+from gcp_jax import algorithms, artifact, checkpoint, diagnostics, evaluation, learner, metrics, policy, sources
 from gcp_jax import mesh as mesh_lib
 from gcp_jax import progress as progress_lib
 from gcp_jax.algorithms import bc
-from gcp_jax.config import ConfigError, Run, named, to_dict
+from gcp_jax.config import ConfigError, Run, to_dict
 from gcp_jax.networks import fit_normaliser
 from gcp_jax.types import Algorithm, PyTree, Specs, Step
 
@@ -91,8 +91,13 @@ def sizes(config: Run, env_specs: Any) -> Sizes:
             f"policy.chunk is {chunk}, longer than an episode of {env_specs.name} ({env_specs.horizon} steps)."
         )
     env_steps = fine.envs * fine.rows * chunk
+    once = algorithms.on_policy(config.algorithm_module)
+    updates = max(round(fine.utd * env_steps), 1)
+    if once:
+        needs = config.algorithm_module.rollout_needs(config.algorithm_config)
+        updates = needs["epochs"] * needs["minibatches"]
     capacity = max(fine.capacity // (fine.envs * chunk) // fine.rows, 2) * fine.rows
-    if fine.warmup_steps >= fine.env_steps:
+    if fine.warmup_steps >= fine.env_steps and not once:
         raise ConfigError(
             f"finetune.warmup_steps is {fine.warmup_steps}, not below finetune.env_steps ({fine.env_steps}): nothing would be learnt."
         )
@@ -100,24 +105,50 @@ def sizes(config: Run, env_specs: Any) -> Sizes:
         specs=Specs(env_specs.obs_dim, env_specs.action_dim, chunk),
         rows=fine.rows,
         env_steps=env_steps,
-        updates=max(round(fine.utd * env_steps), 1),
+        updates=updates,
         segments=-(-fine.env_steps // env_steps),
-        warmup=-(-fine.warmup_steps // env_steps),
+        warmup=0 if once else -(-fine.warmup_steps // env_steps),
         capacity=capacity,
         evaluate=max(round(config.evaluation.every / env_steps), 1),
         checkpoint=max(round(config.checkpoint.every / env_steps), 1),
     )
 
 
-def method(config: Run, base: policy.Policy, size: Sizes) -> Algorithm:
-    """The configured finetuning method over its replay."""
-    module = algorithms.load(named(config.algorithm, "algorithm")[0])
-    settings = config.algorithm_config
+def method(config: Run, base: policy.Policy, size: Sizes, demonstrations: sources.Windows | None = None) -> Algorithm:
+    """The configured finetuning method over its source; ``demonstrations`` are needed where ``demo_fraction`` is positive."""
+    module, settings, fine = config.algorithm_module, config.algorithm_config, config.finetune
+    if algorithms.on_policy(module):
+        _refuse_demonstrations(config, remembers=True)
+        source = sources.rollout(rows=size.rows, columns=fine.envs, **module.rollout_needs(settings))
+        return module.make(settings, base, source)
     needs = module.replay_needs(settings)
-    source = sources.replay(
-        capacity=size.capacity, batch_size=config.finetune.batch_size, updates=size.updates, **needs
-    )
+    _refuse_demonstrations(config, remembers=bool(needs.get("aligned")))
+    borrowed = round(fine.demo_fraction * fine.batch_size)
+    own = fine.batch_size - borrowed
+    source = sources.replay(capacity=size.capacity, batch_size=own, updates=size.updates, **needs)
+    if demonstrations is not None:
+        given = sources.dataset(demonstrations, batch_size=borrowed, updates=size.updates, gamma=needs["gamma"])
+        source = sources.mix(source, given)
     return module.make(settings, base, source)
+
+
+def _refuse_demonstrations(config: Run, *, remembers: bool) -> None:
+    """Raise ConfigError where ``demo_fraction`` cannot be had. remembers: the method learns from extras of its own acting."""
+    fine, name = config.finetune, config.algorithm["name"]
+    if not fine.demo_fraction:
+        return
+    if remembers:
+        raise ConfigError(
+            f"finetune.demo_fraction is {fine.demo_fraction}, but {name} learns from what it remembers of its own acting, "
+            "which demonstrations do not have; it must be 0."
+        )
+    borrowed = round(fine.demo_fraction * fine.batch_size)
+    parts = (fine.batch_size - borrowed, borrowed)
+    if any(part < 1 or part % config.data for part in parts):
+        raise ConfigError(
+            f"finetune.demo_fraction is {fine.demo_fraction}, which makes a batch of {parts[0]} replayed and {parts[1]} "
+            f"demonstrated transitions; both must be positive multiples of data ({config.data})."
+        )
 
 
 class Cadence(NamedTuple):
@@ -186,7 +217,7 @@ class Training:
         self.clone, self.finetune = cadences(config, self.size)
         self.seeds = list(range(config.seed, config.seed + config.seeds))
         self.mesh = mesh_lib.make(config.seeds, data=config.data)
-        self.compile_seconds = self.seconds_before = 0.0
+        self.compile_seconds = self.seconds_before = self.train_seconds = 0.0
         self.began = time.monotonic()
         self._evaluate: dict[Any, Any] = {}
         self._signal = 0
@@ -207,10 +238,23 @@ class Training:
             _write_json(finished, summary)
             return summary
 
+    def pretrain(self) -> Path:
+        """Clone only; where the policy lies. Already cloned, nothing is done."""
+        with _owned(self.folder), _signals(self):
+            self._open()
+            self._drop_late_rows()
+            with metrics.writers(("jsonl", *self.config.writers), self.folder, to_dict(self.config)) as self.writer:
+                self._base()
+        return self.folder / "policy" / "base"
+
     @property
     def seconds(self) -> float:
         """Wall-clock seconds of this run, those before a restart included."""
         return self.seconds_before + time.monotonic() - self.began
+
+    def _times(self) -> dict[str, float]:
+        """Wall-clock seconds of the run, and those that compiled segments of this stage took."""
+        return {"seconds": round(self.seconds, 2), "train_seconds": round(self.train_seconds, 2)}
 
     def _open(self) -> None:
         config = to_dict(self.config)
@@ -243,18 +287,23 @@ class Training:
         """The policy to finetune: the run's own clone, or ``pretrain.artifact``."""
         given, own = self.config.pretrain.artifact, self.folder / "policy" / "base"
         if own.exists():
-            base, deployed, _ = policy.load(own)
+            base, deployed, *_ = artifact.load(own)
         elif given:
-            base, deployed, facts = policy.load(given)
-            self._check_fits(base, given)
-            policy.save(
+            base, deployed, facts, _ = artifact.load(given)
+            self._check_fits(base, deployed, given)
+            artifact.save(
                 own, policy=base, deployed=deployed, facts={k: v for k, v in facts.items() if k in ("env", "success")}
             )
         else:
             base, deployed = self._clone(own)
         return base, deployed
 
-    def _check_fits(self, base: policy.Policy, path: str) -> None:
+    def _check_fits(self, base: policy.Policy, deployed: PyTree, path: str) -> None:
+        if deployed.keys() != artifact.PLAIN:
+            raise RunError(
+                f"{path} is more than a cloned policy (it also holds {', '.join(sorted(deployed.keys() - artifact.PLAIN))}); "
+                "finetuning starts from a plain one, such as RUN/policy/base."
+            )
         if base.specs != self.size.specs:
             raise RunError(
                 f"{path} is a policy for {base.specs}, but this run needs {self.size.specs}; choose its environment."
@@ -263,10 +312,7 @@ class Training:
     def _clone(self, own: Path) -> tuple[policy.Policy, PyTree]:
         pre, base = self.config.pretrain, policy.make(self.config.policy, self.size.specs)
         print(f"cloning {self.config.demonstrations.episodes} demonstrations", file=sys.stderr)
-        key = jax.random.fold_in(jax.random.key(CLONE_STREAM), self.config.seed)
-        steps, facts = self.task.demonstrate(key)
-        print(f"demonstrations: {facts}", file=sys.stderr)
-        data = sources.windows(steps, self.config.policy.chunk)
+        data = self._demonstrations()
         weight = jnp.asarray(data.steps.executed.reshape(-1), jnp.float32)
         normaliser = fit_normaliser(jnp.asarray(data.steps.obs.reshape(-1, self.size.specs.obs_dim)), weight)
         source = sources.dataset(data, batch_size=pre.batch_size, updates=pre.evaluate_every, gamma=1.0)
@@ -289,17 +335,30 @@ class Training:
         self._save_policy(own, base, deployed, rows)
         return base, deployed
 
+    def _demonstrations(self) -> sources.Windows:
+        """The configured demonstrations, the same in every stage."""
+        key = jax.random.fold_in(jax.random.key(CLONE_STREAM), self.config.seed)
+        steps, facts = self.task.demonstrate(key)
+        print(f"demonstrations: {facts}", file=sys.stderr)
+        return sources.windows(steps, self.config.policy.chunk)
+
     # Stage 2: finetune ------------------------------------------------------------------------------------------------
 
     def _finetune(self, base: policy.Policy, deployed: PyTree) -> dict[str, Any]:
-        size, algorithm = self.size, method(self.config, base, self.size)
-        fine = self.config.finetune
+        size, fine = self.size, self.config.finetune
+        demonstrations = self._demonstrations() if fine.demo_fraction else None
+        algorithm = method(self.config, base, size, demonstrations)
         collection = learner.Collection(self.task.env, fine.envs, size.rows, fine.fresh, size.warmup)
         stage = _Stage(
             cadence=self.finetune,
             algorithm=algorithm,
             learner=learner.build(
-                algorithm, size.specs, mesh=self.mesh, seeds=self.config.seeds, collection=collection
+                algorithm,
+                size.specs,
+                mesh=self.mesh,
+                seeds=self.config.seeds,
+                collection=collection,
+                diagnose=diagnostics.make(algorithm, base, self.config.algorithm_config.gamma),
             ),
             seeds=self.seeds,
             pretrained=deployed,
@@ -308,7 +367,8 @@ class Training:
         before = self._evaluate_base(base, deployed)
         final, rows = self._loop(stage)
         for index, row in enumerate(rows):
-            self._save_policy(self.folder / "policy" / f"seed_{row['seed']}", base, _take(final, index), [row])
+            path = self.folder / "policy" / f"seed_{row['seed']}"
+            self._save_policy(path, base, _take(final, index), [row], algorithm.greedy)
         return {
             "base_success": _mean_success(before),
             "success": _mean_success(rows),
@@ -329,9 +389,7 @@ class Training:
                 base.greedy, jax.tree.map(lambda x: x[None], deployed), shown, self._film_to("before")
             )
             self.compile_seconds += shown.compile_seconds
-        rows = [
-            {"stage": "base", "env_steps": 0, "updates": 0, "seconds": round(self.seconds, 2), **row} for row in rows
-        ]
+        rows = [{"stage": "base", "env_steps": 0, "updates": 0, **self._times(), **row} for row in rows]
         for row in rows:
             self.writer.write(row)
         print(f"base policy: {_mean_success(rows):.1%} success", file=sys.stderr)
@@ -341,18 +399,20 @@ class Training:
 
     def _loop(self, stage: _Stage) -> tuple[PyTree, list[dict[str, Any]]]:
         """Run a stage from its newest checkpoint to its end: the deployed policies [S, ...] and the last evaluation."""
-        cadence = stage.cadence
+        cadence, self.train_seconds = stage.cadence, 0.0
         saved = checkpoint.Checkpoints(self.folder / "checkpoints" / cadence.name, keep=self.config.checkpoint.keep)
-        found = saved.restore(stage.init, mesh_lib.shardings(stage.learner.mesh, stage.learner.layout))
-        clock, rows = self._resume(cadence, found)
+        restored = saved.restore(stage.init, mesh_lib.shardings(stage.learner.mesh, stage.learner.layout))
+        clock, rows = self._resume(cadence, restored)
         total, start = cadence.done(cadence.segments), cadence.done(clock)
         with progress_lib.Progress(total, cadence.name, unit=cadence.unit, start=start) as shown:
-            train, segment = self._compiled(stage, found, shown)
+            train, segment = self._compiled(stage, restored, shown)
             while clock < cadence.segments and not (rows and stage.stop(rows)):
                 began = time.monotonic()
                 train, numbers = segment(train)
                 clock += 1
-                self._log(cadence, stage.seeds, clock, jax.device_get(numbers), time.monotonic() - began, shown)
+                found = jax.device_get(numbers)
+                self.train_seconds += time.monotonic() - began
+                self._log(cadence, stage.seeds, clock, found, time.monotonic() - began, shown)
                 last = clock == cadence.segments
                 if last or clock % cadence.evaluate == 0:
                     rows = self._evaluate_at(stage, clock, train, shown)
@@ -375,6 +435,7 @@ class Training:
         train, host = found
         clock = int(train.clock)
         self.seconds_before = max(self.seconds_before, host["seconds"])
+        self.train_seconds = host["train_seconds"]
         self.compile_seconds = max(self.compile_seconds, host["compile_seconds"])
         total = cadence.done(cadence.segments)
         print(f"resuming {cadence.name} at {cadence.done(clock)} of {total} {cadence.unit}", file=sys.stderr)
@@ -394,9 +455,7 @@ class Training:
         cadence = stage.cadence
         film = self._film_to("after") if clock == cadence.segments and cadence.name == "finetune" else None
         rows = self._evaluated(stage.algorithm.greedy, stage.algorithm.export(train.state), shown, film)
-        rows = [
-            {"stage": cadence.name, **cadence.counters(clock), "seconds": round(self.seconds, 2), **row} for row in rows
-        ]
+        rows = [{"stage": cadence.name, **cadence.counters(clock), **self._times(), **row} for row in rows]
         for row in rows:
             self.writer.write(row)
         shown.update(cadence.done(clock), eval_success=_mean_success(rows))
@@ -405,7 +464,8 @@ class Training:
     def _standing(self, rows: list[dict[str, Any]], shown: Any) -> dict[str, Any]:
         """What a checkpoint keeps of the host."""
         compiled = self.compile_seconds + shown.compile_seconds
-        return {"rows": rows, "seconds": self.seconds, "compile_seconds": compiled}
+        times = {"seconds": self.seconds, "train_seconds": self.train_seconds, "compile_seconds": compiled}
+        return {"rows": rows, **times}
 
     def _log(
         self,
@@ -426,10 +486,11 @@ class Training:
                 "stage": cadence.name,
                 "seed": seed,
                 **cadence.counters(clock),
-                "seconds": round(self.seconds, 2),
+                **self._times(),
             }
             row |= _episode_means({k: float(v[index]) for k, v in numbers.items() if k.startswith("episode/")})
             row |= {k: float(v[index]) for k, v in numbers.items() if k.startswith("train/") and trained}
+            row = {k: v for k, v in row.items() if k not in diagnostics.MAY_BE_MISSING or math.isfinite(v)}
             _check_finite(row, cadence.name, seed)
             success += [row["episode/success"]] if "episode/success" in row else []
             self.writer.write(row | speeds)
@@ -465,7 +526,14 @@ class Training:
             return None
         return lambda states: film(states, self.folder / "report" / f"{name}.mp4")
 
-    def _save_policy(self, path: Path, base: policy.Policy, deployed: PyTree, rows: list[dict[str, Any]]) -> None:
+    def _save_policy(
+        self,
+        path: Path,
+        base: policy.Policy,
+        deployed: PyTree,
+        rows: list[dict[str, Any]],
+        greedy: artifact.Greedy | None = None,
+    ) -> None:
         facts = {
             "env": self.config.env,
             "success": _mean_success(rows),
@@ -474,8 +542,11 @@ class Training:
             "seeds": [row["seed"] for row in rows],
             "config": to_dict(self.config),
         }
+        if deployed.keys() != artifact.PLAIN:
+            facts["algorithm"] = self.config.algorithm
         if not path.exists():
-            policy.save(path, policy=base, deployed=jax.tree.map(jnp.asarray, deployed), facts=facts)
+            deployed = jax.tree.map(jnp.asarray, deployed)
+            artifact.save(path, policy=base, deployed=deployed, facts=facts, greedy=greedy)
 
 
 def _options(on_cpu: dict[str, Any]) -> dict[str, Any]:

@@ -86,7 +86,7 @@ class Source(NamedTuple):
     """Where minibatches come from: the only difference between on- and off-policy learning.
 
     init:  (item: Segment shapes) -> store
-    step:  (store, segment | None, key, prepare, clock) -> (store, Batch with leaves [U, B, ...])
+    step:  (store, prepared segment | None, key, clock) -> (store, Batch with leaves [U, B, ...])
     layout: prefix of PartitionSpecs over ("seed", "data") for the store; a part without "seed" is shared by all seeds
     """
 
@@ -102,25 +102,33 @@ class Algorithm(NamedTuple):
 
     init:    (key, pretrained: PyTree) -> state
     act:     (state, obs [N, O], key) -> (chunk [N, h, A], extras)
-    prepare: (state, segment) -> segment             identity off-policy; GAE and returns on-policy
+    prepare: (state, segment) -> (state, segment)    once a segment; identity off-policy, GAE and returns on-policy
     update:  (state, batch, key) -> (state, metrics)     one minibatch; no logging
-    greedy:  (state, obs [N, O], key) -> chunk [N, h, A]  what is evaluated and deployed
-    export:  (state) -> pytree of the deployed policy's parameters
+    greedy:  (deployed, obs [N, O], key) -> chunk [N, h, A]  what is evaluated and deployed
+    export:  (state) -> deployed: {"net", "normaliser"} of the base policy's kind, and whatever else ``greedy`` needs
+    value:   (state, obs [B, O], chunk [B, G, h, A]) -> [M, B, G]   what the critics think, for the diagnostics
     """
 
     init: Callable[..., PyTree]
     act: Callable[..., tuple[Array, PyTree]]
-    prepare: Callable[[PyTree, Segment], Segment]
+    prepare: Callable[[PyTree, Segment], tuple[PyTree, Segment]]
     update: Callable[..., tuple[PyTree, dict[str, Array]]]
     greedy: Callable[..., Array]
     export: Callable[[PyTree], PyTree]
     source: Source
+    value: Callable[[PyTree, Array, Array], Array] | None = None
+
+
+def unprepared(state: PyTree, segment: Segment) -> tuple[PyTree, Segment]:
+    """``prepare`` of a method that takes segments as they come."""
+    return state, segment
 
 
 class Train(NamedTuple):
     """The whole training state, saved and restored as one: 2N steps ≡ N + restart + N, bit for bit."""
 
     state: PyTree  # of the algorithm, leaves [S, ...]
+    base: PyTree  # the policy finetuning started from, shared by all seeds
     env: PyTree  # of the environments, leaves [S, N, ...]; None without a rollout
     store: PyTree  # of the source
     key: Array  # typed keys [S]

@@ -102,4 +102,4 @@ def test_what_acts_and_is_exported_is_the_average(batch):
 
 def test_prepare_hands_the_segment_on():
     segment = Segment(steps=None, extras={})
-    assert bc.make(bc.Config(), POLICY, source=None).prepare(None, segment) is segment
+    assert bc.make(bc.Config(), POLICY, source=None).prepare(None, segment) == (None, segment)

@@ -9,8 +9,8 @@ import jax
 import pytest
 
 from experiments import cli, planning, tasks
+from gcp_jax import algorithms, train
 from gcp_jax import config as config_lib
-from gcp_jax import train
 
 REACH = "experiments/configs/reach.py"
 
@@ -78,6 +78,25 @@ def test_tables_name_what_there_is(capsys):
         (["render", "nowhere"], "neither a saved policy nor a task"),
         (["plan", "extra"], "unexpected 'extra'"),
         (["plan", "--config=nowhere.py"], "nowhere.py"),
+        (["plan", "--config", "nowhere.py"], "nowhere.py"),
+        (["plan", "--config.algorithm.name=ogpoo"], "did you mean 'ogpo'"),
+        (["plan", "--config.algorithm.module=nowhere"], "put nowhere.py in the current folder"),
+        (["plan", "--config.algorithm.module=json"], "'json' is not a method: it lacks Config, make"),
+        (["plan", "--config.algorithm.name=qc", "--config.algorithm.chains=4"], "chains"),
+        (["plan", "--config.env.name=peg"], "no environment is called 'peg'"),
+        (["plan", "--config.finetune.demo_fraction=1.5"], "finetune.demo_fraction is 1.5; it is a share in [0, 1)"),
+        (["plan", "--config.algorithm.name=dppo", "--config.finetune.demo_fraction=0.5"], "it must be 0"),
+        (
+            [
+                "plan",
+                "--config.algorithm.name=dsrl",
+                "--config.algorithm.mode=sac",
+                "--config.finetune.demo_fraction=0.5",
+            ],
+            "it must be 0",
+        ),
+        (["plan", "--config.policy.train_steps=10"], "only policy.family='diffusion' has any"),
+        (["benchmark", "--algorithms=ogpo"], "nothing to compare"),
         (["plan", f"--config={REACH}", "--config.nothing=1"], "nothing"),
         (["plan", f"--config={REACH}", "--wrong=1"], "wrong"),
         (["plan", f"--config={REACH}", "--config.seeds=0"], "seeds is 0"),
@@ -102,3 +121,15 @@ def test_configuration_survives_its_own_json():
 def test_every_shipped_configuration_plans():
     for name in ("peg_insert", "pick_place", "push_t", "reach"):
         assert cli.main(["plan", f"--config=experiments/configs/{name}.py"]) == 0
+
+
+@pytest.mark.parametrize("name", algorithms.names())
+def test_a_method_is_chosen_by_its_name_with_its_own_fields(name, capsys):
+    """The fields that all critics share keep the file's values; the method's own are its defaults and can be overridden."""
+    field = {"dppo": "gae_lambda=0.9"}.get(name, "critics=7")
+    words = [f"--config.algorithm.name={name}", f"--config.algorithm.{field}", "--config.policy.family=diffusion"]
+    assert cli.main(["plan", "--config=experiments/configs/peg_insert.py", *words, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["algorithm"] == name
+    config, _ = cli._configuration(["--config=experiments/configs/peg_insert.py", *words])
+    assert config.algorithm.gamma == 0.97
+    assert name == "dppo" or config.algorithm.critic_warmup == 256

@@ -6,10 +6,27 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from gcp_jax import chain as chain_lib
 from gcp_jax import flow
 from gcp_jax.flow import Sampler
 
 MEAN, STD = 0.2, 0.25
+
+
+def ode_sample(velocity, z, sampler):
+    return chain_lib.integrate(sampler.advance(velocity), z, sampler.times)
+
+
+def sde_sample(velocity, noise, sampler):
+    return chain_lib.walk(sampler.transition(velocity), noise, sampler.times).points
+
+
+def step_log_densities(velocity, chain, sampler):
+    return chain_lib.along(sampler.transition(velocity), chain, sampler.times).log_densities.sum(-1)
+
+
+def chain_log_density(velocity, chain, sampler):
+    return chain_lib.log_density(sampler.transition(velocity), chain, sampler.times)
 
 
 def gaussian_velocity(x, t):
@@ -36,13 +53,13 @@ def affine_response(sample, inputs):
 
 def sde_response(sampler):
     def sample(noise):
-        return flow.sde_sample(gaussian_velocity, noise[..., None], sampler)[:, -1, 0]
+        return sde_sample(gaussian_velocity, noise[..., None], sampler)[:, -1, 0]
 
     return affine_response(sample, sampler.steps + 1)
 
 
 def ode_response(sampler):
-    return affine_response(lambda z: flow.ode_sample(gaussian_velocity, z, sampler)[:, 0], 1)
+    return affine_response(lambda z: ode_sample(gaussian_velocity, z, sampler)[:, 0], 1)
 
 
 def marginal_error(response):
@@ -69,9 +86,9 @@ def test_samples_are_distributed_as_the_data(sampler):
     count, steps = 4000, 100
     noise = jax.random.normal(jax.random.key(0), (count, steps + 1, 1))
     if sampler == "ode":
-        samples = flow.ode_sample(gaussian_velocity, noise[:, 0], Sampler(steps))
+        samples = ode_sample(gaussian_velocity, noise[:, 0], Sampler(steps))
     else:
-        samples = flow.action(flow.sde_sample(gaussian_velocity, noise, Sampler(steps, 1.0, "marginal")))
+        samples = chain_lib.action(sde_sample(gaussian_velocity, noise, Sampler(steps, 1.0, "marginal")))
     distance = stats.kstest(np.asarray(samples)[:, 0], stats.norm(MEAN, STD).cdf).statistic
     assert distance < stats.kstwo.isf(1e-6, count) + 0.01
 
@@ -107,32 +124,30 @@ def simulate(noise, sampler):
 def test_chains_equal_a_plain_simulation(scheme):
     sampler = Sampler(steps=4, sigma=0.7, scheme=scheme)
     noise = 2.0 * np.random.default_rng(0).standard_normal((6, 5, 3))
-    chains = flow.sde_sample(curved_velocity, jnp.asarray(noise, jnp.float32), sampler)
+    chains = sde_sample(curved_velocity, jnp.asarray(noise, jnp.float32), sampler)
     expected = np.stack([simulate(each, sampler) for each in noise])
-    assert np.abs(noise[:, 1:]).max() > flow.NOISE_CUT
+    assert np.abs(noise[:, 1:]).max() > chain_lib.NOISE_CUT
     assert np.abs(expected[:, 1:]).max() > 1
     np.testing.assert_allclose(chains, expected, rtol=1e-4, atol=1e-5)
 
 
 def test_noise_beyond_three_is_cut_but_not_the_start():
     noise = jnp.array([[4.0], [7.0]])
-    chain = flow.sde_sample(lambda x, t: jnp.zeros_like(x), noise, Sampler(1, 0.5, "marginal"))
+    chain = sde_sample(lambda x, t: jnp.zeros_like(x), noise, Sampler(1, 0.5, "marginal"))
     np.testing.assert_allclose(chain[:, 0], [4.0, 4.0 * (1 - 0.5 * 0.25) + 0.5 * 3.0], rtol=1e-6)
 
 
 def test_the_stored_chain_ends_unclipped_and_the_executed_action_clipped():
     noise = jnp.array([[0.0, 0.0], [2.0, -2.0]])
-    chain = flow.sde_sample(lambda x, t: jnp.full_like(x, 0.9), noise, Sampler(1, 0.5))
+    chain = sde_sample(lambda x, t: jnp.full_like(x, 0.9), noise, Sampler(1, 0.5))
     np.testing.assert_allclose(chain[-1], [1.9, -0.1], rtol=1e-6)
-    np.testing.assert_allclose(flow.action(chain), [1.0, -0.1], rtol=1e-6)
+    np.testing.assert_allclose(chain_lib.action(chain), [1.0, -0.1], rtol=1e-6)
 
 
 def test_ode_clips_its_end_only():
     """x goes 0 → 1.5 → 0 under a velocity that turns round at t = ½; a clip on the way would end at −0.5."""
-    turning = flow.ode_sample(
-        lambda x, t: jnp.where(t[..., None] < 0.5, 3.0, -3.0) + 0 * x, jnp.zeros((1, 1)), Sampler(2)
-    )
-    pushed = flow.ode_sample(lambda x, t: jnp.full_like(x, -9.0), jnp.zeros((1, 1)), Sampler(2))
+    turning = ode_sample(lambda x, t: jnp.where(t[..., None] < 0.5, 3.0, -3.0) + 0 * x, jnp.zeros((1, 1)), Sampler(2))
+    pushed = ode_sample(lambda x, t: jnp.full_like(x, -9.0), jnp.zeros((1, 1)), Sampler(2))
     assert (turning.item(), pushed.item()) == (0.0, -1.0)
 
 
@@ -153,21 +168,21 @@ def scipy_step_densities(chain, sampler):
 def test_densities_equal_scipy(scheme):
     sampler = Sampler(steps=4, sigma=0.3, scheme=scheme)
     noise = jax.random.normal(jax.random.key(1), (2, 3, 5, 2))
-    chains = flow.sde_sample(curved_velocity, noise, sampler)
+    chains = sde_sample(curved_velocity, noise, sampler)
     expected = np.array([[scipy_step_densities(chain, sampler) for chain in group] for group in np.asarray(chains)])
-    np.testing.assert_allclose(flow.step_log_densities(curved_velocity, chains, sampler), expected, rtol=1e-4)
+    np.testing.assert_allclose(step_log_densities(curved_velocity, chains, sampler), expected, rtol=1e-4)
     prior = stats.norm.logpdf(chains[..., 0, :]).sum(-1)
     normalised = (prior + expected.sum(-1)) / ((sampler.steps + 1) * chains.shape[-1])
-    np.testing.assert_allclose(flow.chain_log_density(curved_velocity, chains, sampler), normalised, rtol=1e-4)
+    np.testing.assert_allclose(chain_log_density(curved_velocity, chains, sampler), normalised, rtol=1e-4)
 
 
 def test_a_sampled_chain_has_the_density_of_its_noise():
     """Change of variables: the step's density is that of its own noise over σ_i, exact because nothing is stored clipped."""
     sampler = Sampler(steps=3, sigma=0.2)
     noise = jnp.clip(jax.random.normal(jax.random.key(2), (8, 4, 2)), -3, 3)
-    chains = flow.sde_sample(curved_velocity, noise, sampler)
+    chains = sde_sample(curved_velocity, noise, sampler)
     expected = stats.norm.logpdf(noise[:, 1:]).sum(-1) - 2 * np.log(sampler.std(sampler.times))
-    np.testing.assert_allclose(flow.step_log_densities(curved_velocity, chains, sampler), expected, rtol=1e-4)
+    np.testing.assert_allclose(step_log_densities(curved_velocity, chains, sampler), expected, rtol=1e-4)
 
 
 def test_interpolation_runs_from_noise_to_data():
@@ -208,7 +223,7 @@ def test_the_exact_velocity_minimises_the_matching_loss():
         ({"steps": 0}, "policy.steps is 0; a flow needs at least 1"),
         ({"sigma": 0.0}, "policy.sigma is 0.0; the SDE needs a positive"),
         ({"sigma": float("nan")}, "policy.sigma is nan"),
-        ({"scheme": "euler"}, "policy.scheme is 'euler'; allowed: paper, marginal"),
+        ({"scheme": "euler"}, "policy.scheme is 'euler'; a flow allows: paper, marginal"),
     ],
 )
 def test_a_wrong_sampler_is_refused(settings, message):

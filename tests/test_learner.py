@@ -98,8 +98,8 @@ def four(devices):
 
 
 def of_seed(train, index):
-    """One seed's part of a Train; the clock is everybody's."""
-    return jax.tree.map(lambda x: x[index], train._replace(clock=None))
+    """One seed's part of a Train; clock and base are everybody's."""
+    return jax.tree.map(lambda x: x[index], train._replace(clock=None, base=None))
 
 
 @pytest.mark.parametrize(("other", "index"), [("eight", 3), ("square", 0), ("four", 0)])

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from gcp_jax.networks import Critic, Normaliser, SplitDense, Value, VelocityNet, ensemble, fit_normaliser, sinusoidal
+from gcp_jax.networks import Critic, DenoisingNet, Normaliser, SplitDense, Value, ensemble, fit_normaliser, sinusoidal
 
 
 def random_like(tree, seed=0):
@@ -59,7 +59,7 @@ def test_split_dense_is_dense_on_the_concatenation():
 
 @pytest.fixture(scope="module")
 def velocity():
-    net = VelocityNet(obs_dim=3, out_dim=2, hidden=(8, 5), time_dim=6)
+    net = DenoisingNet(obs_dim=3, out_dim=2, hidden=(8, 5), time_dim=6)
     return net, random_like(initialise(net, (1, 3), (1, 2), (1,)))
 
 

@@ -11,6 +11,7 @@ import optax
 import pytest
 from scipy import stats
 
+from gcp_jax import chain as chain_lib
 from gcp_jax import flow
 from gcp_jax import policy as policy_lib
 from gcp_jax.algorithms import ogpo
@@ -57,8 +58,8 @@ def affine_policy():
 
     def log_density(params, obs, chain):
         x, y = chain[..., 0, :], chain[..., 1, :]
-        steps = flow.normal_log_density(y, affine_mean(params["bias"], obs, x), STD)
-        return jnp.sum(flow.normal_log_density(x, 0.0, 1.0) + steps, -1) / 2 / SPECS.flat_action_dim
+        steps = chain_lib.normal_log_density(y, affine_mean(params["bias"], obs, x), STD)
+        return jnp.sum(chain_lib.normal_log_density(x, 0.0, 1.0) + steps, -1) / 2 / SPECS.flat_action_dim
 
     def imitation_loss(params, obs, action, mask, z, t):
         error = (affine_mean(params["bias"], obs, jnp.zeros_like(action)) - action) ** 2
@@ -68,9 +69,11 @@ def affine_policy():
         init=None,
         sample=lambda params, obs, z: affine_mean(params["bias"], obs, z),
         chain=chain,
-        action=flow.action,
+        action=chain_lib.action,
         log_density=log_density,
         imitation_loss=imitation_loss,
+        transition=None,
+        advance=None,
         config=PolicyConfig(chunk=2, steps=1),
         specs=SPECS,
     )
@@ -529,7 +532,7 @@ def test_deployed_is_the_policy_that_acts_and_its_normaliser(batch):
     assert exported.keys() == {"net", "normaliser"}
     assert exported["net"] is state.target
     assert exported["normaliser"] is state.normaliser
-    assert algorithm.prepare(state, batch) is batch
+    assert algorithm.prepare(state, batch) == (state, batch)
 
 
 def test_a_two_mode_prior_concentrates_on_the_rewarded_mode(two_modes, optimised):

@@ -176,3 +176,41 @@ def test_hindsight_equals_looking_ahead_from_every_step(variant):
                 rewards = reward[t : t + last, column]
                 assert outcome[t, column] == success[t + ends[0], column]
                 np.testing.assert_allclose(total[t, column], rewards @ 0.9 ** np.arange(last), rtol=1e-4, atol=1e-5)
+
+
+def test_moments_of_parts_are_those_of_all_numbers(variant):
+    """Parts of unequal size, mean and spread, merged one after another; the shape of a part does not matter."""
+    rng = np.random.default_rng(2)
+    parts = [rng.normal(mean, std, shape) for mean, std, shape in ((3, 1, (4, 5)), (-20, 7, (2, 3)), (50, 0.1, (30,)))]
+    moments, merge = returns.Moments(*[jnp.float32(0.0)] * 3), variant(lambda moments, x: moments.merge(x))
+    for n, part in enumerate(parts):
+        moments = merge(moments, jnp.asarray(part, jnp.float32))
+        seen = np.concatenate([x.ravel() for x in parts[: n + 1]])
+        assert moments.total == seen.size
+        np.testing.assert_allclose(moments.mean, seen.mean(), rtol=1e-5)
+        np.testing.assert_allclose(moments.deviation, np.sum((seen - seen.mean()) ** 2), rtol=1e-5)
+        np.testing.assert_allclose(moments.std, seen.std(), rtol=1e-5)
+
+
+@pytest.mark.parametrize("value", [0.0, 0.1, -7.0])
+def test_the_std_of_what_never_changes_is_one(value, variant):
+    moments, merge = returns.Moments(*[jnp.float32(0.0)] * 3), variant(lambda moments, x: moments.merge(x))
+    assert moments.std == 1
+    for x in (jnp.full((1,), value), jnp.full((3, 7), value)):
+        moments = merge(moments, x)
+        assert moments.std == 1
+
+
+def test_running_return_by_hand(variant):
+    """The decay after t = 1 is 0: an end."""
+    total = variant(lambda **kwargs: returns.running_return(**kwargs))(
+        reward_t=jnp.array([[1.0], [2.0], [4.0], [8.0]]), decay_t=jnp.array([[0.5], [0.0], [0.25], [0.5]])
+    )
+    np.testing.assert_allclose(total, [[1.0], [2.5], [4.0], [9.0]])
+
+
+def test_normalised_advantages_have_mean_0_and_std_1(variant):
+    """Mean 4, std √5; what is everywhere the same becomes 0, not NaN."""
+    result = variant(returns.normalised)(jnp.array([1.0, 3.0, 5.0, 7.0]))
+    np.testing.assert_allclose(result, np.array([-3.0, -1.0, 1.0, 3.0]) / np.sqrt(5.0), rtol=1e-6)
+    np.testing.assert_array_equal(variant(returns.normalised)(jnp.full(4, 2.0)), np.zeros(4))

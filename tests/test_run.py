@@ -63,7 +63,7 @@ def last_json(done: subprocess.CompletedProcess[str]) -> dict:
 
 def untimed(path: Path) -> list[dict]:
     rows = [json.loads(line) for line in path.read_text().splitlines()]
-    return [{k: v for k, v in row.items() if k != "seconds" and not k.startswith("time/")} for row in rows]
+    return [{k: v for k, v in row.items() if k not in ("seconds", "train_seconds") and not k.startswith("time/")} for row in rows]
 
 
 def final_state(folder: Path) -> dict:
@@ -168,7 +168,7 @@ def test_an_artifact_starts_another_run(whole, tmp_path):
         ({"algorithm.baseline": "median"}, "allowed: group"),
         ({"env.speed": "fast"}, "speed"),
         ({"pretrain.artifact": "nowhere"}, "not a policy artifact"),
-        ({"policy.scheme": "euler"}, "allowed: paper, marginal"),
+        ({"policy.scheme": "euler"}, "a flow allows: paper, marginal"),
         ({"finetune.utdd": "1"}, "utdd"),
         ({"demonstrations.quality": "superb"}, "allowed: expert"),
     ],

@@ -131,7 +131,7 @@ def history():
 
 def drive(source, history, *, segments=SEGMENTS, length=LENGTH, extras=None):
     """Feed the history segment by segment: (clock, store, batch) after each, leaves of the batch [U, B, ...] in numpy."""
-    step = jax.jit(lambda store, segment, key, clock: source.step(store, segment, key, lambda s: s, clock))
+    step = jax.jit(lambda store, segment, key, clock: source.step(store, segment, key, clock))
     store = source.init(history.segment(0, length, extras))
     for clock in range(segments):
         key = jax.random.key(clock)
@@ -242,18 +242,6 @@ def test_fewer_samples_than_columns_reach_every_column():
     assert set(batch.transitions.obs[..., 0].ravel()) == set(range(5))
 
 
-def test_the_ring_stores_what_prepare_returns(history):
-    source = sources.replay(capacity=4, batch_size=BATCH, updates=1, gamma=GAMMA)
-    segment = history.segment(0, 2)
-
-    def prepare(segment):
-        return segment._replace(steps=segment.steps._replace(reward=segment.steps.reward + 1.0))
-
-    store, _ = source.step(source.init(segment), segment, jax.random.key(0), prepare, jnp.int32(1))
-    np.testing.assert_array_equal(store.steps.reward[2:], history.steps.reward[:2] + 1.0)
-    np.testing.assert_array_equal(store.steps.reward[:2], 0.0)
-
-
 @pytest.fixture(scope="module")
 def demonstrations():
     """Five episodes of 1 to 10 steps, time-major and frozen after their end, laid out in chunks of 4 (10 is padded)."""
@@ -285,7 +273,7 @@ def test_windows_lay_episodes_out_in_chunks(demonstrations):
 def test_dataset_is_uniform_over_executed_steps(demonstrations):
     data = sources.windows(demonstrations, CHUNK)
     source = sources.dataset(data, batch_size=BATCH, updates=UPDATES, gamma=GAMMA)
-    store, batch = jax.jit(lambda store, key: source.step(store, None, key, None, jnp.int32(0)))(
+    store, batch = jax.jit(lambda store, key: source.step(store, None, key, jnp.int32(0)))(
         source.init(None), jax.random.key(0)
     )
     jax.tree.map(np.testing.assert_array_equal, store, data)
@@ -357,7 +345,7 @@ def test_four_devices_draw_what_one_draws(devices):
 
     def run(count):
         def first(segment):
-            return source.step(source.init(segment), segment, jax.random.key(0), lambda s: s, jnp.int32(0))[1]
+            return source.step(source.init(segment), segment, jax.random.key(0), jnp.int32(0))[1]
 
         mesh = devices(data=count)
         return jax.jit(jax.shard_map(first, mesh=mesh, in_specs=(rows,), out_specs=rows, check_vma=False))(segment)

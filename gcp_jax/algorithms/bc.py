@@ -17,7 +17,7 @@ import optax
 from gcp_jax.mesh import batch_mean, descend
 from gcp_jax.networks import Normaliser
 from gcp_jax.policy import Policy
-from gcp_jax.types import Algorithm, Array, Batch, PyTree, Source
+from gcp_jax.types import Algorithm, Array, Batch, PyTree, Source, unprepared
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,4 +66,4 @@ def make(config: Config, policy: Policy, source: Source) -> Algorithm:
         ema = jax.tree.map(lambda old, new: decay * old + (1.0 - decay) * new, state.ema, net)
         return State(net, ema, opt, state.normaliser, state.step + 1), metrics
 
-    return Algorithm(init, act, lambda state, segment: segment, update, policy.greedy, export, source)
+    return Algorithm(init, act, unprepared, update, policy.greedy, export, source)

@@ -21,10 +21,11 @@ import jax.numpy as jnp
 import optax
 
 from gcp_jax import returns
+from gcp_jax.critic import adam, at_least, hold, two_of
 from gcp_jax.mesh import batch_mean, descend, sample_keys
 from gcp_jax.networks import Normaliser, Value, ensemble
 from gcp_jax.policy import Policy
-from gcp_jax.types import Algorithm, Array, Batch, PyTree, Source, Transition
+from gcp_jax.types import Algorithm, Array, Batch, PyTree, Source, Transition, unprepared
 
 BASELINES = ("group", "leave_one_out", "value")
 EXTRACTIONS = ("ppo", "awr", "awfm", "fpo", "backprop")
@@ -85,9 +86,7 @@ class Config:
         for name, allowed in (("baseline", BASELINES), ("extraction", EXTRACTIONS)):
             if getattr(self, name) not in allowed:
                 raise ValueError(f"algorithm.{name} is {getattr(self, name)!r}; allowed: {', '.join(allowed)}.")
-        for name, least in (("chains", 2), ("actor_states", 1), ("critics", 2), ("best_of", 1), ("target_samples", 1)):
-            if getattr(self, name) < least:
-                raise ValueError(f"algorithm.{name} is {getattr(self, name)}; it must be at least {least}.")
+        at_least(self, chains=2, actor_states=1, critics=2, best_of=1, target_samples=1)
         if self.chi2 and self.conservative:
             raise ValueError("algorithm.chi2 blends the critics itself; set algorithm.conservative=False with it.")
         if self.calql and not self.critic_warmup:
@@ -131,10 +130,6 @@ def _succeeded(batch: Batch) -> tuple[Transition, Array]:
     return batch.success, batch.success_weight
 
 
-def _optimiser(rate: float | optax.Schedule, grad_clip: float) -> optax.GradientTransformation:
-    return optax.chain(optax.clip_by_global_norm(grad_clip), optax.adam(rate))
-
-
 def _cosine_cycle(high: float, cycle: int) -> float | optax.Schedule:
     """Rate from 2/4.5 of ``high`` up to it and back every ``cycle`` updates; constant for cycle 0."""
     low = high * 2.0 / 4.5
@@ -146,8 +141,8 @@ def make(config: Config, policy: Policy, source: Source) -> Algorithm:
     specs = policy.specs
     critics = ensemble(config.critics, specs.obs_dim, specs.flat_action_dim, config.critic_hidden)
     values = Value(config.critic_hidden)
-    actor_optimiser = _optimiser(_cosine_cycle(config.actor_lr, config.lr_cycle), config.grad_clip)
-    critic_optimiser = _optimiser(config.critic_lr, config.grad_clip)
+    actor_optimiser = adam(_cosine_cycle(config.actor_lr, config.lr_cycle), config.grad_clip)
+    critic_optimiser = adam(config.critic_lr, config.grad_clip)
 
     def q_values(params: PyTree, obs: Array, action: Array) -> Array:
         return jnp.asarray(critics.apply({"params": params}, obs, action))
@@ -172,8 +167,7 @@ def make(config: Config, policy: Policy, source: Source) -> Algorithm:
         sample_key, pair_key = jax.random.split(key)
         obs = state.normaliser(obs)
         action = policy.action(policy.draw_chains(state.target, obs, sample_key, config.best_of))
-        first, skip = jax.random.randint(pair_key, (2,), 0, jnp.array([config.critics, config.critics - 1]))
-        pair = jnp.stack([first, (first + 1 + skip) % config.critics])
+        pair = two_of(pair_key, config.critics)
         two = jax.tree.map(lambda x: x[pair], state.critic_target)
         score = jnp.min(q_pair(two, obs[:, None], action), 0)
         best = jnp.where(state.step > config.critic_warmup, jnp.argmax(score, -1), 0)
@@ -353,10 +347,13 @@ def make(config: Config, policy: Policy, source: Source) -> Algorithm:
         improved, actor_metrics = actor_step(state, batch, actor_key)
         if config.critic_warmup:
             warming = state.step < config.critic_warmup
-            improved = jax.tree.map(lambda old, new: jnp.where(warming, old, new), state, improved)
+            improved = hold(warming, state, improved)
         return improved._replace(step=state.step + 1), metrics | actor_metrics
 
     def export(state: State) -> PyTree:
         return {"net": state.target, "normaliser": state.normaliser}
 
-    return Algorithm(init, act, lambda state, segment: segment, update, policy.greedy, export, source)
+    def value(state: State, obs: Array, chunk: Array) -> Array:
+        return q_values(state.critic_target, state.normaliser(obs)[:, None], policy.flatten(chunk))
+
+    return Algorithm(init, act, unprepared, update, policy.greedy, export, source, value)

@@ -1,0 +1,90 @@
+"""QC: best-of-N on a cloned flow with chunked critics (Q-chunking, arXiv 2507.07969; algorithms.md §7).
+
+The flow keeps cloning the replay. Acting, deploying and bootstrapping all take the best of N of its samples,
+
+    π(s) = argmax_{a_1 … a_N ~ β(s)} Q̄(s, a),        y = reward + discount · max_{a'_1 … a'_N ~ β(s')} Q̄(s', a').
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from gcp_jax import critic, imitation
+from gcp_jax.networks import Normaliser
+from gcp_jax.policy import Policy
+from gcp_jax.types import Algorithm, Array, Batch, PyTree, Source, unprepared
+
+
+@dataclasses.dataclass(frozen=True)
+class Config(critic.Config):
+    """samples: N [8–32]. base_lr, base_ema: Adam's rate and the averaging rate of the flow."""
+
+    samples: int = 16
+    base_lr: float = 3e-4
+    base_ema: float = 0.005
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        critic.at_least(self, samples=1)
+
+
+class State(NamedTuple):
+    """The flow, the critics, updates done."""
+
+    base: imitation.CloneState
+    critic: critic.CriticState
+    normaliser: Normaliser
+    step: Array
+
+
+def replay_needs(config: Config) -> dict[str, object]:
+    """Plain transitions."""
+    return {"gamma": config.gamma}
+
+
+def make(config: Config, policy: Policy, source: Source) -> Algorithm:
+    """QC as an Algorithm; ``pretrained`` is a deployed policy {"net", "normaliser"}."""
+    specs = policy.specs
+    critics = critic.make(config, specs.obs_dim, specs.flat_action_dim)
+    cloner = imitation.make(policy, learning_rate=config.base_lr, ema=config.base_ema, grad_clip=config.grad_clip)
+
+    def init(key: Array, pretrained: PyTree) -> State:
+        return State(cloner.init(pretrained["net"]), critics.init(key), pretrained["normaliser"], jnp.int32(0))
+
+    def ranked(net: PyTree, params: PyTree, obs: Array, key: Array) -> tuple[Array, Array]:
+        """N samples [B, N, D] for normalised obs [B, O] and their values [B, N]."""
+        sample_key, pool_key = jax.random.split(key)
+        action = policy.draw(net, obs, sample_key, config.samples)
+        return action, critics.pooled(params, obs[:, None], action, pool_key)
+
+    def greedy(deployed: PyTree, obs: Array, key: Array) -> Array:
+        action, value = ranked(deployed["net"], deployed["critic"], deployed["normaliser"](obs), key)
+        return policy.unflatten(critic.choose(action, value))
+
+    def act(state: State, obs: Array, key: Array) -> tuple[Array, PyTree]:
+        """Until the critics are warm, the first sample."""
+        action, value = ranked(state.base.target, state.critic.target, state.normaliser(obs), key)
+        value = jnp.where(state.step > config.critic_warmup, value, 0.0)
+        return policy.unflatten(critic.choose(action, value)), {}
+
+    def update(state: State, batch: Batch, key: Array) -> tuple[State, dict[str, Array]]:
+        target_key, clone_key = jax.random.split(key)
+        data, obs = batch.transitions, state.normaliser(batch.transitions.obs)
+        _, following = ranked(state.base.target, state.critic.target, state.normaliser(data.next_obs), target_key)
+        y = data.reward + data.discount * jnp.max(following, -1)
+        critic_state, metrics = critics.regress(state.critic, obs, policy.flatten(data.action), y)
+        base, cloned = cloner.improve(state.base, obs, data, clone_key)
+        base = critic.hold(state.step < config.critic_warmup, state.base, base)
+        return State(base, critic_state, state.normaliser, state.step + 1), metrics | cloned
+
+    def export(state: State) -> PyTree:
+        return {"net": state.base.target, "normaliser": state.normaliser, "critic": state.critic.target}
+
+    def value(state: State, obs: Array, chunk: Array) -> Array:
+        return critics.q(state.critic.target, state.normaliser(obs)[:, None], policy.flatten(chunk))
+
+    return Algorithm(init, act, unprepared, update, greedy, export, source, value)

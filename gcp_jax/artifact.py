@@ -1,0 +1,151 @@
+"""The artifact a policy is saved as: ``arrays.npz`` (parameters, normaliser, probe) and ``policy.json``.
+
+A plain policy is {"net", "normaliser"}; what a method deploys beside it (a noise policy, an edit policy, critics to choose by)
+is saved too, with the method's name and configuration, so that loading gives back the function that acts.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import json
+import os
+import shutil
+import tokenize
+import uuid
+import zipfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import flax.traverse_util
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from gcp_jax import algorithms
+from gcp_jax import policy as policies
+from gcp_jax.config import build
+from gcp_jax.networks import Normaliser
+from gcp_jax.policy import Policy, PolicyConfig
+from gcp_jax.types import Array, PyTree, Specs
+
+FORMAT = 1
+PLAIN = {"net", "normaliser"}
+
+Greedy = Callable[[PyTree, Array, Array], Array]
+
+
+class Artifact(NamedTuple):
+    """A loaded policy. ``greedy(deployed, obs [N, O], key) -> chunk [N, h, A]`` is how it acts."""
+
+    policy: Policy
+    deployed: PyTree
+    facts: dict[str, Any]
+    greedy: Greedy
+
+
+class ArtifactError(ValueError):
+    """A policy artifact that cannot be used; the message says which, why, and what to do."""
+
+
+def _probe(policy: Policy, greedy: Greedy, deployed: PyTree) -> dict[str, np.ndarray]:
+    """A fixed batch of observations, and the actions the policy gives for them."""
+    rng = np.random.default_rng(0)
+    spread = rng.standard_normal((8, policy.specs.obs_dim), dtype=np.float32)
+    obs = np.asarray(deployed["normaliser"].mean)[None] + spread * np.asarray(deployed["normaliser"].std)[None]
+    action = jax.jit(greedy)(deployed, jnp.asarray(obs), jax.random.key(0))
+    return {"probe/obs": obs, "probe/action": np.asarray(action)}
+
+
+def save(
+    path: str | os.PathLike[str],
+    *,
+    policy: Policy,
+    deployed: PyTree,
+    facts: Mapping[str, Any],
+    greedy: Greedy | None = None,
+) -> Path:
+    """Save a policy artifact, atomically.
+
+    facts: plain values to keep beside it: env, success, episodes, configuration; and where ``deployed`` is more than a plain
+    policy, ``algorithm``: the method's {"name", "module", **fields}, whose ``greedy`` is to be given. An existing artifact is
+    never overwritten: FileExistsError.
+    """
+    path = Path(path)
+    if path.exists():
+        raise FileExistsError(f"{path} exists; a saved policy is never overwritten. Choose another folder.")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    nets = {k: v for k, v in deployed.items() if k != "normaliser"}
+    arrays = {k: np.asarray(v) for k, v in flax.traverse_util.flatten_dict(nets, sep="/").items()}
+    arrays |= {f"normaliser/{k}": np.asarray(v) for k, v in deployed["normaliser"]._asdict().items()}
+    arrays |= _probe(policy, greedy or policy.greedy, deployed)
+    meta = {"format": FORMAT, "policy": dataclasses.asdict(policy.config), "specs": policy.specs._asdict(), **facts}
+    scratch = path.parent / f".{path.name}.{uuid.uuid4().hex}"
+    scratch.mkdir()
+    try:
+        np.savez(scratch / "arrays.npz", allow_pickle=False, **arrays)
+        (scratch / "policy.json").write_text(json.dumps(meta, indent=1))
+        os.replace(scratch, path)
+    except BaseException:
+        shutil.rmtree(scratch, ignore_errors=True)
+        raise
+    return path
+
+
+def _read(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    try:
+        meta = json.loads((path / "policy.json").read_text())
+        content = io.BytesIO((path / "arrays.npz").read_bytes())
+        with np.load(content, allow_pickle=False) as archive:
+            arrays = {name: archive[name] for name in archive.files}
+    except FileNotFoundError as error:
+        raise ArtifactError(f"{path} is not a policy artifact: {Path(error.filename).name} is missing.") from error
+    except (ValueError, OSError, EOFError, RuntimeError, tokenize.TokenError, zipfile.BadZipFile) as error:
+        raise ArtifactError(
+            f"{path} is damaged and cannot be read ({error}); copy it again or train it anew."
+        ) from error
+    if not isinstance(meta, dict) or meta.get("format") != FORMAT:
+        found = meta.get("format") if isinstance(meta, dict) else None
+        raise ArtifactError(f"{path} is of artifact format {found}; this version reads {FORMAT}.")
+    return arrays, meta
+
+
+def _method(policy: Policy, facts: Mapping[str, Any]) -> tuple[Greedy, PyTree]:
+    """How the saved policy acts, and the shapes its parameters must have."""
+    net = jax.eval_shape(policy.init, jax.random.key(0))
+    plain = {"net": net, "normaliser": Normaliser(*[jnp.zeros(policy.specs.obs_dim)] * 2)}
+    if "algorithm" not in facts:
+        return policy.greedy, plain
+    fields = dict(facts["algorithm"])
+    module = algorithms.load(fields.pop("name"), fields.pop("module", ""))
+    algorithm = module.make(build(module.Config, fields), policy, None)
+    return algorithm.greedy, jax.eval_shape(lambda: algorithm.export(algorithm.init(jax.random.key(0), plain)))
+
+
+def load(path: str | os.PathLike[str]) -> Artifact:
+    """Load an artifact, after checking that it still gives its stored batch of actions.
+
+    Raises ArtifactError for a missing, damaged or foreign one, and where the actions differ by more than 1e-3.
+    """
+    path = Path(path)
+    arrays, meta = _read(path)
+    try:
+        config = PolicyConfig(**{**meta["policy"], "hidden": tuple(meta["policy"]["hidden"])})
+        policy = policies.make(config, Specs(**meta["specs"]))
+        greedy, expected = _method(policy, meta)
+        nets = {k: jnp.asarray(v) for k, v in arrays.items() if k.split("/")[0] not in ("normaliser", "probe")}
+        normaliser = Normaliser(jnp.asarray(arrays["normaliser/mean"]), jnp.asarray(arrays["normaliser/std"]))
+        deployed = {**flax.traverse_util.unflatten_dict(nets, sep="/"), "normaliser": normaliser}
+        if jax.tree.map(jnp.shape, deployed) != jax.tree.map(jnp.shape, expected):
+            raise ValueError("arrays of other names or shapes")
+        action = jax.jit(greedy)(deployed, jnp.asarray(arrays["probe/obs"]), jax.random.key(0))
+        error = float(np.max(np.abs(np.asarray(action) - arrays["probe/action"])))
+    except (KeyError, TypeError, ValueError) as failure:
+        raise ArtifactError(f"{path} does not hold what its policy.json describes ({failure}).") from failure
+    if not error <= 1e-3:
+        raise ArtifactError(
+            f"{path} gives other actions than when it was saved (largest difference {error:.2g}, allowed 1e-3): "
+            "its arrays were changed, or this version computes the policy differently."
+        )
+    return Artifact(policy, deployed, meta, greedy)

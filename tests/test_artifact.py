@@ -1,0 +1,159 @@
+"""An artifact gives back the same actions or one clear error."""
+
+import json
+import os
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from gcp_jax import artifact as artifacts
+from gcp_jax import policy
+from gcp_jax.artifact import ArtifactError
+from gcp_jax.networks import Normaliser
+from gcp_jax.policy import PolicyConfig
+from gcp_jax.types import Specs
+
+SPECS = Specs(obs_dim=3, action_dim=2, chunk=2)
+
+
+@pytest.fixture(scope="module")
+def made():
+    return policy.make(PolicyConfig(chunk=2, hidden=(8, 8), steps=3, sigma=0.2), SPECS)
+
+
+@pytest.fixture(scope="module")
+def deployed(made):
+    normaliser = Normaliser(jnp.array([1.0, -2.0, 0.5]), jnp.array([2.0, 0.5, 1.0]))
+    return {"net": jax.jit(made.init)(jax.random.key(0)), "normaliser": normaliser}
+
+
+@pytest.fixture(scope="module")
+def obs():
+    return jnp.asarray(np.random.default_rng(0).standard_normal((5, 3), np.float32))
+
+
+@pytest.fixture(scope="module")
+def saved(made, deployed, tmp_path_factory):
+    path = tmp_path_factory.mktemp("artifacts") / "runs" / "policy"
+    return artifacts.save(path, policy=made, deployed=deployed, facts={"env": "reach", "success": 0.5})
+
+
+@pytest.fixture
+def artifact(saved, tmp_path):
+    """A copy of the saved artifact to damage."""
+    copy = tmp_path / "copy"
+    copy.mkdir()
+    for file in saved.iterdir():
+        (copy / file.name).write_bytes(file.read_bytes())
+    return copy
+
+
+def test_a_loaded_artifact_gives_the_same_actions(saved, made, deployed, obs):
+    loaded, parameters, facts, greedy = artifacts.load(saved)
+    assert (loaded.config, loaded.specs) == (made.config, made.specs)
+    assert facts.items() >= {"env": "reach", "success": 0.5, "format": artifacts.FORMAT}.items()
+    jax.tree.map(np.testing.assert_array_equal, parameters, deployed)
+    key = jax.random.key(5)
+    np.testing.assert_array_equal(greedy(parameters, obs, key), made.greedy(deployed, obs, key))
+
+
+def test_saving_leaves_two_files_and_no_scratch(saved):
+    assert sorted(os.listdir(saved)) == ["arrays.npz", "policy.json"]
+    assert os.listdir(saved.parent) == ["policy"]
+
+
+def test_an_artifact_is_never_overwritten(saved, made, deployed):
+    before = (saved / "arrays.npz").read_bytes()
+    with pytest.raises(FileExistsError, match="a saved policy is never overwritten"):
+        artifacts.save(saved, policy=made, deployed=deployed, facts={})
+    assert (saved / "arrays.npz").read_bytes() == before
+
+
+def test_a_failed_save_leaves_nothing(made, deployed, tmp_path):
+    with pytest.raises(TypeError, match="not JSON serializable"):
+        artifacts.save(tmp_path / "policy", policy=made, deployed=deployed, facts={"env": object()})
+    assert os.listdir(tmp_path) == []
+
+
+def change_arrays(path, change):
+    with np.load(path / "arrays.npz") as archive:
+        arrays = dict(archive)
+    change(arrays)
+    np.savez(path / "arrays.npz", **arrays)
+
+
+def change_meta(path, change):
+    meta = json.loads((path / "policy.json").read_text())
+    change(meta)
+    (path / "policy.json").write_text(json.dumps(meta))
+
+
+def truncate(path, name, size):
+    (path / name).write_bytes((path / name).read_bytes()[:size])
+
+
+def flip(path, name, position):
+    content = bytearray((path / name).read_bytes())
+    content[position] ^= 0xFF
+    (path / name).write_bytes(content)
+
+
+DAMAGES = {
+    "no arrays": (lambda p: (p / "arrays.npz").unlink(), "arrays.npz is missing"),
+    "no description": (lambda p: (p / "policy.json").unlink(), "policy.json is missing"),
+    "empty arrays": (lambda p: truncate(p, "arrays.npz", 0), "damaged"),
+    "half of the arrays": (lambda p: truncate(p, "arrays.npz", 3000), "damaged"),
+    "the last byte lost": (lambda p: truncate(p, "arrays.npz", -1), "damaged"),
+    "a flipped byte": (lambda p: flip(p, "arrays.npz", 500), "damaged"),
+    "a flipped directory entry": (lambda p: flip(p, "arrays.npz", -100), "damaged"),
+    "half of the description": (lambda p: truncate(p, "policy.json", 40), "damaged"),
+    "a description in no encoding": (lambda p: (p / "policy.json").write_bytes(b"\xff\xfe\xfa"), "damaged"),
+    "a list for a description": (lambda p: (p / "policy.json").write_text("[]"), "artifact format None"),
+    "another format": (
+        lambda p: change_meta(p, lambda m: m.update(format=99)),
+        "artifact format 99; this version reads 1",
+    ),
+    "an unknown family": (
+        lambda p: change_meta(p, lambda m: m["policy"].update(family="vae")),
+        "policy.family is 'vae'",
+    ),
+    "an unknown setting": (lambda p: change_meta(p, lambda m: m["policy"].update(width=3)), "does not hold what"),
+    "no sizes": (lambda p: change_meta(p, lambda m: m.pop("specs")), "does not hold what"),
+    "a missing array": (lambda p: change_arrays(p, lambda a: a.pop("net/last/kernel")), "other names or shapes"),
+    "one array too many": (
+        lambda p: change_arrays(p, lambda a: a.update({"net/more": a["net/last/bias"]})),
+        "other names",
+    ),
+    "another shape": (
+        lambda p: change_arrays(p, lambda a: a.update({"net/last/bias": np.zeros(7)})),
+        "other names or shapes",
+    ),
+    "no normaliser": (lambda p: change_arrays(p, lambda a: a.pop("normaliser/std")), "does not hold what"),
+    "a changed weight": (lambda p: change_arrays(p, lambda a: a["net/last/bias"].__iadd__(0.1)), "gives other actions"),
+    "a changed normaliser": (
+        lambda p: change_arrays(p, lambda a: a["normaliser/mean"].__iadd__(0.5)),
+        "gives other actions",
+    ),
+    "a weight that is not a number": (
+        lambda p: change_arrays(p, lambda a: a["net/last/bias"].fill(np.nan)),
+        "other actions",
+    ),
+    "another sampler": (lambda p: change_meta(p, lambda m: m["policy"].update(steps=9)), "gives other actions"),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_artifact_gives_one_clear_line(artifact, damage):
+    harm, message = DAMAGES[damage]
+    harm(artifact)
+    with pytest.raises(ArtifactError, match=message) as error:
+        artifacts.load(artifact)
+    assert str(artifact) in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_a_folder_that_is_not_there_is_no_artifact(tmp_path):
+    with pytest.raises(ArtifactError, match="is not a policy artifact"):
+        artifacts.load(tmp_path / "nowhere")

@@ -1,0 +1,134 @@
+"""Methods × tasks from shared clones: what is compared is alike, failures are noted, finished runs are left alone."""
+
+import json
+
+import pytest
+
+from experiments import benchmark
+from gcp_jax.config import ConfigError
+from gcp_jax.metrics import rows
+
+TINY = {
+    "env.horizon": 16, "policy.hidden": (8,), "policy.steps": 2, "demonstrations.episodes": 8, "pretrain.updates": 4,
+    "pretrain.evaluate_every": 4, "finetune.warmup_steps": 128, "finetune.envs": 8, "finetune.rows": 4,
+    "finetune.batch_size": 16, "finetune.utd": 0.02, "evaluation.episodes": 16, "evaluation.every": 256,
+    "algorithm.critics": 2, "algorithm.critic_hidden": (8,),
+}  # fmt: skip
+BROKEN = """
+import jax.numpy as jnp
+from gcp_jax.algorithms import qc
+from gcp_jax.algorithms.qc import Config, replay_needs
+
+def make(config, policy, source):
+    algorithm = qc.make(config, policy, source)
+    def update(state, batch, key):
+        state, metrics = algorithm.update(state, batch, key)
+        return state, {**metrics, "q": metrics["q"] * jnp.nan}
+    return algorithm._replace(update=update)
+"""
+
+
+def from_flags(**changes):
+    plain = {"file": "", "algorithms": ["qc"], "envs": ["reach"], "seeds": 2, "steps": 512, "overrides": []}
+    return benchmark.chosen(**{**plain, **changes})
+
+
+@pytest.fixture(scope="module")
+def file(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("benchmark")
+    (folder / "broken_method.py").write_text(BROKEN)
+    path = folder / "tiny.py"
+    path.write_text(
+        "def get_config():\n"
+        "    methods = {'plain': {'algorithm': 'qc', 'algorithm.samples': 2}, 'wide': {'algorithm': 'qc', 'algorithm.samples': 4},\n"
+        "               'broken': {'algorithm': 'broken', 'module': 'broken_method', 'algorithm.samples': 2}}\n"
+        f"    return {{'tasks': {{'near': {{'config': 'reach'}}}}, 'methods': methods, 'seeds': 2, 'steps': 512, 'common': {TINY!r}}}\n"
+    )
+    return path
+
+
+@pytest.fixture(scope="module")
+def whole(file, tmp_path_factory):
+    """A benchmark of two methods that work and one whose numbers become NaN."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(file.parent)
+        chosen = benchmark.chosen(file=str(file), algorithms=[], envs=[], seeds=None, steps=None, overrides=[])
+        folder = tmp_path_factory.mktemp("runs") / "tiny"
+        return chosen, folder, benchmark.run(chosen, folder, "gcp-jax benchmark --file=tiny.py")
+
+
+def test_every_method_starts_from_one_clone_and_is_evaluated_alike(whole):
+    chosen, folder, result = whole
+    assert (result["finished"], result["tasks"], result["methods"]) == (2, ["near"], ["plain", "wide", "broken"])
+    clone = (folder / "near" / "base" / "policy" / "base" / "arrays.npz").read_bytes()
+    points, starts = [], []
+    for name in ("plain", "wide"):
+        assert (folder / "near" / name / "policy" / "base" / "arrays.npz").read_bytes() == clone
+        found = rows(folder / "near" / name / "eval.jsonl")
+        points.append([(row["env_steps"], row["seed"]) for row in found])
+        starts.append([row for row in found if row["stage"] == "base"])
+        assert {row["stage"] for row in found} == {"base", "finetune"}
+    assert points[0] == points[1]
+    assert [r["eval/success"] for r in starts[0]] == [r["eval/success"] for r in starts[1]]
+    assert chosen.runs["near"]["wide"].algorithm["samples"] == 4
+
+
+def test_a_failure_is_noted_and_the_others_go_on(whole):
+    _, folder, result = whole
+    assert list(result["failed"]) == ["near/broken"]
+    assert "train/q became nan" in (folder / "near" / "broken" / "failed.txt").read_text()
+    page = (folder / "report" / "report.html").read_text()
+    assert "train/q became nan" in page
+    assert (folder / "report" / "table.tex").is_file()
+
+
+def test_the_same_command_again_runs_only_what_is_not_finished(whole, file, monkeypatch):
+    _, folder, _ = whole
+    before = {path: path.read_bytes() for path in folder.glob("near/*/metrics.jsonl") if "broken" not in path.parts}
+    monkeypatch.syspath_prepend(file.parent)
+    again = benchmark.chosen(
+        file=str(file), algorithms=["plain", "wide"], envs=[], seeds=None, steps=None, overrides=[]
+    )
+    result = benchmark.run(again, folder, "gcp-jax benchmark")
+    assert (result["finished"], result["failed"]) == (2, {})
+    assert before == {path: path.read_bytes() for path in before}
+    labels = [m["label"] for m in json.loads((folder / "benchmark.json").read_text())["methods"]]
+    assert labels == ["plain", "wide", "broken"]
+
+
+def test_another_benchmark_is_not_mixed_in(whole):
+    chosen, folder, _ = whole
+    with pytest.raises(ConfigError, match=r"holds a benchmark with seeds=2, not 5; choose another --run_dir"):
+        benchmark.run(chosen._replace(seeds=5), folder, "gcp-jax benchmark")
+
+
+def test_flags_choose_and_override():
+    chosen = from_flags(algorithms=["qc", "dppo"], overrides=["finetune.envs=16", "env.name=reach"])
+    assert list(chosen.runs) == ["reach"]
+    assert [c.algorithm["name"] for c in chosen.runs["reach"].values()] == ["qc", "dppo"]
+    assert {(c.finetune.envs, c.finetune.env_steps, c.seeds) for c in chosen.runs["reach"].values()} == {(16, 512, 2)}
+
+
+def test_methods_that_would_be_evaluated_at_other_steps_are_refused(tmp_path):
+    chosen = from_flags(algorithms=["qc", "dppo"], steps=2048, overrides=["evaluation.every=2048", "finetune.warmup_steps=0"])
+    with pytest.raises(ConfigError, match="on reach the methods would not be evaluated at the same environment steps"):
+        benchmark.run(chosen, tmp_path / "b", "gcp-jax benchmark")
+    assert not (tmp_path / "b").exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"algorithms": []}, "nothing to compare: name methods and tasks"),
+        ({"algorithms": ["ogpoo"]}, "no algorithm is called 'ogpoo'; did you mean 'ogpo'"),
+        ({"envs": ["peg"]}, "no environment is called 'peg'; allowed: "),
+        ({"overrides": ["seeds"]}, "--override=seeds lacks its value"),
+        ({"overrides": ["finetune.env=3"]}, "there is no field 'env'; did you mean 'envs'"),
+        ({"overrides": ["finetune.utd=fast"]}, "cannot set finetune.utd to 'fast'"),
+        ({"file": "nowhere.py"}, "--file=nowhere.py is not a Python file"),
+    ],
+)
+def test_bad_input_is_one_line(changes, message):
+    with pytest.raises(ValueError, match=message) as error:
+        from_flags(**changes)
+    assert "\n" not in str(error.value)

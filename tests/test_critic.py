@@ -1,0 +1,232 @@
+"""The critic ensemble against float64 numpy. Its helpers (networks, gradients and Adam by hand) serve the tests of the actors too."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from scipy import stats
+
+from gcp_jax import critic
+
+CONFIG = critic.Config(critics=3, critic_hidden=(4, 4), critic_lr=0.01, critic_ema=0.1)
+WIDTH, D, B = 2, 3, 6
+
+
+# By hand, in float64: networks, gradients, Adam.
+
+
+def float64(tree):
+    return jax.tree.map(lambda x: np.asarray(x, np.float64), tree)
+
+
+def mlp(params, *inputs):
+    """A ``networks.Critic`` or ``Head`` on inputs [..., I] whose leading axes broadcast: [..., out]."""
+    params = float64(params)
+    lead = np.broadcast_shapes(*(np.shape(x)[:-1] for x in inputs))
+    y = np.concatenate([np.broadcast_to(np.asarray(x, np.float64), (*lead, np.shape(x)[-1])) for x in inputs], -1)
+    norms = sorted(name for name in params if name.startswith("LayerNorm"))
+    layers = ["SplitDense_0", *(f"Dense_{i}" for i in range(len(norms)))]
+    for layer, norm in zip(layers, [*norms, None], strict=True):
+        y = y @ params[layer]["kernel"] + params[layer]["bias"]
+        if norm:
+            y = (y - y.mean(-1, keepdims=True)) / np.sqrt(y.var(-1, keepdims=True) + 1e-6)
+            y = y * params[norm]["scale"] + params[norm]["bias"]
+            y = 0.5 * y * (1 + np.tanh(np.sqrt(2 / np.pi) * (y + 0.044715 * y**3)))
+    return y
+
+
+def heads(params, obs, action):
+    """[M, ...]: the value of each critic of an ensemble."""
+    params = float64(params)
+    members = len(jax.tree.leaves(params)[0])
+    return np.stack([mlp(jax.tree.map(lambda x: x[m], params), obs, action)[..., 0] for m in range(members)])
+
+
+def gradient(loss, params):
+    """Central differences of a float64 loss, number by number."""
+    leaves, tree = jax.tree.flatten(float64(params))
+    found = [np.zeros_like(leaf) for leaf in leaves]
+    for leaf, slope in zip(leaves, found, strict=True):
+        for i in np.ndindex(leaf.shape):
+            start, sides = leaf[i], []
+            for change in (1e-6, -1e-6):
+                leaf[i] = start + change
+                sides.append(loss(jax.tree.unflatten(tree, leaves)))
+            leaf[i], slope[i] = start, (sides[0] - sides[1]) / 2e-6
+    return jax.tree.unflatten(tree, found)
+
+
+def norm(tree):
+    return np.sqrt(sum(np.sum(leaf**2) for leaf in jax.tree.leaves(tree)))
+
+
+def assert_first_adam_step(loss, before, after, opt, rate, clip=np.inf):
+    """Adam's memory is a tenth of the clipped gradient, and its first step −rate·g/(|g| + 1e-8). Returns ‖g‖."""
+    slope = gradient(loss, before)
+    size = norm(slope)
+    slope = jax.tree.map(lambda g: g * min(1.0, clip / size), slope)
+    largest = max(np.abs(g).max() for g in jax.tree.leaves(slope))
+
+    def memory(mu, g):
+        np.testing.assert_allclose(10.0 * np.asarray(mu), g, rtol=1e-3, atol=1e-4 * largest)
+
+    def step(old, new, g):
+        felt = np.abs(g) > 1e-3 * largest
+        expected = np.asarray(old) - rate * g / (np.abs(g) + 1e-8)
+        np.testing.assert_allclose(np.asarray(new)[felt], expected[felt], rtol=1e-5, atol=1e-5)
+
+    jax.tree.map(memory, optax.tree.get(opt, "mu"), slope)
+    jax.tree.map(step, before, after, slope)
+    return size
+
+
+def assert_one_line(error):
+    assert "\n" not in str(error.value)
+
+
+def watch(monkeypatch, module, *names):
+    """Make ``module.make`` note the calls of the named functions of what it makes: {name: [(arguments, result)]}."""
+    calls, original = {name: [] for name in names}, module.make
+
+    def noted(name, function):
+        def call(*args):
+            result = function(*args)
+            calls[name].append((args, result))
+            return result
+
+        return call
+
+    def make(*args, **settings):
+        made = original(*args, **settings)
+        return made._replace(**{name: noted(name, getattr(made, name)) for name in names})
+
+    monkeypatch.setattr(module, "make", make)
+    return calls
+
+
+def pairs(q):
+    """The smaller of two of the heads q [M, ...], for each pair."""
+    members = range(len(q))
+    return [np.minimum(q[i], q[j]) for i in members for j in members if i < j]
+
+
+def vector(tree):
+    return np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(tree)])
+
+
+# The ensemble.
+
+
+@pytest.fixture(scope="module")
+def data():
+    rng = np.random.default_rng(0)
+    return [jnp.asarray(rng.standard_normal(shape), jnp.float32) for shape in ((B, WIDTH), (B, D), (B,))]
+
+
+@pytest.fixture(scope="module")
+def parts():
+    critics = critic.make(CONFIG, WIDTH, D)
+    return critics, critics.init(jax.random.key(0))
+
+
+@pytest.mark.parametrize("members", [2, 3, 5])
+def test_two_of_takes_every_ordered_pair_of_different_indices_equally_often(members):
+    keys = jax.random.split(jax.random.key(members), 4000)
+    drawn = np.asarray(jax.jit(jax.vmap(lambda key: critic.two_of(key, members)))(keys))
+    counts = np.zeros((members, members), int)
+    np.add.at(counts, tuple(drawn.T), 1)
+    assert np.all(np.diag(counts) == 0)
+    assert stats.chisquare(counts[~np.eye(members, dtype=bool)]).pvalue > 1e-3
+
+
+def test_a_new_ensemble_has_different_heads_and_starts_as_its_average(parts, data):
+    critics, state = parts
+    q = np.asarray(critics.q(state.net, *data[:2]))
+    assert q.shape == (3, B)
+    assert q.std(0).min() > 1e-3
+    jax.tree.map(np.testing.assert_array_equal, state.net, state.target)
+
+
+def test_values_broadcast_over_samples(parts):
+    critics, state = parts
+    rng = np.random.default_rng(1)
+    obs, action = (rng.standard_normal(shape).astype(np.float32) for shape in ((B, 1, WIDTH), (B, 4, D)))
+    found = critics.q(state.net, jnp.asarray(obs), jnp.asarray(action))
+    np.testing.assert_allclose(found, heads(state.net, obs, action), rtol=1e-4, atol=1e-5)
+
+
+def test_the_smaller_of_two_is_the_minimum_of_one_pair_for_the_whole_batch(parts, data):
+    critics, state = parts
+    obs, action, _ = data
+    q = heads(state.net, obs, action)
+    minima = np.stack(pairs(q))
+    assert min(np.abs(minima[i] - minima[j]).max() for i, j in ((0, 1), (0, 2), (1, 2))) > 1e-3
+    keys = jax.random.split(jax.random.key(0), 64)
+    found = np.asarray(jax.jit(jax.vmap(lambda key: critics.smallest(state.net, obs, action, key)))(keys))
+    distance = np.abs(found[:, None] - minima[None]).max(-1)
+    assert distance.min(-1).max() < 1e-4
+    assert set(distance.argmin(-1)) == {0, 1, 2}
+
+
+def test_the_value_of_an_ensemble_is_its_mean_or_the_smaller_of_two(parts, data):
+    critics, state = parts
+    obs, action, _ = data
+    key = jax.random.key(5)
+    found = critics.pooled(state.net, obs, action, key)
+    np.testing.assert_allclose(found, heads(state.net, obs, action).mean(0), rtol=1e-4, atol=1e-5)
+    careful = critic.make(dataclasses.replace(CONFIG, aggregate="min"), WIDTH, D)
+    found = careful.pooled(state.net, obs, action, key)
+    np.testing.assert_array_equal(found, critics.smallest(state.net, obs, action, key))
+
+
+@pytest.mark.parametrize("grad_clip", [1000.0, 0.01])
+def test_regression_is_an_adam_step_on_every_heads_squared_error(grad_clip, parts, data):
+    """mean_m mean (Q_m − y)², not (mean_m Q_m − y)²; φ̄ follows the stepped critics."""
+    obs, action, y = data
+    critics = critic.make(dataclasses.replace(CONFIG, grad_clip=grad_clip), WIDTH, D)
+    before = parts[1]._replace(target=critics.init(jax.random.key(1)).target)
+    after, metrics = jax.jit(critics.regress)(before, obs, action, y)
+
+    def loss(net):
+        return np.mean((heads(net, obs, action) - np.asarray(y, np.float64)) ** 2)
+
+    size = assert_first_adam_step(loss, before.net, after.net, after.opt, CONFIG.critic_lr, grad_clip)
+    follow = jax.tree.map(lambda old, new: 0.9 * old + 0.1 * new, float64(before.target), float64(after.net))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7), after.target, follow)
+    q = heads(before.net, obs, action)
+    expected = {"critic_loss": loss(before.net), "q": q.mean(), "q_spread": q.std(0).mean()}
+    expected["critic_gradient_norm"] = size
+    assert metrics.keys() == expected.keys()
+    for name, value in expected.items():
+        np.testing.assert_allclose(metrics[name], value, rtol=1e-4, atol=1e-6, err_msg=name)
+
+
+def test_the_best_action_of_each_state_is_chosen():
+    rng = np.random.default_rng(2)
+    action, score = rng.standard_normal((5, 4, D)).astype(np.float32), rng.standard_normal((5, 4)).astype(np.float32)
+    expected = np.stack([row[np.argmax(values)] for row, values in zip(action, score, strict=True)])
+    np.testing.assert_array_equal(critic.choose(jnp.asarray(action), jnp.asarray(score)), expected)
+
+
+@pytest.mark.parametrize("warming", [True, False])
+def test_hold_keeps_the_state_before_while_warming(warming):
+    before, after = {"a": jnp.zeros(2), "b": (jnp.int32(1),)}, {"a": jnp.ones(2), "b": (jnp.int32(2),)}
+    held = critic.hold(jnp.bool_(warming), before, after)
+    jax.tree.map(np.testing.assert_array_equal, held, before if warming else after)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"critics": 1}, "algorithm.critics is 1; it must be at least 2"),
+        ({"critic_warmup": -1}, "algorithm.critic_warmup is -1; it must be at least 0"),
+        ({"aggregate": "max"}, "algorithm.aggregate is 'max'; allowed: mean, min"),
+    ],
+)
+def test_a_wrong_config_is_refused(settings, message):
+    with pytest.raises(ValueError, match=message) as error:
+        critic.Config(**settings)
+    assert_one_line(error)

@@ -1,0 +1,78 @@
+"""What follows from a configuration before anything runs: sizes, the method's source, shares of demonstrations."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from experiments import tasks
+from gcp_jax import policy as policy_lib
+from gcp_jax import sources, train
+from gcp_jax.config import ConfigError
+from gcp_jax.types import Segment, Step
+
+MARK = 99.0
+
+
+def configured(algorithm="qc", **fields):
+    config = tasks.defaults(env="reach")
+    tasks.choose_algorithm(config, algorithm)
+    tiny = {
+        "finetune.envs": 4,
+        "finetune.rows": 2,
+        "finetune.batch_size": 16,
+        "finetune.utd": 0.1,
+        "policy.hidden": (8,),
+    }
+    tasks.override(config, {**tiny, **fields})
+    return tasks.checked(config)
+
+
+def sized(config):
+    return train.sizes(config, tasks.make(config, film=False).env.specs)
+
+
+def record(shape, specs, mark):
+    """Steps of ``shape`` whose observations are ``mark``."""
+    zeros, no, yes = np.zeros(shape, np.float32), np.zeros(shape, bool), np.ones(shape, bool)
+    obs = np.full((*shape, specs.obs_dim), mark, np.float32)
+    return Step(obs, np.zeros((*shape, specs.action_dim), np.float32), zeros, obs, no, no, no, yes)
+
+
+@pytest.mark.parametrize(("fraction", "marked"), [(0.0, 0), (0.25, 4), (0.5, 8)])
+def test_demonstrations_take_their_share_of_every_batch(fraction, marked):
+    config = configured(**{"finetune.demo_fraction": fraction})
+    size = sized(config)
+    base = policy_lib.make(config.policy, size.specs)
+    given = sources.windows(record((8, 3), size.specs, MARK), size.specs.chunk) if fraction else None
+    source = train.method(config, base, size, given).source
+    segment = jax.tree.map(jnp.asarray, Segment(record((2, 4, size.specs.chunk), size.specs, 0.0), {}))
+    _, batch = jax.jit(source.step)(jax.jit(source.init)(segment), segment, jax.random.key(0), jnp.int32(0))
+    assert source.batch_size == 16
+    assert batch.transitions.obs.shape[:2] == (size.updates, 16)
+    np.testing.assert_array_equal(np.sum(np.asarray(batch.transitions.obs)[..., 0] == MARK, -1), marked)
+
+
+def test_an_on_policy_method_passes_over_its_segment_and_does_not_warm_up():
+    config = configured("dppo", **{"algorithm.epochs": 3, "algorithm.minibatches": 2, "finetune.rows": 4})
+    size = sized(config)
+    assert (size.updates, size.warmup) == (6, 0)
+    source = train.method(config, policy_lib.make(config.policy, size.specs), size).source
+    assert (source.updates, source.batch_size) == (6, 8)
+    assert sized(configured()).warmup > 0
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "fields", "message"),
+    [
+        ("dppo", {"finetune.demo_fraction": 0.5}, "dppo learns from what it remembers of its own acting"),
+        ("dsrl", {"finetune.demo_fraction": 0.5, "algorithm.mode": "sac"}, "dsrl learns from what it remembers"),
+        ("qc", {"finetune.demo_fraction": 0.01}, "16 replayed and 0 demonstrated transitions"),
+        ("qc", {"finetune.demo_fraction": 0.3, "data": 2}, r"must be positive multiples of data \(2\)"),
+    ],
+)
+def test_shares_that_cannot_be_had_are_refused(algorithm, fields, message):
+    config = configured(algorithm, **fields)
+    size = sized(config)
+    with pytest.raises(ConfigError, match=message):
+        train.method(config, policy_lib.make(config.policy, size.specs), size)
