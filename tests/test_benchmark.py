@@ -110,7 +110,9 @@ def test_flags_choose_and_override():
 
 
 def test_methods_that_would_be_evaluated_at_other_steps_are_refused(tmp_path):
-    chosen = from_flags(algorithms=["qc", "dppo"], steps=2048, overrides=["evaluation.every=2048", "finetune.warmup_steps=0"])
+    chosen = from_flags(
+        algorithms=["qc", "dppo"], steps=2048, overrides=["evaluation.every=2048", "finetune.warmup_steps=0"]
+    )
     with pytest.raises(ConfigError, match="on reach the methods would not be evaluated at the same environment steps"):
         benchmark.run(chosen, tmp_path / "b", "gcp-jax benchmark")
     assert not (tmp_path / "b").exists()

@@ -63,7 +63,10 @@ def last_json(done: subprocess.CompletedProcess[str]) -> dict:
 
 def untimed(path: Path) -> list[dict]:
     rows = [json.loads(line) for line in path.read_text().splitlines()]
-    return [{k: v for k, v in row.items() if k not in ("seconds", "train_seconds") and not k.startswith("time/")} for row in rows]
+    return [
+        {k: v for k, v in row.items() if k not in ("seconds", "train_seconds") and not k.startswith("time/")}
+        for row in rows
+    ]
 
 
 def final_state(folder: Path) -> dict:
