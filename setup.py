@@ -4,7 +4,7 @@ from pathlib import Path
 
 from setuptools import find_packages, setup
 
-TEST = ["pytest", "pytest-timeout", "ruff", "mypy", "hypothesis", "tensorboardX"]
+TEST = ["pytest", "pytest-timeout", "pytest-xdist", "ruff", "mypy", "hypothesis", "tensorboardX"]
 
 setup(
     name="gcp-jax",

@@ -116,12 +116,13 @@ def _task_config(name: str) -> ml_collections.ConfigDict:
     """The configuration file of a task, or its defaults for many environments."""
     if name not in env_names.names():
         raise ConfigError(f"no environment is called {name!r}; allowed: {', '.join(env_names.names())}.")
-    try:
-        found: ml_collections.ConfigDict = importlib.import_module(f"experiments.configs.{name}").get_config()
-    except ModuleNotFoundError:
-        found = tasks.defaults(env=name)
-        tasks.vectorised(found)
-    return found
+    file = f"experiments.configs.{name}"
+    if importlib.util.find_spec(file) is not None:
+        found: ml_collections.ConfigDict = importlib.import_module(file).get_config()
+        return found
+    plain = tasks.defaults(env=name)
+    tasks.vectorised(plain)
+    return plain
 
 
 def _check_alike(chosen: Chosen, made: Mapping[str, training.Task]) -> None:

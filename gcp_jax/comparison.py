@@ -46,8 +46,6 @@ THRESHOLDS = (0.5, 0.8, 0.9)  # success rates whose first crossing is reported
 LEVELS = np.linspace(0.0, 1.0, 201)  # τ of the performance profile
 NEVER = "not reached"
 
-# All eight of Okabe & Ito (2008), black and yellow shifted to stand out from the paper and from each other.
-PALETTES = {LIGHT: (*LIGHT.palette, "#1f2328", "#a89f00"), DARK: (*DARK.palette, "#e6edf3", "#6f86ff")}
 DASHES: tuple[tuple[float, ...], ...] = ((), (6, 1.5), (1.2, 1.2), (6, 1.5, 1.2, 1.5))  # in line widths
 BASE: dict[str, Any] = {"color": "#8c959f", "linestyle": (0, (3, 3)), "linewidth": 1.3}
 BAND = 0.15  # opacity
@@ -128,7 +126,7 @@ class Picture(NamedTuple):
 
     @property
     def html(self) -> str:
-        light, dark = (f"data:image/png;base64,{report._base64(data)}" for data in (self.light, self.dark))
+        light, dark = (f"data:image/png;base64,{report.encoded(data)}" for data in (self.light, self.dark))
         source = f'<source media="(prefers-color-scheme: dark)" srcset="{dark}">'
         return f'<picture>{source}<img alt="{escape(self.what)}" src="{light}"></picture>'
 
@@ -159,7 +157,7 @@ def _read(folder: Path) -> Benchmark:
     path = folder / "benchmark.json"
     if not path.is_file():
         raise ReportError(f"{folder}: no benchmark.json here; pass the folder that gcp-jax benchmark wrote")
-    plan = report._json(path)
+    plan = report.read_json(path)
     seeds = plan.get("seeds")
     if not isinstance(seeds, int) or isinstance(seeds, bool) or seeds < 1:
         raise ReportError(f"{path}: 'seeds' is {seeds!r}, not a positive whole number; restore the file")
@@ -186,9 +184,9 @@ def _labelled(path: Path, plan: Mapping[str, Any], key: str) -> list[dict[str, A
 
 
 def _entry(folder: Path, seeds: int) -> Entry:
-    run = report._read(folder)._replace(label=folder.name) if (folder / "config.json").is_file() else None
+    run = report.read_run(folder)._replace(label=folder.name) if (folder / "config.json").is_file() else None
     points = _points(run) if run else ()
-    rates = report._final_rates(run) if run and run.summary and points and points[-1].env_steps else []
+    rates = report.final_rates(run) if run and run.summary and points and points[-1].env_steps else []
     scores = tuple(rates) if len(rates) == seeds else ()
     return Entry(run, _state(folder, run, len(rates), seeds), points, scores)
 
@@ -204,19 +202,19 @@ def _state(folder: Path, run: Run | None, evaluated: int, seeds: int) -> str:
 
 def _points(run: Run) -> tuple[Point, ...]:
     seconds = {row["env_steps"]: _train_seconds(row) for row in run.finetuned}
-    return tuple(Point(steps, seconds[steps], success) for steps, success in report._pooled_curve(run))
+    return tuple(Point(steps, seconds[steps], success) for steps, success in report.pooled_curve(run))
 
 
 def _train_seconds(row: Mapping[str, Any]) -> float:
     value = row.get("train_seconds")
-    return float(value) if report._is_number(value) else 0.0 if row["stage"] == "base" else math.nan
+    return float(value) if report.is_number(value) else 0.0 if row["stage"] == "base" else math.nan
 
 
 # ── numbers ─────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
 def _known(value: float | None) -> float | None:
-    return value if report._is_number(value) else None
+    return value if report.is_number(value) else None
 
 
 def _row(entry: Entry, budget: float) -> dict[str, Any]:
@@ -235,8 +233,8 @@ def _row(entry: Entry, budget: float) -> dict[str, Any]:
         costs = [getattr(point, axis) for point in entry.points]
         for threshold in THRESHOLDS:
             row[f"{name}_to_{100 * threshold:.0f}"] = _reached(costs, rates, threshold, done)
-    row["env_steps"] = report._last(entry.run, "env_steps") if entry.run else None
-    row["updates"] = report._last(entry.run, "updates") if entry.run else None
+    row["env_steps"] = report.last_counter(entry.run, "env_steps") if entry.run else None
+    row["updates"] = report.last_counter(entry.run, "updates") if entry.run else None
     row["updates_per_s"] = _speed(entry.run) if entry.run else None
     return row | {"train_seconds": entry.seconds}
 
@@ -263,7 +261,7 @@ def _reached(costs: list[float], rates: list[float], threshold: float, done: boo
 def _speed(run: Run) -> float | None:
     """Median updates per second of the segments that trained: those that only collect are left out."""
     speeds = [row.get("time/updates_per_s") for row in run.metrics if row["stage"] == "finetune"]
-    trained = [speed for speed in speeds if report._is_number(speed) and speed > 0]
+    trained = [speed for speed in speeds if report.is_number(speed) and speed > 0]
     return float(np.median(trained)) if trained else None
 
 
@@ -363,7 +361,7 @@ def _latex(benchmark: Benchmark, aggregate: Aggregate | None) -> str:
         r"\toprule",
         _tex_line(["Method", *map(_tex, benchmark.tasks), "IQM"]),
         r"\midrule",
-        _tex_line(["base policy", *(f"{100 * base:.1f}" if report._is_number(base) else MISSING for base in bases)]),
+        _tex_line(["base policy", *(f"{100 * base:.1f}" if report.is_number(base) else MISSING for base in bases)]),
         r"\midrule",
         *(_tex_line(cells) for cells in zip(names, *columns, strict=True)),
         r"\bottomrule",
@@ -415,17 +413,17 @@ def _figures(benchmark: Benchmark, aggregate: Aggregate | None) -> dict[str, tup
 
 
 def _picture(draw: Callable[[Theme], Figure], what: str) -> Picture:
-    light, dark = (report._png(draw(theme)) for theme in (LIGHT, DARK))
+    light, dark = (report.png_bytes(draw(theme)) for theme in (LIGHT, DARK))
     return Picture(light, dark, what)
 
 
 def _colour(theme: Theme, index: int) -> str:
-    return PALETTES[theme][index % len(PALETTES[theme])]
+    return theme.palette[index % len(theme.palette)]
 
 
 def _dashes(index: int) -> tuple[float, ...]:
     """Neighbours differ, and so do the methods that share a colour."""
-    return DASHES[(index + index // len(PALETTES[LIGHT])) % len(DASHES)]
+    return DASHES[(index + index // len(LIGHT.palette)) % len(DASHES)]
 
 
 def _line(theme: Theme, index: int) -> dict[str, Any]:
@@ -436,7 +434,7 @@ def _curves(benchmark: Benchmark, axis: str, theme: Theme) -> Figure:
     """A panel per task: success against ``axis`` of Point."""
     columns = 2 if len(benchmark.tasks) in (2, 4) else min(3, len(benchmark.tasks))
     panels = [Panel("", task, "success (%)", lambda run: []) for task in benchmark.tasks]
-    figure, axes = report._grid(panels, columns, (5.0 if columns == 1 else 4.2, 3.2), theme)
+    figure, axes = report.panel_grid(panels, columns, (5.0 if columns == 1 else 4.2, 3.2), theme)
     for task, ax in zip(benchmark.tasks, axes, strict=True):
         _curve_panel(ax, benchmark, task, axis, theme)
     extra = {"95 % interval": Patch(color=theme.ink, alpha=BAND, linewidth=0), "base policy": Line2D([], [], **BASE)}
@@ -472,7 +470,7 @@ def _draw_curve(ax: Axes, entry: Entry, axis: str, theme: Theme, index: int) -> 
 
 
 def _profile(benchmark: Benchmark, aggregate: Aggregate | None, theme: Theme) -> Figure:
-    figure, (ax,) = report._grid([Panel("", "", "", lambda run: [])], 1, (6.4, 4.2), theme)
+    figure, (ax,) = report.panel_grid([Panel("", "", "", lambda run: [])], 1, (6.4, 4.2), theme)
     for index, profile in (aggregate.profile if aggregate else {}).items():
         tau, fraction, low, high = (100 * part for part in profile)
         ax.plot(tau, fraction, drawstyle="steps-post", **_line(theme, index))
@@ -536,13 +534,13 @@ def _draw_matrix(ax: Axes, aggregate: Aggregate, ranked: Sequence[int], theme: T
         chances[row, column] = interval.estimate
         text = f"{100 * interval.estimate:.0f}\n[{100 * interval.low:.0f}, {100 * interval.high:.0f}]"
         ax.text(column, row, text, ha="center", va="center", color=theme.ink, fontsize=9, linespacing=1.3)
-    colours = LinearSegmentedColormap.from_list("", [PALETTES[theme][1], theme.paper, PALETTES[theme][0]])
+    colours = LinearSegmentedColormap.from_list("", [theme.palette[1], theme.paper, theme.palette[0]])
     ax.imshow(np.ma.masked_invalid(chances), cmap=colours, vmin=-0.3, vmax=1.3, aspect="auto")
     ax.grid(visible=False)
 
 
 def _name_axes(ax: Axes, title: str, xlabel: str, ylabel: str, theme: Theme) -> None:
-    report._label(ax, Panel("", title, ylabel, lambda run: []), theme, 9.5)
+    report.label_axes(ax, Panel("", title, ylabel, lambda run: []), theme, 9.5)
     ax.set_xlabel(xlabel, color=theme.ink, fontsize=9.5)
 
 
@@ -564,7 +562,7 @@ def _legend(figure: Figure, benchmark: Benchmark, theme: Theme, extra: Mapping[s
 
 def _page(benchmark: Benchmark, aggregate: Aggregate | None, pictures: Mapping[str, Picture]) -> str:
     sections = {
-        "What was run": report._columns((), _provenance(benchmark)),
+        "What was run": report.fact_table((), _provenance(benchmark)),
         "Over all tasks": _aggregate_table(benchmark, aggregate) + pictures["intervals"].html,
         "Who beats whom": _matrix_table(benchmark, aggregate),
         "Performance profile": f'<div class="narrow">{pictures["profile"].html}</div>',
@@ -574,12 +572,12 @@ def _page(benchmark: Benchmark, aggregate: Aggregate | None, pictures: Mapping[s
         "Finetuning diagnostics": "".join(_diagnostics(benchmark, task) for task in benchmark.tasks),
         "Configuration": "".join(_configurations(benchmark, task) for task in benchmark.tasks),
     }
-    body = "".join(report._section(title, text) for title, text in sections.items() if text)
+    body = "".join(report.html_section(title, text) for title, text in sections.items() if text)
     title = f"{_number(len(benchmark.methods), 'method')} on {_number(len(benchmark.tasks), 'task')}"
     header = (
         f"<header><h1>{title}</h1><p>{escape(benchmark.folder.name)} <span>{_progress(benchmark)}</span></p></header>"
     )
-    return _SHELL.format(title=title, css=report._CSS + _css(), body=f"{header}\n{body}<footer>{_METHODS}</footer>")
+    return _SHELL.format(title=title, css=report.CSS + _css(), body=f"{header}\n{body}<footer>{_METHODS}</footer>")
 
 
 def _progress(benchmark: Benchmark) -> str:
@@ -596,11 +594,11 @@ def _provenance(benchmark: Benchmark) -> dict[str, list[str]]:
         "Tasks": ", ".join(_aside(item["label"], item.get("env")) for item in plan["tasks"]),
         "Methods": ", ".join(_aside(label, algorithm) for label, algorithm in benchmark.methods),
         "Seeds": plan["seeds"],
-        "Environment steps per seed": report._count(plan.get("steps")),
+        "Environment steps per seed": report.count_text(plan.get("steps")),
         "Evaluation": f"{' or '.join(map(str, episodes))} episodes per seed from fixed start states"
         if episodes
         else "",
-        "Versions": report._versions(plan.get("versions")),
+        "Versions": report.versions_text(plan.get("versions")),
         "Commit": plan.get("commit"),
     }
     return {name: [str(value or MISSING)] for name, value in facts.items()}
@@ -624,7 +622,7 @@ def _aggregate_cells(row: Mapping[str, Any]) -> list[str]:
         _interval(row, "iqm"),
         _interval(row, "final"),
         *(_percent(row.get(name)) for name in ("base", "best", "equal_compute")),
-        report._duration(row.get("train_seconds")),
+        report.duration_text(row.get("train_seconds")),
         row["state"],
     ]
 
@@ -644,7 +642,7 @@ def _matrix_table(benchmark: Benchmark, aggregate: Aggregate | None) -> str:
 def _task_table(benchmark: Benchmark, task: str) -> str:
     budget = benchmark.budget(task)
     thresholds = [f"to {100 * threshold:.0f} %" for threshold in THRESHOLDS]
-    equal = "at T*" + (f" = {report._duration(budget)}" if math.isfinite(budget) else "")
+    equal = "at T*" + (f" = {report.duration_text(budget)}" if math.isfinite(budget) else "")
     heads = ("", "", "base", "final", "best", equal, "IQM", *thresholds, "updates", "per s", "training")
     lines = [
         [_name(benchmark, index), *_task_cells(entry.state, _row(entry, budget))]
@@ -661,17 +659,17 @@ def _task_cells(state: str, row: Mapping[str, Any]) -> list[str]:
         *(_percent(row[name]) for name in ("best", "equal_compute")),
         _interval(row, "iqm"),
         *(_cost(steps, seconds) for steps, seconds in costs),
-        *(report._count(row[name]) for name in ("updates", "updates_per_s")),
-        report._duration(row["train_seconds"]),
+        *(report.count_text(row[name]) for name in ("updates", "updates_per_s")),
+        report.duration_text(row["train_seconds"]),
     ]
     return [f'<span class="state">{escape(state)}</span>', *map(escape, cells)]
 
 
 def _cost(steps: Any, seconds: Any) -> str:
     """``12,288 · 41.2 s``, or why there is none."""
-    if not report._is_number(steps):
+    if not report.is_number(steps):
         return steps or MISSING
-    return report._count(steps) + (f" · {report._duration(seconds)}" if report._is_number(seconds) else "")
+    return report.count_text(steps) + (f" · {report.duration_text(seconds)}" if report.is_number(seconds) else "")
 
 
 def _number(count: int, noun: str) -> str:
@@ -697,7 +695,7 @@ def _table(heads: Iterable[str], lines: Iterable[Sequence[str]]) -> str:
 def _name(benchmark: Benchmark, index: int) -> str:
     """A method with its line as in the pictures."""
     dashes = " ".join(f"{2.5 * length:g}" for length in _dashes(index))
-    style = f"stroke:var(--method{index % len(PALETTES[LIGHT])});stroke-dasharray:{dashes or 'none'}"
+    style = f"stroke:var(--run{index % len(LIGHT.palette)});stroke-dasharray:{dashes or 'none'}"
     line = f'<line x2="30" y1="3" y2="3" style="{style}"/>'
     key = f'<svg class="key" viewBox="0 0 30 6" width="30" height="6" aria-hidden="true">{line}</svg>'
     return key + escape(benchmark.methods[index].label)
@@ -707,13 +705,13 @@ def _diagnostics(benchmark: Benchmark, task: str) -> str:
     """Every ``train/`` metric that a method logged, all methods in one panel; folded."""
     members = [index for index, entry in enumerate(benchmark.of(task)) if entry.run]
     runs = [entry.run for entry in benchmark.of(task) if entry.run]
-    panels = report._diagnostics(runs, "finetune")
+    panels = report.diagnostic_panels(runs, "finetune")
     if not panels:
         return ""
 
     def draw(theme: Theme) -> Figure:
         own = theme._replace(palette=tuple(_colour(theme, index) for index in members))
-        return report._small_multiples(panels, runs, own)
+        return report.small_multiples(panels, runs, own)
 
     key = " ".join(f'<span class="state">{_name(benchmark, index)}</span>' for index in members)
     return _fold(task, f"<p>{key}</p>{_picture(draw, f'diagnostics of {task}').html}")
@@ -727,7 +725,7 @@ def _configurations(benchmark: Benchmark, task: str) -> str:
 def _configuration(run: Run, runs: Sequence[Run]) -> str:
     own, others = _flat(run.config), [_flat(other.config) for other in runs if other is not run]
     differs = {key: [value] for key, value in own.items() if any(other.get(key) != value for other in others)}
-    first = f"<p>Not the same in every method of this task:</p>{report._columns((), differs)}" if differs else ""
+    first = f"<p>Not the same in every method of this task:</p>{report.fact_table((), differs)}" if differs else ""
     text = json.dumps(run.config, indent=2, ensure_ascii=False)
     return f"{first}<pre>{escape(text)}</pre>"
 
@@ -747,12 +745,7 @@ def _fold(summary: str, body: str) -> str:
 
 
 def _css() -> str:
-    light, dark = (
-        "".join(f"--method{index}:{colour}; " for index, colour in enumerate(PALETTES[theme]))
-        for theme in (LIGHT, DARK)
-    )
     return (
-        f":root {{ {light}}}\n@media (prefers-color-scheme: dark) {{ :root {{ {dark}}} }}\n"
         ".key { margin-right:.5rem; vertical-align:middle; } .key line { opacity:1; stroke-linecap:butt; }\n"
         ".success td .state { display:inline-block; max-width:18rem; white-space:normal; color:var(--soft); }\n"
         "body { max-width:88rem; } .narrow { max-width:44rem; } .wide + picture { display:block; margin-top:1.4rem; }\n"

@@ -96,7 +96,8 @@ class Panel(NamedTuple):
 
 
 class Theme(NamedTuple):
-    """Colours of the figures on a light or a dark page; the palettes are picked from Okabe & Ito (2008)."""
+    """Colours of the figures on a light or a dark page; the palettes are those of Okabe & Ito
+    (2008), black and yellow shifted to stand out from the paper and from each other."""
 
     paper: str
     ink: str
@@ -104,8 +105,18 @@ class Theme(NamedTuple):
     palette: tuple[str, ...]
 
 
-LIGHT = Theme("#ffffff", "#1f2328", "#d0d7de", ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9"))
-DARK = Theme("#0d1117", "#e6edf3", "#3d444d", ("#56B4E9", "#E69F00", "#2AB58C", "#CC79A7", "#F0E442", "#D55E00"))
+LIGHT = Theme(
+    "#ffffff",
+    "#1f2328",
+    "#d0d7de",
+    ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#1f2328", "#a89f00"),
+)
+DARK = Theme(
+    "#0d1117",
+    "#e6edf3",
+    "#3d444d",
+    ("#56B4E9", "#E69F00", "#2AB58C", "#CC79A7", "#F0E442", "#D55E00", "#e6edf3", "#6f86ff"),
+)
 
 XLABEL = {"env_steps": "environment steps per seed", "updates": "gradient updates"}
 
@@ -119,10 +130,10 @@ def write(run_dirs: str | Path | Sequence[str | Path], out: str | Path | None = 
     folders = [Path(run_dirs)] if isinstance(run_dirs, (str, Path)) else [Path(folder) for folder in run_dirs]
     if not folders or (len(folders) > 1 and out is None):
         raise ReportError(f"report of {len(folders)} run folders: pass one folder, or several and an output folder")
-    runs = _told_apart([_read(folder.resolve()) for folder in folders])
+    runs = _told_apart([read_run(folder.resolve()) for folder in folders])
     target = folders[0] / "report" if out is None else Path(out)
     target.mkdir(parents=True, exist_ok=True)
-    (target / "curves.png").write_bytes(_png(_learning_curves(runs, LIGHT)))
+    (target / "curves.png").write_bytes(png_bytes(_learning_curves(runs, LIGHT)))
     _write_csv(runs, target / "table.csv")
     page = target / "report.html"
     page.write_text(_page(runs), encoding="utf-8")
@@ -132,10 +143,11 @@ def write(run_dirs: str | Path | Sequence[str | Path], out: str | Path | None = 
 # ── reading ─────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def _read(folder: Path) -> Run:
+def read_run(folder: Path) -> Run:
+    """A run folder, checked. Raises ReportError."""
     if not (folder / "config.json").is_file():
         raise ReportError(f"{folder}: no config.json here; pass the folder of a run, as printed when it started")
-    record = _json(folder / "config.json")
+    record = read_json(folder / "config.json")
     if not isinstance(record.get("config"), dict):
         raise ReportError(f"{folder / 'config.json'}: no 'config' object; restore the file the run wrote")
     needed = ("stage", "seed", "env_steps", "updates")
@@ -145,7 +157,7 @@ def _read(folder: Path) -> Run:
         record=record,
         metrics=_rows(folder / "metrics.jsonl", needed),
         evals=_rows(folder / "eval.jsonl", (*needed, "eval/success", "eval/successes", "eval/episodes")),
-        summary=_json(folder / "summary.json") if (folder / "summary.json").exists() else {},
+        summary=read_json(folder / "summary.json") if (folder / "summary.json").exists() else {},
     )
     for row in run.evals:
         if not 0 <= row["eval/successes"] <= row["eval/episodes"] or row["eval/episodes"] == 0:
@@ -154,7 +166,8 @@ def _read(folder: Path) -> Run:
     return run
 
 
-def _json(path: Path) -> dict[str, Any]:
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object from a file. Raises ReportError."""
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
@@ -171,14 +184,15 @@ def _rows(path: Path, needed: Iterable[str]) -> list[dict[str, Any]]:
         raise ReportError(str(error)) from None
     for number, row in enumerate(rows, start=1):
         for key in needed:
-            fits = row.get(key) in metrics.STAGES if key == "stage" else _is_number(row.get(key))
+            fits = row.get(key) in metrics.STAGES if key == "stage" else is_number(row.get(key))
             if not fits:
                 allowed = f"one of {', '.join(metrics.STAGES)}" if key == "stage" else "a number"
                 raise ReportError(f"{path}, row {number}: {key!r} must be {allowed}; mend or delete the row")
     return rows
 
 
-def _is_number(value: object) -> TypeGuard[float]:
+def is_number(value: object) -> TypeGuard[float]:
+    """Is this a finite number?"""
     return isinstance(value, (int, float)) and math.isfinite(value)
 
 
@@ -194,7 +208,7 @@ def _told_apart(runs: list[Run]) -> list[Run]:
 
 
 def _curve(rows: Iterable[Mapping[str, Any]], key: str, axis: str) -> Curve | None:
-    points = {(row["seed"], row[axis]): row[key] for row in rows if _is_number(row.get(key))}
+    points = {(row["seed"], row[axis]): row[key] for row in rows if is_number(row.get(key))}
     if not points:
         return None
     seeds, x = (sorted(set(part)) for part in zip(*points, strict=True))
@@ -202,7 +216,7 @@ def _curve(rows: Iterable[Mapping[str, Any]], key: str, axis: str) -> Curve | No
     return Curve(np.asarray(x, np.float64), np.asarray(y, np.float64))
 
 
-def _pooled_curve(run: Run) -> list[tuple[int, Interval]]:
+def pooled_curve(run: Run) -> list[tuple[int, Interval]]:
     """(environment steps, pooled success) wherever every seed was evaluated."""
     counts: dict[int, dict[int, Success]] = {}
     for row in run.finetuned:
@@ -212,11 +226,11 @@ def _pooled_curve(run: Run) -> list[tuple[int, Interval]]:
 
 
 def _steps_to(run: Run, threshold: float) -> str:
-    reached = (steps for steps, success in _pooled_curve(run) if success.estimate >= threshold)
+    reached = (steps for steps, success in pooled_curve(run) if success.estimate >= threshold)
     return next((f"{steps:,}" for steps in reached), "not reached")
 
 
-def _final_rates(run: Run) -> list[float]:
+def final_rates(run: Run) -> list[float]:
     """The last finetuned success rate of each seed."""
     last = {row["seed"]: row["eval/success"] for row in run.evals if row["stage"] == "finetune"}
     return list(last.values())
@@ -228,13 +242,13 @@ def _latest_stage(run: Run) -> list[dict[str, Any]]:
     return [row for row in rows if row["stage"] == "finetune"] or [row for row in rows if row["stage"] == "pretrain"]
 
 
-def _last(run: Run, key: str) -> float | None:
+def last_counter(run: Run, key: str) -> float | None:
     """The largest value of a counter that the latest stage has written."""
-    return max((row[key] for row in _latest_stage(run) if _is_number(row.get(key))), default=None)
+    return max((row[key] for row in _latest_stage(run) if is_number(row.get(key))), default=None)
 
 
 def _median(run: Run, key: str) -> float | None:
-    values = [row[key] for row in _latest_stage(run) if _is_number(row.get(key))]
+    values = [row[key] for row in _latest_stage(run) if is_number(row.get(key))]
     return float(np.median(values)) if values else None
 
 
@@ -269,7 +283,7 @@ LEARNING = (
 )
 
 
-def _diagnostics(runs: Sequence[Run], stage: str) -> list[Panel]:
+def diagnostic_panels(runs: Sequence[Run], stage: str) -> list[Panel]:
     """A panel for every ``train/`` key that any of the runs logged in this stage."""
     rows, axis = _stage_rows(stage), "updates" if stage == "pretrain" else "env_steps"
     keys = sorted({key for run in runs for row in rows(run) for key in row if key.startswith("train/")})
@@ -281,11 +295,11 @@ def _diagnostics(runs: Sequence[Run], stage: str) -> list[Panel]:
 
 
 def _learning_curves(runs: Sequence[Run], theme: Theme) -> Figure:
-    figure, axes = _grid(LEARNING, 2, (5.4, 3.0), theme)
+    figure, axes = panel_grid(LEARNING, 2, (5.4, 3.0), theme)
     for panel, ax in zip(LEARNING, axes, strict=True):
         _draw(ax, panel, runs, theme)
     for run, colour in zip(runs, _colours(theme, runs), strict=True):
-        pooled = _pooled_curve(run)
+        pooled = pooled_curve(run)
         bounds = np.asarray([(steps, 100 * success.low, 100 * success.high) for steps, success in pooled]).T
         if pooled:
             axes[0].fill_between(*bounds, color=colour, alpha=0.18, linewidth=0)
@@ -295,14 +309,17 @@ def _learning_curves(runs: Sequence[Run], theme: Theme) -> Figure:
     return figure
 
 
-def _small_multiples(panels: Sequence[Panel], runs: Sequence[Run], theme: Theme) -> Figure:
-    figure, axes = _grid(panels, 4, (2.7, 2.0), theme)
+def small_multiples(panels: Sequence[Panel], runs: Sequence[Run], theme: Theme) -> Figure:
+    """One small panel each, four in a row."""
+    figure, axes = panel_grid(panels, 4, (2.7, 2.0), theme)
     for panel, ax in zip(panels, axes, strict=True):
         _draw(ax, panel, runs, theme, small=True)
     return figure
 
 
-def _grid(panels: Sequence[Panel], columns: int, size: tuple[float, float], theme: Theme) -> tuple[Figure, list[Axes]]:
+def panel_grid(
+    panels: Sequence[Panel], columns: int, size: tuple[float, float], theme: Theme
+) -> tuple[Figure, list[Axes]]:
     """A figure of ``columns`` panels a row, each ``size`` inches, drawn by Agg whatever the user's backend is."""
     lines = math.ceil(len(panels) / columns)
     layout = ConstrainedLayoutEngine(h_pad=0.1, w_pad=0.08)
@@ -328,11 +345,11 @@ def _draw(ax: Axes, panel: Panel, runs: Sequence[Run], theme: Theme, *, small: b
         ax.text(0.5, 0.5, "no data yet", transform=ax.transAxes, ha="center", va="center", color=theme.ink)
     elif small and _spans_decades(drawn):
         ax.set_yscale("log")
-    _label(ax, panel, theme, size=7 if small else 9)
+    label_axes(ax, panel, theme, size=7 if small else 9)
 
 
 def _draw_base(ax: Axes, panel: Panel, run: Run, colour: str) -> None:
-    base = [row[panel.key] for row in run.evals if row["stage"] == "base" and _is_number(row.get(panel.key))]
+    base = [row[panel.key] for row in run.evals if row["stage"] == "base" and is_number(row.get(panel.key))]
     if base:
         ax.axhline(panel.scale * float(np.mean(base)), color=colour, linestyle=(0, (4, 3)), linewidth=1.1, alpha=0.8)
 
@@ -342,7 +359,8 @@ def _spans_decades(values: Sequence[Floats]) -> bool:
     return bool(flat.min() > 0 and flat.max() > 100 * flat.min())
 
 
-def _label(ax: Axes, panel: Panel, theme: Theme, size: float) -> None:
+def label_axes(ax: Axes, panel: Panel, theme: Theme, size: float) -> None:
+    """Title, axis labels, ticks and grid in the theme's colours."""
     ax.set_title(panel.title, color=theme.ink, fontsize=size + 1, loc="left", parse_math=False)
     ax.set_xlabel(XLABEL[panel.axis], color=theme.ink, fontsize=size)
     ax.set_ylabel(panel.ylabel, color=theme.ink, fontsize=size)
@@ -379,7 +397,8 @@ def _colours(theme: Theme, runs: Sequence[Run]) -> list[str]:
     return [theme.palette[index % len(theme.palette)] for index in range(len(runs))]
 
 
-def _png(figure: Figure) -> bytes:
+def png_bytes(figure: Figure) -> bytes:
+    """The figure as PNG."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=150)
     return buffer.getvalue()
@@ -391,21 +410,21 @@ def _png(figure: Figure) -> bytes:
 def _page(runs: Sequence[Run]) -> str:
     title = _title(runs)
     sections = [
-        _tiles(runs[0]) if len(runs) == 1 else _section("Comparison", _columns(runs, _comparison(runs))),
-        _section("What was run", _columns(runs, _provenance(runs))),
-        _section("Success before and after finetuning", "".join(_success_table(run, runs) for run in runs)),
-        _section("Learning curves", _picture(lambda theme: _learning_curves(runs, theme), "learning curves")),
-        _section("Time and throughput", _columns(runs, _timing(runs))),
-        _section("Videos", "".join(_videos(run, runs) for run in runs)),
+        _tiles(runs[0]) if len(runs) == 1 else html_section("Comparison", fact_table(runs, _comparison(runs))),
+        html_section("What was run", fact_table(runs, _provenance(runs))),
+        html_section("Success before and after finetuning", "".join(_success_table(run, runs) for run in runs)),
+        html_section("Learning curves", _picture(lambda theme: _learning_curves(runs, theme), "learning curves")),
+        html_section("Time and throughput", fact_table(runs, _timing(runs))),
+        html_section("Videos", "".join(_videos(run, runs) for run in runs)),
         _diagnostic_section("Finetuning diagnostics", runs, "finetune"),
         _diagnostic_section("Pretraining diagnostics", runs, "pretrain"),
-        _section("Configuration", "".join(_configuration(run) for run in runs)),
+        html_section("Configuration", "".join(_configuration(run) for run in runs)),
     ]
     return (
         f'<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         f'<meta name="viewport" content="width=device-width, initial-scale=1">\n'
         f'<meta name="color-scheme" content="light dark">\n<title>{escape(title)}</title>\n'
-        f"<style>{_CSS}</style>\n</head>\n<body>\n<header><h1>{escape(title)}</h1>{_subtitle(runs)}</header>\n"
+        f"<style>{CSS}</style>\n</head>\n<body>\n<header><h1>{escape(title)}</h1>{_subtitle(runs)}</header>\n"
         f"{''.join(sections)}<footer>{_METHODS}</footer>\n</body>\n</html>\n"
     )
 
@@ -432,7 +451,8 @@ def _name(run: Run, key: str) -> str:
     return MISSING if value is None else str(value)
 
 
-def _section(title: str, body: str) -> str:
+def html_section(title: str, body: str) -> str:
+    """A section with its heading."""
     return f"<section><h2>{title}</h2>{body}</section>\n"
 
 
@@ -442,8 +462,8 @@ def _tiles(run: Run) -> str:
         "success before": _percent(pooled.before),
         "success after": _percent(pooled.after),
         "change, points": pooled.change.points().split()[0] if pooled.change else MISSING,
-        "environment steps per seed": _count(_last(run, "env_steps")),
-        "wall time": _duration(run.summary.get("seconds", _last(run, "seconds"))),
+        "environment steps per seed": count_text(last_counter(run, "env_steps")),
+        "wall time": duration_text(run.summary.get("seconds", last_counter(run, "seconds"))),
     }
     cells = (f"<div><b>{value}</b><span>{name}</span></div>" for name, value in tiles.items())
     return f'<section class="tiles">{"".join(cells)}</section>\n'
@@ -451,7 +471,7 @@ def _tiles(run: Run) -> str:
 
 def _comparison(runs: Sequence[Run]) -> dict[str, list[str]]:
     pooled = [_pooled_row(run).texts() for run in runs]
-    finals = [_final_rates(run) for run in runs]
+    finals = [final_rates(run) for run in runs]
     return {
         "Success before": [before for _, before, _, _ in pooled],
         "Success after": [after for _, _, after, _ in pooled],
@@ -476,21 +496,22 @@ def _provenance(runs: Sequence[Run]) -> dict[str, list[str]]:
         "Algorithm": [_name(run, "algorithm") for run in runs],
         "Seeds": [", ".join(map(str, run.seeds)) or MISSING for run in runs],
         "Evaluation": [_evaluation(run) for run in runs],
-        "Versions": [_versions(run.record.get("versions")) for run in runs],
+        "Versions": [versions_text(run.record.get("versions")) for run in runs],
         "Commit": [str(run.record.get("commit") or MISSING) for run in runs],
     }
 
 
 def _evaluation(run: Run) -> str:
     episodes = sorted({row["eval/episodes"] for row in run.evals})
-    diverged = sum(int(row["eval/diverged"]) for row in run.evals if _is_number(row.get("eval/diverged")))
+    diverged = sum(int(row["eval/diverged"]) for row in run.evals if is_number(row.get("eval/diverged")))
     if not episodes:
         return "none yet"
     counts = " or ".join(map(str, episodes))
     return f"{counts} episodes per seed from fixed start states; {diverged} episodes diverged"
 
 
-def _versions(versions: object) -> str:
+def versions_text(versions: object) -> str:
+    """``jax 0.10.2, flax 0.12.8, …``"""
     return ", ".join(f"{k} {v}" for k, v in versions.items()) if isinstance(versions, Mapping) else MISSING
 
 
@@ -498,11 +519,11 @@ def _timing(runs: Sequence[Run]) -> dict[str, list[str]]:
     speeds = sorted({key for run in runs for row in run.metrics for key in row if key.startswith("time/")})
     return {
         "State": [_status(run) for run in runs],
-        "Environment steps per seed": [_count(_last(run, "env_steps")) for run in runs],
-        "Gradient updates per seed": [_count(_last(run, "updates")) for run in runs],
-        "Wall time": [_duration(run.summary.get("seconds", _last(run, "seconds"))) for run in runs],
-        "of it compiling": [_duration(run.summary.get("compile_seconds")) for run in runs],
-        **{_speed_name(key): [_count(_median(run, key)) for run in runs] for key in speeds},
+        "Environment steps per seed": [count_text(last_counter(run, "env_steps")) for run in runs],
+        "Gradient updates per seed": [count_text(last_counter(run, "updates")) for run in runs],
+        "Wall time": [duration_text(run.summary.get("seconds", last_counter(run, "seconds"))) for run in runs],
+        "of it compiling": [duration_text(run.summary.get("compile_seconds")) for run in runs],
+        **{_speed_name(key): [count_text(_median(run, key)) for run in runs] for key in speeds},
         **{f"Environment steps to {100 * t:.0f} %": [_steps_to(run, t) for run in runs] for t in THRESHOLDS},
     }
 
@@ -512,7 +533,7 @@ def _speed_name(key: str) -> str:
     return key.removeprefix("time/").replace("_per_s", "/s").replace("_", " ") + ", median"
 
 
-def _columns(runs: Sequence[Run], facts: Mapping[str, Sequence[str]]) -> str:
+def fact_table(runs: Sequence[Run], facts: Mapping[str, Sequence[str]]) -> str:
     """A table with a line per fact and a column per run."""
     heads = "".join(f'<th scope="col">{_swatch(i)}{escape(run.label)}</th>' for i, run in enumerate(runs))
     head = f"<thead><tr><td></td>{heads}</tr></thead>" if len(runs) > 1 else ""
@@ -561,16 +582,16 @@ def _interval_bar(row: BeforeAfter) -> str:
 
 
 def _picture(draw: Callable[[Theme], Figure], what: str) -> str:
-    light, dark = (f"data:image/png;base64,{_base64(_png(draw(theme)))}" for theme in (LIGHT, DARK))
+    light, dark = (f"data:image/png;base64,{encoded(png_bytes(draw(theme)))}" for theme in (LIGHT, DARK))
     source = f'<source media="(prefers-color-scheme: dark)" srcset="{dark}">'
     return f'<picture>{source}<img alt="{what}" src="{light}"></picture>'
 
 
 def _diagnostic_section(title: str, runs: Sequence[Run], stage: str) -> str:
-    panels = _diagnostics(runs, stage)
+    panels = diagnostic_panels(runs, stage)
     if not panels:
         return ""
-    return _section(title, _picture(lambda theme: _small_multiples(panels, runs, theme), title.lower()))
+    return html_section(title, _picture(lambda theme: small_multiples(panels, runs, theme), title.lower()))
 
 
 def _videos(run: Run, runs: Sequence[Run]) -> str:
@@ -580,7 +601,7 @@ def _videos(run: Run, runs: Sequence[Run]) -> str:
 
 
 def _video(path: Path, name: str) -> str:
-    source = f"data:video/mp4;base64,{_base64(path.read_bytes())}"
+    source = f"data:video/mp4;base64,{encoded(path.read_bytes())}"
     return (
         f'<figure><video controls loop muted playsinline src="{source}"></video>'
         f"<figcaption>{name} finetuning</figcaption></figure>"
@@ -602,13 +623,14 @@ def _percent(interval: Interval | None) -> str:
     return f"{100 * interval.estimate:.1f} %" if interval else MISSING
 
 
-def _count(value: float | None) -> str:
-    return f"{value:,.0f}" if _is_number(value) else MISSING
+def count_text(value: float | None) -> str:
+    """``12,345``, or a dash for what is not known."""
+    return f"{value:,.0f}" if is_number(value) else MISSING
 
 
-def _duration(seconds: float | None) -> str:
+def duration_text(seconds: float | None) -> str:
     """``14.2 s``, ``2 min 12 s`` or ``3 h 07 min``."""
-    if not _is_number(seconds):
+    if not is_number(seconds):
         return MISSING
     if seconds < 60:
         return f"{seconds:.1f} s"
@@ -616,7 +638,8 @@ def _duration(seconds: float | None) -> str:
     return f"{minutes} min {rest:02} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02} min"
 
 
-def _base64(data: bytes) -> str:
+def encoded(data: bytes) -> str:
+    """Base64 text."""
     return base64.b64encode(data).decode("ascii")
 
 
@@ -627,14 +650,15 @@ _METHODS = (
     "P(a seed beats another) resample the seeds."
 )
 
-_CSS = """
+CSS = """
 :root { --paper:#fff; --card:#f6f8fa; --ink:#1f2328; --soft:#59636e; --line:#d0d7de;
   --before:#8c959f; --after:#0072B2;
-  --run0:#0072B2; --run1:#D55E00; --run2:#009E73; --run3:#CC79A7; --run4:#E69F00; --run5:#56B4E9; }
+  --run0:#0072B2; --run1:#D55E00; --run2:#009E73; --run3:#CC79A7; --run4:#E69F00; --run5:#56B4E9; --run6:#1f2328; --run7:#a89f00; }
 @media (prefers-color-scheme: dark) {
   :root { --paper:#0d1117; --card:#161b22; --ink:#e6edf3; --soft:#9198a1; --line:#3d444d;
     --before:#8c959f; --after:#56B4E9;
-    --run0:#56B4E9; --run1:#E69F00; --run2:#2AB58C; --run3:#CC79A7; --run4:#F0E442; --run5:#D55E00; } }
+    --run0:#56B4E9; --run1:#E69F00; --run2:#2AB58C; --run3:#CC79A7; --run4:#F0E442; --run5:#D55E00;
+    --run6:#e6edf3; --run7:#6f86ff; } }
 * { box-sizing:border-box; }
 body { margin:0 auto; padding:2.5rem 1.5rem; max-width:70rem; background:var(--paper); color:var(--ink);
   font:16px/1.5 system-ui, sans-serif; }

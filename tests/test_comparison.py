@@ -92,7 +92,7 @@ def whole(tmp_path_factory):
     for task, method in RUNS:
         ran(folder, task, method)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(report, "_png", lambda figure: b"\x89PNG")
+        patch.setattr(report, "png_bytes", lambda figure: b"\x89PNG")
         return comparison.write(folder, folder.parent / "out")
 
 

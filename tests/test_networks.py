@@ -6,7 +6,17 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from gcp_jax.networks import Critic, DenoisingNet, Normaliser, SplitDense, Value, ensemble, fit_normaliser, sinusoidal
+from gcp_jax.networks import (
+    Critic,
+    DenoisingNet,
+    Head,
+    Normaliser,
+    SplitDense,
+    Value,
+    ensemble,
+    fit_normaliser,
+    sinusoidal,
+)
 
 
 def random_like(tree, seed=0):
@@ -145,3 +155,27 @@ def test_normaliser_cuts_at_ten_and_takes_any_leading_axes():
     obs = jnp.array([[[2.0, 2.0], [100.0, -100.0]]])
     np.testing.assert_allclose(normaliser(obs), [[[2.0, 1.0], [10.0, -10.0]]])
     np.testing.assert_allclose(normaliser(obs[0, 0]), [2.0, 1.0])
+
+
+def test_a_head_is_a_dense_network_on_all_its_inputs():
+    head = Head((3, 2), 4, (8, 5))
+    rng = np.random.default_rng(0)
+    obs, action = rng.standard_normal((6, 1, 3), np.float32), rng.standard_normal((6, 7, 2), np.float32)
+    params = jax.tree.map(np.asarray, head.init(jax.random.key(0), obs, action)["params"])
+    both = np.concatenate([np.broadcast_to(obs, (6, 7, 3)), action], -1)
+
+    def layer_norm(x):
+        return (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + 1e-6)
+
+    first = params["SplitDense_0"]
+    y = np.asarray(nn.gelu(layer_norm(both @ first["kernel"] + first["bias"])))
+    y = np.asarray(nn.gelu(layer_norm(y @ params["Dense_0"]["kernel"] + params["Dense_0"]["bias"])))
+    y = y @ params["Dense_1"]["kernel"] + params["Dense_1"]["bias"]
+    np.testing.assert_allclose(head.apply({"params": params}, obs, action), y, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(("scale", "expected"), [(0.0, 0.0), (0.01, 0.1), (1.0, 1.0)])
+def test_a_heads_last_layer_starts_as_small_as_asked(scale, expected):
+    """``last_scale`` is the variance scaling's, so the kernel's spread goes with its root."""
+    kernel = Head((3,), 400, (64,), scale).init(jax.random.key(0), jnp.zeros((1, 3)))["params"]["Dense_0"]["kernel"]
+    assert np.std(kernel) * np.sqrt(64) == pytest.approx(expected, rel=0.05)
