@@ -101,9 +101,9 @@ class Benchmark(NamedTuple):
         return [self.entries[task, index] for index in range(len(self.methods))]
 
     def budget(self, task: str) -> float:
-        """T*: the smallest training time of the task's finished methods; NaN without any."""
+        """T*: the median training time of the task's finished methods; NaN without any."""
         times = [entry.seconds for entry in self.of(task) if entry.scores and entry.seconds is not None]
-        return min(times, default=math.nan)
+        return float(np.median(times)) if times else math.nan
 
 
 class Aggregate(NamedTuple):
@@ -762,9 +762,9 @@ _SHELL = """<!doctype html>
 """
 
 _EQUAL = (
-    "The methods differ in what an environment step costs. T* is the training time, all seeds together and without "
-    "compiling and evaluating, of the method of a task that took least; each method is read at its last evaluation "
-    "until then."
+    "The methods differ in what an environment step costs. T* is the median, over the methods of a task, of the training time that "
+    "all steps took, all seeds together and without compiling and evaluating; each method is read at its last evaluation until "
+    "then, one that was done earlier at its end."
 )
 
 _METHODS = (

@@ -155,8 +155,8 @@ def test_the_page_tells_what_was_run(partial):
 def test_the_page_shows_the_tables(partial):
     page = Page(partial)
     final = pooled_success([Success(18, 20), Success(20, 20), Success(19, 20)]).percent()
-    assert f"ogpo finished 40.0 % {final} 95.0 % 50.0 %" in page.text
-    assert "at T* = 15.0 s" in page.text
+    assert f"ogpo finished 40.0 % {final} 95.0 % 80.0 %" in page.text
+    assert "at T* = 22.5 s" in page.text
     assert "100 · 10.0 s 200 · 20.0 s 300 · 30.0 s 75 100 30.0 s" in page.text
     assert "dp&po_<i> running" not in page.text
     assert "flow_grpo running 55.0 % – – – – 0 · 0.0 s – – 25 50 30.0 s" in page.text
@@ -201,12 +201,12 @@ def test_rows_of_the_table_by_hand(whole):
 
 @pytest.mark.parametrize(
     ("task", "method", "expected"),
-    [  # T* is 15 s on peg_insert, 60 s on push_t
-        ("peg_insert", "ogpo", 0.5),  # after 10 s
-        ("peg_insert", "flow_grpo", 0.5),  # its end
+    [  # T* is 30 s on peg_insert, 90 s on push_t
+        ("peg_insert", "ogpo", 0.95),  # its end, at 30 s exactly
+        ("peg_insert", "flow_grpo", 0.5),  # it was done after 15 s
         ("peg_insert", "dp&po_<i>", 0.4),  # the first evaluation comes after 40 s: the base
-        ("push_t", "ogpo", 0.85),  # its end
-        ("push_t", "flow_grpo", 41 / 60),  # at 60 s exactly
+        ("push_t", "ogpo", 0.85),  # it was done after 60 s
+        ("push_t", "flow_grpo", 0.75),  # its end, at 90 s exactly
         ("push_t", "dp&po_<i>", 0.45),  # after 50 s
     ],
 )
