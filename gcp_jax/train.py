@@ -121,7 +121,7 @@ def method(config: Run, base: policy.Policy, size: Sizes, demonstrations: source
         _refuse_demonstrations(config, remembers=True)
         source = sources.rollout(rows=size.rows, columns=fine.envs, **module.rollout_needs(settings))
         return module.make(settings, base, source)
-    needs = module.replay_needs(settings)
+    needs = algorithms.replay_needs(module, settings)
     _refuse_demonstrations(config, remembers=bool(needs.get("aligned")))
     borrowed = round(fine.demo_fraction * fine.batch_size)
     own = fine.batch_size - borrowed

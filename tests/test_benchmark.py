@@ -17,7 +17,7 @@ TINY = {
 BROKEN = """
 import jax.numpy as jnp
 from gcp_jax.algorithms import qc
-from gcp_jax.algorithms.qc import Config, replay_needs
+from gcp_jax.algorithms.qc import Config
 
 def make(config, policy, source):
     algorithm = qc.make(config, policy, source)

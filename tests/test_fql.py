@@ -11,7 +11,7 @@ import pytest
 from scipy import stats
 from test_critic import assert_first_adam_step, assert_one_line, heads, mlp, pairs, vector, watch
 
-from gcp_jax import critic, imitation
+from gcp_jax import algorithms, critic, imitation
 from gcp_jax.algorithms import fql
 from gcp_jax.networks import Head, Normaliser
 from gcp_jax.policy import Policy, PolicyConfig
@@ -225,7 +225,7 @@ def test_the_diagnostics_see_the_averaged_critics():
 
 
 def test_the_replay_carries_plain_transitions():
-    assert fql.replay_needs(changed(gamma=0.9)) == {"gamma": 0.9}
+    assert algorithms.replay_needs(fql, changed(gamma=0.9)) == {"gamma": 0.9}
 
 
 def memory(opt):

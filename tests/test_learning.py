@@ -47,7 +47,7 @@ class Variant:
         if algorithms.on_policy(self.module):
             source = sources.rollout(rows=LENGTH, columns=ENVS, **self.module.rollout_needs(self.config))
         else:
-            capacity, needs = LENGTH * self.segments, self.module.replay_needs(self.config)
+            capacity, needs = LENGTH * self.segments, algorithms.replay_needs(self.module, self.config)
             source = sources.replay(capacity=capacity, batch_size=64, updates=16, **needs)
         return self.module.make(self.config, policy, source)
 

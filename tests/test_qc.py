@@ -10,7 +10,7 @@ import optax
 import pytest
 from test_critic import assert_one_line, heads, pairs, vector, watch
 
-from gcp_jax import critic, imitation
+from gcp_jax import algorithms, critic, imitation
 from gcp_jax.algorithms import qc
 from gcp_jax.networks import Normaliser
 from gcp_jax.policy import Policy, PolicyConfig
@@ -228,7 +228,7 @@ def test_the_diagnostics_see_the_averaged_critics():
 
 
 def test_the_replay_carries_plain_transitions():
-    assert qc.replay_needs(changed(gamma=0.9)) == {"gamma": 0.9}
+    assert algorithms.replay_needs(qc, changed(gamma=0.9)) == {"gamma": 0.9}
 
 
 def memory(opt):

@@ -12,7 +12,7 @@ from jax.sharding import PartitionSpec as P
 from scipy import stats
 from test_critic import assert_first_adam_step, assert_one_line, heads, mlp, pairs, vector, watch
 
-from gcp_jax import critic, soft
+from gcp_jax import algorithms, critic, soft
 from gcp_jax.algorithms import residual
 from gcp_jax.networks import Normaliser
 from gcp_jax.policy import Policy, PolicyConfig
@@ -352,7 +352,7 @@ def test_the_diagnostics_are_shown_the_average_critics():
 
 
 def test_the_replay_is_told_of_gamma_alone():
-    assert residual.replay_needs(changed(gamma=0.9)) == {"gamma": 0.9}
+    assert algorithms.replay_needs(residual, changed(gamma=0.9)) == {"gamma": 0.9}
 
 
 def memory(opt):

@@ -1,8 +1,9 @@
 """Methods by name, or from a module of the user's own (``algorithm.module``).
 
-A module holds a frozen ``Config`` with a field ``gamma``, ``make(config, policy, source) -> Algorithm`` and one of
+A module holds a frozen ``Config`` with a field ``gamma`` and ``make(config, policy, source) -> Algorithm``, and where it wants other than
+plain replayed transitions one of
 
-    replay_needs(config)   off-policy: what its replay must carry, as keywords of ``sources.replay``; ``gamma`` at least
+    replay_needs(config)   off-policy: what its replay must carry, as keywords of ``sources.replay``, ``gamma`` among them
     rollout_needs(config)  on-policy: keywords of ``sources.rollout``: ``gamma``, ``epochs``, ``minibatches``
 """
 
@@ -11,10 +12,10 @@ from __future__ import annotations
 import difflib
 import importlib
 from types import ModuleType
+from typing import Any
 
 _NAMES = ("ogpo", "dppo", "dsrl", "residual", "expo", "qc", "fql")
 _PARTS = ("Config", "make")
-_NEEDS = ("replay_needs", "rollout_needs")
 
 
 def names() -> tuple[str, ...]:
@@ -44,6 +45,11 @@ def on_policy(module: ModuleType) -> bool:
     return hasattr(module, "rollout_needs")
 
 
+def replay_needs(module: ModuleType, config: Any) -> dict[str, Any]:
+    """Keywords of ``sources.replay`` for an off-policy method."""
+    return dict(module.replay_needs(config)) if hasattr(module, "replay_needs") else {"gamma": config.gamma}
+
+
 def _own(module: str) -> ModuleType:
     try:
         found = importlib.import_module(module)
@@ -54,9 +60,8 @@ def _own(module: str) -> ModuleType:
             f"algorithm.module is {module!r}, which cannot be imported; put {module.split('.')[0]}.py in the current folder or on PYTHONPATH."
         ) from error
     missing = [part for part in _PARTS if not hasattr(found, part)]
-    if missing or not any(hasattr(found, part) for part in _NEEDS):
-        wanted = ", ".join(missing or [" or ".join(_NEEDS)])
+    if missing:
         raise ValueError(
-            f"algorithm.module {module!r} is not a method: it lacks {wanted} (see docs/add_an_algorithm.md)."
+            f"algorithm.module {module!r} is not a method: it lacks {', '.join(missing)} (see docs/add_an_algorithm.md)."
         )
     return found

@@ -52,11 +52,6 @@ class State(NamedTuple):
     step: Array
 
 
-def replay_needs(config: Config) -> dict[str, object]:
-    """Plain transitions."""
-    return {"gamma": config.gamma}
-
-
 def make(config: Config, policy: Policy, source: Source) -> Algorithm:
     """EXPO as an Algorithm; ``pretrained`` is a deployed policy {"net", "normaliser"}."""
     specs = policy.specs

@@ -41,11 +41,6 @@ class State(NamedTuple):
     step: Array
 
 
-def replay_needs(config: Config) -> dict[str, object]:
-    """Plain transitions."""
-    return {"gamma": config.gamma}
-
-
 def make(config: Config, policy: Policy, source: Source) -> Algorithm:
     """QC as an Algorithm; ``pretrained`` is a deployed policy {"net", "normaliser"}."""
     specs = policy.specs

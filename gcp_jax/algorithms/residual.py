@@ -58,11 +58,6 @@ class State(NamedTuple):
     env_steps: Array
 
 
-def replay_needs(config: Config) -> dict[str, object]:
-    """Plain transitions."""
-    return {"gamma": config.gamma}
-
-
 def make(config: Config, policy: Policy, source: Source) -> Algorithm:
     """A residual policy as an Algorithm; ``pretrained`` is a deployed policy {"net", "normaliser"}."""
     specs, stochastic = policy.specs, config.mode == "sac"
