@@ -430,6 +430,7 @@ SWITCHES = {
     "actor_ema": (plain(), 0.5, "target"),
     "critic_ema": (plain(), 0.5, "critic_target"),
     "best_of": (plain(), 1, "action"),
+    "deploy_best_of": (plain(), 4, "deployed"),
     "success_weight": (plain(), 1.0, "actor_opt"),
     "success_critic": (plain(), True, "critic"),
     "conservative": (plain(), True, "actor_opt"),
@@ -453,9 +454,11 @@ def outcome(config, batch, part):
     """What an update makes of one part of the state, or the actions the result takes, as one vector."""
     algorithm = make(config)
     state, _ = algorithm.update(apart(algorithm), batch, jax.random.key(0))
-    result = (
-        algorithm.act(state, batch.transitions.obs, jax.random.key(1))[0] if part == "action" else getattr(state, part)
-    )
+    obs, key = batch.transitions.obs, jax.random.key(1)
+    if part == "action":
+        result, _ = algorithm.act(state, obs, key)
+    else:
+        result = algorithm.greedy(algorithm.export(state), obs, key) if part == "deployed" else getattr(state, part)
     return np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(result)])
 
 
@@ -533,6 +536,21 @@ def test_deployed_is_the_policy_that_acts_and_its_normaliser(batch):
     assert exported["net"] is state.target
     assert exported["normaliser"] is state.normaliser
     assert algorithm.prepare(state, batch) == (state, batch)
+
+
+def test_deploying_the_best_of_n_takes_its_critics_along(batch):
+    """The chosen of N deterministic samples has the highest value by the smaller of one of the pairs of critics."""
+    algorithm = make(dataclasses.replace(SMALL, deploy_best_of=5))
+    state, obs, key = apart(algorithm), batch.transitions.obs, jax.random.key(3)
+    deployed = algorithm.export(state)
+    assert deployed.keys() == {"net", "normaliser", "critic"}
+    candidates = np.asarray(AFFINE.draw(state.target, NORMALISER(obs), jax.random.split(key)[0], 5))
+    by_hand = ByHand(SMALL, state, state, batch)
+    q = by_hand.q(state.critic_target, by_hand.normalise(obs), candidates)
+    allowed = [np.argmax(np.minimum(q[i], q[j]), -1) for i, j in ((0, 1), (0, 2), (1, 2))]
+    expected = [candidates[np.arange(STATES), best] for best in allowed]
+    chunk = np.asarray(algorithm.greedy(deployed, obs, key))[..., 0]
+    assert min(np.abs(chunk - each).max() for each in expected) < 1e-5
 
 
 def test_a_two_mode_prior_concentrates_on_the_rewarded_mode(two_modes, optimised):

@@ -2,8 +2,9 @@
 
     gcp-jax benchmark --file=experiments/benchmarks/clones.py --run_dir=runs/clones
 
-2 tasks × 3 clones × 7 methods × 3 seeds, about 3 minutes a run on 2 CPU cores; see the README for what came out. Batches are half of
+2 tasks × 3 clones × 7 methods (OGPO twice) × 3 seeds, about 3 minutes a run on 2 CPU cores; see the README for what came out. Batches are half of
 the tasks' own configurations' and OGPO draws chains from 32 states, so that it takes no more time for an update than the others.
+EXPO and QC deploy the best of several samples by their critics; ``ogpo`` deploys its policy alone, ``ogpo_best_of_8`` as they do.
 """
 
 from typing import Any
@@ -19,6 +20,7 @@ def get_config() -> dict[str, Any]:
     names = ("ogpo", "dppo", "dsrl", "residual", "expo", "qc", "fql")
     methods: dict[str, dict[str, Any]] = {name: {"algorithm": name} for name in names}
     methods["ogpo"]["algorithm.actor_states"] = 32
+    methods["ogpo_best_of_8"] = {**methods["ogpo"], "algorithm.deploy_best_of": 8}
     return {
         "tasks": {
             f"{task}-{name}": {"config": task, **fields}

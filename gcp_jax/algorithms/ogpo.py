@@ -21,7 +21,7 @@ import jax.numpy as jnp
 import optax
 
 from gcp_jax import returns
-from gcp_jax.critic import adam, at_least, hold, two_of
+from gcp_jax.critic import adam, at_least, choose, hold, two_of
 from gcp_jax.mesh import batch_mean, descend, sample_keys
 from gcp_jax.networks import Normaliser, Value, ensemble
 from gcp_jax.policy import Policy
@@ -39,7 +39,8 @@ class Config:
         gamma: discount of one environment step. chains: G [32]. actor_states: states of the batch the actor uses [all].
         actor_lr: [4.5e-5], critic_lr: Adam. lr_cycle: updates of one cosine cycle of the actor's rate between 2/4.5 of it
         and it [50k]; 0 keeps it constant. clip: ε on the normalised ratio. actor_ema, critic_ema: rates of θ̄ and φ̄.
-        best_of: N chunks drawn when acting, the best by the min of two random critics is run; 1 draws one.
+        best_of: N chunks drawn when acting, the best by the min of two random critics is run; 1 draws one. deploy_best_of: the
+        same of the deterministic sampler when evaluated and deployed; 1 deploys the policy without its critics.
     Stabilisers
         success_weight: λ; 0 removes the success-buffer term (OGPO without +). success_critic: one more critic step, on the
         success batch. conservative: sign consensus of the critics (CA). target_samples: next actions averaged in the
@@ -65,6 +66,7 @@ class Config:
     actor_ema: float = 0.005
     critic_ema: float = 0.02
     best_of: int = 8
+    deploy_best_of: int = 1
     success_weight: float = 1.0
     success_critic: bool = False
     conservative: bool = True
@@ -86,7 +88,7 @@ class Config:
         for name, allowed in (("baseline", BASELINES), ("extraction", EXTRACTIONS)):
             if getattr(self, name) not in allowed:
                 raise ValueError(f"algorithm.{name} is {getattr(self, name)!r}; allowed: {', '.join(allowed)}.")
-        at_least(self, chains=2, actor_states=1, critics=2, best_of=1, target_samples=1)
+        at_least(self, chains=2, actor_states=1, critics=2, best_of=1, deploy_best_of=1, target_samples=1)
         if self.chi2 and self.conservative:
             raise ValueError("algorithm.chi2 blends the critics itself; set algorithm.conservative=False with it.")
         if self.calql and not self.critic_warmup:
@@ -138,7 +140,7 @@ def _cosine_cycle(high: float, cycle: int) -> float | optax.Schedule:
 
 def make(config: Config, policy: Policy, source: Source) -> Algorithm:
     """OGPO as an Algorithm; ``pretrained`` is a deployed policy {"net", "normaliser"}."""
-    specs = policy.specs
+    specs, choosy = policy.specs, config.deploy_best_of > 1
     critics = ensemble(config.critics, specs.obs_dim, specs.flat_action_dim, config.critic_hidden)
     values = Value(config.critic_hidden)
     actor_optimiser = adam(_cosine_cycle(config.actor_lr, config.lr_cycle), config.grad_clip)
@@ -167,16 +169,23 @@ def make(config: Config, policy: Policy, source: Source) -> Algorithm:
         sample_key, pair_key = jax.random.split(key)
         obs = state.normaliser(obs)
         action = policy.action(policy.draw_chains(state.target, obs, sample_key, config.best_of))
-        pair = two_of(pair_key, config.critics)
-        two = jax.tree.map(lambda x: x[pair], state.critic_target)
-        score = jnp.min(q_pair(two, obs[:, None], action), 0)
-        best = jnp.where(state.step > config.critic_warmup, jnp.argmax(score, -1), 0)
-        return policy.unflatten(jnp.take_along_axis(action, best[:, None, None], 1)[:, 0]), {}
+        score = smaller(state.critic_target, obs, action, pair_key)
+        score = jnp.where(state.step > config.critic_warmup, score, 0.0)
+        return policy.unflatten(choose(action, score)), {}
+
+    def greedy(deployed: PyTree, obs: Array, key: Array) -> Array:
+        sample_key, pair_key = jax.random.split(key)
+        obs = deployed["normaliser"](obs)
+        action = policy.draw(deployed["net"], obs, sample_key, config.deploy_best_of)
+        return policy.unflatten(choose(action, smaller(deployed["critic"], obs, action, pair_key)))
 
     pair_net = ensemble(2, specs.obs_dim, specs.flat_action_dim, config.critic_hidden)
 
-    def q_pair(params: PyTree, obs: Array, action: Array) -> Array:
-        return jnp.asarray(pair_net.apply({"params": params}, obs, action))
+    def smaller(params: PyTree, obs: Array, action: Array, key: Array) -> Array:
+        """The smaller of two random critics for actions [B, N, D] of obs [B, O]: [B, N]."""
+        pair = two_of(key, config.critics)
+        two = jax.tree.map(lambda x: x[pair], params)
+        return jnp.min(jnp.asarray(pair_net.apply({"params": two}, obs[:, None], action)), 0)
 
     def pessimism(state: State, obs: Array, chain: Array) -> tuple[Array, Array, Array]:
         """Q̄ of chains [B, G, …] blended by their drift from π_slow (χ²): (Q_pess, ρ, β)."""
@@ -351,9 +360,10 @@ def make(config: Config, policy: Policy, source: Source) -> Algorithm:
         return improved._replace(step=state.step + 1), metrics | actor_metrics
 
     def export(state: State) -> PyTree:
-        return {"net": state.target, "normaliser": state.normaliser}
+        plain = {"net": state.target, "normaliser": state.normaliser}
+        return {**plain, "critic": state.critic_target} if choosy else plain
 
     def value(state: State, obs: Array, chunk: Array) -> Array:
         return q_values(state.critic_target, state.normaliser(obs)[:, None], policy.flatten(chunk))
 
-    return Algorithm(init, act, unprepared, update, policy.greedy, export, source, value)
+    return Algorithm(init, act, unprepared, update, greedy if choosy else policy.greedy, export, source, value)
