@@ -28,6 +28,8 @@ from gcp_jax.networks import Normaliser  # noqa: E402
 from gcp_jax.policy import Policy, PolicyConfig  # noqa: E402
 from gcp_jax.types import Specs, Step  # noqa: E402
 
+pytest.register_assert_rewrite("off_policy")
+
 DEFAULT_CACHE = Path.home() / ".cache" / "gcp-jax" / "tests"
 
 jax.config.update("jax_numpy_rank_promotion", "raise")

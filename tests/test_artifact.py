@@ -4,40 +4,23 @@ import json
 import os
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
+from off_policy import small_flow
 
 from gcp_jax import artifact as artifacts
-from gcp_jax import policy
 from gcp_jax.artifact import ArtifactError
-from gcp_jax.networks import Normaliser
-from gcp_jax.policy import PolicyConfig
-from gcp_jax.types import Specs
-
-SPECS = Specs(obs_dim=3, action_dim=2, chunk=2)
 
 
 @pytest.fixture(scope="module")
-def made():
-    return policy.make(PolicyConfig(chunk=2, hidden=(8, 8), steps=3, sigma=0.2), SPECS)
+def flow():
+    return small_flow()
 
 
 @pytest.fixture(scope="module")
-def deployed(made):
-    normaliser = Normaliser(jnp.array([1.0, -2.0, 0.5]), jnp.array([2.0, 0.5, 1.0]))
-    return {"net": jax.jit(made.init)(jax.random.key(0)), "normaliser": normaliser}
-
-
-@pytest.fixture(scope="module")
-def obs():
-    return jnp.asarray(np.random.default_rng(0).standard_normal((5, 3), np.float32))
-
-
-@pytest.fixture(scope="module")
-def saved(made, deployed, tmp_path_factory):
+def saved(flow, tmp_path_factory):
     path = tmp_path_factory.mktemp("artifacts") / "runs" / "policy"
-    return artifacts.save(path, policy=made, deployed=deployed, facts={"env": "reach", "success": 0.5})
+    return artifacts.save(path, policy=flow.policy, deployed=flow.deployed, facts={"env": "reach", "success": 0.5})
 
 
 @pytest.fixture
@@ -50,7 +33,8 @@ def artifact(saved, tmp_path):
     return copy
 
 
-def test_a_loaded_artifact_gives_the_same_actions(saved, made, deployed, obs):
+def test_a_loaded_artifact_gives_the_same_actions(saved, flow):
+    made, deployed, obs = flow
     loaded, parameters, facts, greedy = artifacts.load(saved)
     assert (loaded.config, loaded.specs) == (made.config, made.specs)
     assert facts.items() >= {"env": "reach", "success": 0.5, "format": artifacts.FORMAT}.items()
@@ -64,16 +48,16 @@ def test_saving_leaves_two_files_and_no_scratch(saved):
     assert os.listdir(saved.parent) == ["policy"]
 
 
-def test_an_artifact_is_never_overwritten(saved, made, deployed):
+def test_an_artifact_is_never_overwritten(saved, flow):
     before = (saved / "arrays.npz").read_bytes()
     with pytest.raises(FileExistsError, match="a saved policy is never overwritten"):
-        artifacts.save(saved, policy=made, deployed=deployed, facts={})
+        artifacts.save(saved, policy=flow.policy, deployed=flow.deployed, facts={})
     assert (saved / "arrays.npz").read_bytes() == before
 
 
-def test_a_failed_save_leaves_nothing(made, deployed, tmp_path):
+def test_a_failed_save_leaves_nothing(flow, tmp_path):
     with pytest.raises(TypeError, match="not JSON serializable"):
-        artifacts.save(tmp_path / "policy", policy=made, deployed=deployed, facts={"env": object()})
+        artifacts.save(tmp_path / "policy", policy=flow.policy, deployed=flow.deployed, facts={"env": object()})
     assert os.listdir(tmp_path) == []
 
 

@@ -1,26 +1,21 @@
 """DSRL against its formulas in float64 numpy, on a policy ``a = bias + w/2 + 0.3 s`` from which the noise can be read back."""
 
 import dataclasses
-import functools
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
+import off_policy as off
 import pytest
-from jax.sharding import PartitionSpec as P
+from off_policy import affine, normalise
 from scipy import stats
-from test_critic import assert_one_line, heads, mlp, pairs, vector, watch
+from test_critic import heads, mlp, watch
 
 from gcp_jax import critic, soft
 from gcp_jax.algorithms import dsrl
-from gcp_jax.networks import Normaliser
-from gcp_jax.policy import Policy, PolicyConfig
-from gcp_jax.types import Batch, Specs, Transition
+from gcp_jax.types import Batch
 
-SPECS = Specs(obs_dim=2, action_dim=1, chunk=2)
 B, D = 64, 2
-NORMALISER = Normaliser(jnp.array([0.5, -0.5]), jnp.array([2.0, 0.5]))
 BIAS = np.array([0.1, -0.2])
 SMALL = dsrl.Config(
     critics=3, critic_hidden=(4,), actor_hidden=(4,), critic_lr=0.01, actor_lr=0.01,
@@ -30,7 +25,7 @@ MODES = ("na", "sac")
 
 
 def ode(obs, w, bias=BIAS):
-    return bias.reshape((1,) * (w.ndim - 1) + (-1,)) + 0.5 * w + 0.3 * obs
+    return affine(bias, obs, w)
 
 
 def noise_of(obs, chunk):
@@ -38,50 +33,23 @@ def noise_of(obs, chunk):
     return 2 * (np.asarray(chunk, np.float64)[..., 0] - BIAS - 0.3 * normalise(obs))
 
 
-def normalise(obs):
-    return (np.asarray(obs, np.float64) - np.asarray(NORMALISER.mean)) / np.asarray(NORMALISER.std)
-
-
-POLICY = Policy(
-    **{
-        **dict.fromkeys(Policy._fields),
-        "sample": lambda params, obs, z: ode(obs, z, params["bias"]),
-        "config": PolicyConfig(chunk=2, steps=1),
-        "specs": SPECS,
-    }
-)
+POLICY = off.policy_of(lambda params, obs, z: affine(params["bias"], obs, z))
 
 
 def changed(**settings):
     return dataclasses.replace(SMALL, **settings)
 
 
-def start(algorithm, seed=0, step=1):
-    """A state in the midst of training: the average critic differs from the critic, log-densities vary in sign."""
-    pretrained = {"net": {"bias": jnp.asarray(BIAS, jnp.float32)}, "normaliser": NORMALISER}
-    state, other = (algorithm.init(jax.random.key(s), pretrained) for s in (seed, seed + 1))
-    return state._replace(critic=state.critic._replace(target=other.critic.net), step=jnp.int32(step))
+def start(algorithm, step=1):
+    """In the midst of training; log-densities vary in sign."""
+    return off.midway(algorithm, BIAS, step)
 
 
 @pytest.fixture(scope="module")
 def batch():
-    """A third of the rows terminated, a third hit a time limit; those still have a discount."""
-    rng = np.random.default_rng(0)
-    obs, following, action, noise = rng.standard_normal((4, B, 2)).astype(np.float32)
-    third = np.arange(B) % 3
-    return Batch(
-        Transition(
-            obs=jnp.asarray(obs),
-            action=jnp.asarray(np.clip(action, -1, 1))[..., None],
-            mask=jnp.ones((B, 2)),
-            reward=jnp.asarray(rng.standard_normal(B), jnp.float32),
-            discount=jnp.asarray(np.where(third == 0, 0.0, 0.9), jnp.float32),
-            next_obs=jnp.asarray(following),
-            terminated=jnp.asarray(third == 0),
-            truncated=jnp.asarray(third == 1),
-            extras={"w": jnp.asarray(noise)},
-        )
-    )
+    """With the noise that was executed."""
+    noise = np.random.default_rng(1).standard_normal((B, D)).astype(np.float32)
+    return Batch(off.transitions(B)._replace(extras={"w": jnp.asarray(noise)}))
 
 
 def make(config):
@@ -168,10 +136,6 @@ def test_an_update_follows_the_papers_formulas(mode, aggregate, batch, monkeypat
     monkeypatch.undo()
     s, following = normalise(data.obs), normalise(data.next_obs)
 
-    def pooled(found, q, scale=1.0, offset=0.0):
-        wanted = [q.mean(0)] if aggregate == "mean" else pairs(q)
-        assert min(np.abs(np.asarray(found) - (offset + scale * each)).max() for each in wanted) < 2e-4
-
     # y = reward + discount·[Q̄(s', w' or ODE(s', w')) − α log π(w'|s')]
     ((net, inputs, _), (u, log_density)) = draws["draw"][0]
     assert net is before.actor.net
@@ -179,18 +143,11 @@ def test_an_update_follows_the_papers_formulas(mode, aggregate, batch, monkeypat
     u, log_density = np.asarray(u, np.float64), np.asarray(log_density, np.float64)
     assert log_density.min() < 0 < log_density.max()
     judged = ode(following, SMALL.bound * u) if mode == "na" else SMALL.bound * u
-    (judge, obs, action, y), (judged_after, _) = regressions[0]
-    reward, discount = np.asarray(data.reward, np.float64), np.asarray(data.discount, np.float64)
-    pooled(y, heads(before.critic.target, following, judged), discount, reward - discount * 0.3 * log_density)
-    assert judge is before.critic
-    np.testing.assert_allclose(obs, s, rtol=1e-5, atol=1e-6)
-    np.testing.assert_array_equal(action, data.action[..., 0] if mode == "na" else data.extras["w"])
-    assert after.critic is judged_after
-
-    # A time limit bootstraps, a termination does not.
-    gained = np.abs(np.asarray(y) - reward)
-    assert gained[np.asarray(data.terminated)].max() == 0
-    assert gained[np.asarray(data.truncated)].min() > 1e-4
+    y = off.regressed(regressions[0], before, after, data, None if mode == "na" else data.extras["w"])
+    reward, discount = off.returns(data)
+    q = heads(before.critic.target, following, judged)
+    off.assert_pooled(y, q, aggregate, discount, reward - discount * 0.3 * log_density)
+    off.assert_only_time_limits_bootstrap(y, data)
 
     # Q^W(s, w) → Q^A(s, ODE(s, w)), w ~ N(0, I), the critic as this update left it
     distilled = regressions[1:]
@@ -198,7 +155,7 @@ def test_an_update_follows_the_papers_formulas(mode, aggregate, batch, monkeypat
     latent, losses, drawn = before.latent, [], []
     for (student, obs, w, y), (learned, _) in distilled:
         assert jax.tree.all(jax.tree.map(np.array_equal, student, latent))
-        pooled(y, heads(after.critic.net, s, ode(s, np.asarray(w, np.float64))))
+        off.assert_pooled(y, heads(after.critic.net, s, ode(s, np.asarray(w, np.float64))), aggregate)
         losses.append(np.mean((heads(student.net, s, w) - np.asarray(y, np.float64)) ** 2))
         drawn.append(np.asarray(w))
         latent = learned
@@ -216,7 +173,7 @@ def test_an_update_follows_the_papers_formulas(mode, aggregate, batch, monkeypat
     assert actor is before.actor
     np.testing.assert_allclose(inputs[0], s, rtol=1e-5, atol=1e-6)
     u = np.random.default_rng(5).uniform(-1, 1, (B, D)).astype(np.float32)
-    pooled(worth(jnp.asarray(u)), heads((after.latent or after.critic).net, s, SMALL.bound * u))
+    off.assert_pooled(worth(jnp.asarray(u)), heads((after.latent or after.critic).net, s, SMALL.bound * u), aggregate)
     jax.tree.map(np.testing.assert_array_equal, after.actor, improved)
     assert {"critic_loss", "actor_loss", "entropy", "temperature"} <= metrics.keys()
     assert metrics["actor_loss"] is learned["actor_loss"]
@@ -225,42 +182,24 @@ def test_an_update_follows_the_papers_formulas(mode, aggregate, batch, monkeypat
 @pytest.mark.parametrize("mode", MODES)
 def test_the_warm_up_leaves_the_actor_and_its_temperature_alone(mode, batch):
     algorithm = make(changed(mode=mode, critic_warmup=2))
-    state = start(algorithm, step=0)
-    for n in range(3):
-        before = state
-        state, _ = algorithm.update(state, batch, jax.random.key(n))
-        same = jax.tree.all(jax.tree.map(np.array_equal, before.actor, state.actor))
-        assert same == (n < 2)
-        learning = [(before.critic.net, state.critic.net)]
-        learning += [(before.latent.net, state.latent.net)] if mode == "na" else []
-        assert all(np.abs(vector(old) - vector(new)).max() > 1e-4 for old, new in learning)
-        jax.tree.map(np.testing.assert_array_equal, before.base, state.base)
-    assert state.step == 3
+    always = ("critic", "latent") if mode == "na" else ("critic",)
+    off.assert_each_learns_in_its_time(
+        algorithm.update, start(algorithm, step=0), batch, [False, False, True], ("actor",), always, never=("base",)
+    )
 
 
 def test_two_devices_learn_as_one(batch, devices):
+    def opts(after):
+        return after.critic.opt, after.latent.opt, after.actor.opt, after.actor.alpha_opt
+
     algorithm = make(SMALL)
-    state, key = start(algorithm), jax.random.key(4)
-
-    def update(state, batch):
-        after = algorithm.update(state, batch, key)[0]
-        opts = (after.critic.opt, after.latent.opt, after.actor.opt, after.actor.alpha_opt)
-        return [memory(opt) for opt in opts]
-
-    spread = jax.shard_map(update, mesh=devices(data=2), in_specs=(P(), P("data")), out_specs=P(), check_vma=True)
-    one, two = vector(update(state, batch)), vector(jax.jit(spread)(state, batch))
-    np.testing.assert_allclose(one, two, rtol=1e-3, atol=2e-5)
+    off.assert_two_devices_learn_as_one(algorithm, start(algorithm), batch, devices, opts)
 
 
-def test_only_critics_of_actions_are_shown_to_the_diagnostics():
+def test_only_critics_of_actions_are_shown_to_the_diagnostics(batch):
     algorithm = make(SMALL)
-    state = start(algorithm)
-    rng = np.random.default_rng(3)
-    obs, chunk = rng.standard_normal((4, 2)).astype(np.float32), rng.standard_normal((4, 5, 2, 1)).astype(np.float32)
-    found = algorithm.value(state, jnp.asarray(obs), jnp.asarray(chunk))
-    expected = heads(state.critic.target, normalise(obs)[:, None], chunk[..., 0])
-    assert found.shape == (3, 4, 5)
-    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
+    state, obs = start(algorithm), batch.transitions.obs[:4]
+    off.assert_diagnostics_see_the_averaged_critics(algorithm, state, obs)
     assert make(changed(mode="sac")).value is None
     assert algorithm.prepare(state, obs) == (state, obs)
 
@@ -273,33 +212,9 @@ def test_the_replay_is_aligned_where_it_carries_noise(mode, aligned):
     assert dsrl.replay_needs(changed(mode=mode, gamma=0.9)) == {"gamma": 0.9, "aligned": aligned}
 
 
-def memory(opt):
-    return optax.tree.get(opt, "mu")
-
-
-PARTS = {
-    "critic": lambda state: state.critic.net,
-    "critic gradient": lambda state: memory(state.critic.opt),
-    "average": lambda state: state.critic.target,
-    "latent": lambda state: state.latent.net,
-    "actor": lambda state: state.actor.net,
-    "actor gradient": lambda state: memory(state.actor.opt),
-    "temperature": lambda state: state.actor.log_alpha,
-    "temperature gradient": lambda state: memory(state.actor.alpha_opt),
-}
+PARTS = {**off.CRITIC_PARTS, **off.soft_parts("actor"), "latent": lambda state: state.latent.net}
 SWITCHES = {
-    "critics": (4, "actor gradient"),
-    "critic_hidden": ((5,), "actor gradient"),
-    "critic_lr": (0.1, "critic"),
-    "critic_ema": (0.5, "average"),
-    "critic_warmup": (10, "actor"),
-    "grad_clip": (1e-3, "critic gradient"),
-    "aggregate": ("min", "critic gradient"),
-    "actor_hidden": ((5,), "critic gradient"),
-    "actor_lr": (0.1, "actor"),
-    "target_entropy": (-1.0, "temperature gradient"),
-    "temperature": (1.0, "critic gradient"),
-    "temperature_lr": (0.1, "temperature"),
+    **off.SOFT_SWITCHES,
     "mode": ("na", "critic gradient"),
     "bound": (2.0, "critic gradient"),
     "distil_steps": (1, "latent"),
@@ -308,27 +223,17 @@ SWITCHES = {
 
 @pytest.fixture(scope="module")
 def outcome(batch):
-    """What an update makes of one part of the state, as one vector; uncompiled, since most configurations run once."""
-
-    @functools.cache
-    def updated(config):
-        algorithm = make(config)
-        return algorithm.update(start(algorithm), batch, jax.random.key(0))[0]
-
-    return lambda config, part: vector(PARTS[part](updated(config)))
+    return off.outcomes(make, start, batch, PARTS, compiled=False)
 
 
 @pytest.mark.parametrize("field", SWITCHES)
 def test_every_switch_changes_what_it_governs(field, outcome):
-    """An optimiser's memory holds the raw gradient, which Adam's first step would hide."""
-    value, part = SWITCHES[field]
     base = changed(mode="na" if field == "distil_steps" else "sac")
-    assert np.abs(outcome(base, part) - outcome(dataclasses.replace(base, **{field: value}), part)).max() > 1e-6
+    off.assert_switch_governs(outcome, base, field, *SWITCHES[field])
 
 
 def test_every_switch_has_its_test():
-    """gamma is folded into the transitions, so the replay is told of it."""
-    assert SWITCHES.keys() | {"gamma"} == {field.name for field in dataclasses.fields(dsrl.Config)}
+    off.assert_every_switch_is_tested(SWITCHES, dsrl.Config)
 
 
 @pytest.mark.parametrize(
@@ -338,14 +243,10 @@ def test_every_switch_has_its_test():
         ({"distil_steps": 0}, "algorithm.distil_steps is 0; it must be at least 1"),
         ({"bound": 0.0}, "algorithm.bound is 0.0; it must be positive"),
         ({"bound": float("nan")}, "algorithm.bound is nan; it must be positive"),
-        ({"critics": 1}, "algorithm.critics is 1; it must be at least 2"),
-        ({"critic_warmup": -1}, "algorithm.critic_warmup is -1; it must be at least 0"),
-        ({"aggregate": "max"}, "algorithm.aggregate is 'max'; allowed: mean, min"),
-        ({"temperature": -1.0}, "algorithm.temperature is -1.0; it must be positive"),
-        ({"target_entropy": 1.0}, "algorithm.target_entropy is 1.0 per dimension"),
+        *off.BAD_CRITICS,
+        off.BAD_WARMUP,
+        *off.BAD_SOFT,
     ],
 )
 def test_a_wrong_config_is_refused(settings, message):
-    with pytest.raises(ValueError, match=message) as error:
-        dsrl.Config(**settings)
-    assert_one_line(error)
+    off.assert_refused(dsrl.Config, settings, message)

@@ -1,25 +1,21 @@
 """EXPO against its formulas in float64 numpy; samples of the policy and the noise of the edits are known waves."""
 
 import dataclasses
-import functools
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-import optax
+import off_policy as off
 import pytest
+from off_policy import affine, best, matching, memory, normalise, transitions, wave
+from off_policy import midway_cloning as start
 from scipy import stats
-from test_critic import assert_first_adam_step, assert_one_line, heads, mlp, pairs, vector, watch
+from test_critic import assert_first_adam_step, heads, mlp, watch
 
 from gcp_jax import algorithms, critic, imitation, soft
 from gcp_jax.algorithms import expo
-from gcp_jax.networks import Normaliser
-from gcp_jax.policy import Policy, PolicyConfig
-from gcp_jax.types import Batch, Specs, Transition
+from gcp_jax.types import Batch
 
-SPECS = Specs(obs_dim=2, action_dim=1, chunk=2)
 B, D, N = 8, 2, 5
-NORMALISER = Normaliser(jnp.array([0.5, -0.5]), jnp.array([2.0, 0.5]))
 SMALL = expo.Config(
     critics=3, critic_hidden=(4,), critic_lr=0.01, critic_ema=0.1, samples=N, base_lr=0.01, base_ema=0.25,
     actor_hidden=(4,), actor_lr=0.01, temperature=0.3, edit_scale=0.4,
@@ -30,33 +26,11 @@ TWO = dataclasses.replace(SMALL, critics=2)  # of two critics "two at random" ar
 # The policy, for jax and for numpy; its samples differ by their places alone and not by the noise they are given.
 
 
-def wave(shape):
-    return 0.9 * np.sin(1.7 * np.arange(1, np.prod(shape) + 1)).reshape(shape)
-
-
 def sampled(bias, obs, shape):
-    return (bias.reshape((1,) * (len(shape) - 1) + (-1,)) + 0.7 * wave(shape) + 0.3 * obs).clip(-1, 1)
+    return affine(bias, obs, wave(shape), 0.7).clip(-1, 1)
 
 
-def normalise(obs):
-    return (np.asarray(obs, np.float64) - np.asarray(NORMALISER.mean)) / np.asarray(NORMALISER.std)
-
-
-def matching(params, obs, action, mask, z, t):
-    """Per sample: the masked mean of (bias + 0.3 s − a)²."""
-    error = (params["bias"][None] + 0.3 * obs - action) ** 2
-    return (error * mask).sum(-1) / mask.sum(-1)
-
-
-POLICY = Policy(
-    **{
-        **dict.fromkeys(Policy._fields),
-        "sample": lambda params, obs, z: sampled(params["bias"], obs, z.shape),
-        "imitation_loss": matching,
-        "config": PolicyConfig(chunk=2, steps=1),
-        "specs": SPECS,
-    }
-)
+POLICY = off.policy_of(lambda params, obs, z: sampled(params["bias"], obs, z.shape), matching)
 
 
 def samples(params, obs, count=N):
@@ -80,23 +54,6 @@ def known_edits(monkeypatch):
     monkeypatch.setattr(soft, "squash", lambda mean, log_std, noise: squash(mean, log_std, wave(noise.shape)))
 
 
-def transitions(seed=0):
-    """A third of the rows terminated, a third hit a time limit; those still have a discount."""
-    rng = np.random.default_rng(seed)
-    obs, following, action = rng.standard_normal((3, B, 2)).astype(np.float32)
-    third = np.arange(B) % 3
-    return Transition(
-        obs=jnp.asarray(obs),
-        action=jnp.asarray(np.clip(action, -1, 1))[..., None],
-        mask=jnp.asarray(np.where(np.arange(B)[:, None] % 4 == 2, [1.0, 0.0], [1.0, 1.0]), jnp.float32),
-        reward=jnp.asarray(rng.standard_normal(B), jnp.float32),
-        discount=jnp.asarray(np.where(third == 0, 0.0, 0.9), jnp.float32),
-        next_obs=jnp.asarray(following),
-        terminated=jnp.asarray(third == 0),
-        truncated=jnp.asarray(third == 1),
-    )
-
-
 def changed(**settings):
     return dataclasses.replace(SMALL, **settings)
 
@@ -105,24 +62,8 @@ def make(config):
     return expo.make(config, POLICY, source=None)
 
 
-def start(algorithm, step=1):
-    """A state in the midst of training: both averages differ from their networks."""
-    pretrained = {"net": {"bias": jnp.array([0.1, -0.2])}, "normaliser": NORMALISER}
-    state, other = (algorithm.init(jax.random.key(seed), pretrained) for seed in (0, 1))
-    averages = {
-        "critic": state.critic._replace(target=other.critic.net),
-        "base": state.base._replace(target={"bias": jnp.array([-0.05, 0.3])}),
-    }
-    return state._replace(**averages, step=jnp.int32(step))
-
-
 def edited(action, u, config=SMALL):
     return np.clip(action + config.edit_scale * u, -1, 1)
-
-
-def best(q, action):
-    """The action [B, N, D] of the highest value [B, N]."""
-    return np.take_along_axis(action, np.argmax(q, -1)[:, None, None], 1)[:, 0]
 
 
 def candidates(state, obs):
@@ -138,48 +79,28 @@ def candidates(state, obs):
 
 def test_of_the_samples_and_their_edits_the_best_acts_and_is_deployed(known_edits):
     algorithm = make(TWO)
-    state, obs = start(algorithm), transitions(2).obs
+    state, obs = start(algorithm), transitions(seed=2).obs
     action, q = candidates(state, normalise(obs))
     chosen = np.argmax(q.min(0), -1)
     assert min(chosen) < N <= max(chosen)
     assert np.any(np.abs(action[:, :N]) == 1)
     assert np.any(np.abs(action[:, N:]) == 1)
-    chunk, extras = algorithm.act(state, obs, jax.random.key(0))
-    assert extras == {}
-    expected = best(q.min(0), action)
-    np.testing.assert_allclose(chunk[..., 0], expected, rtol=1e-4, atol=1e-5)
-    deployed = algorithm.export(state)
-    assert deployed.keys() == {"net", "normaliser", "critic", "edit"}
-    assert deployed["net"] is state.base.target
-    np.testing.assert_allclose(
-        algorithm.greedy(deployed, obs, jax.random.key(1))[..., 0], expected, rtol=1e-4, atol=1e-5
-    )
-    assert algorithm.prepare(state, obs) == (state, obs)
+    off.assert_acts_and_deploys(algorithm, state, obs, best(q.min(0), action), ("critic", "edit"))
 
 
 def test_the_best_is_that_of_a_random_pair_of_critics(known_edits):
     algorithm = make(SMALL)
-    state, obs = start(algorithm), transitions(2).obs
-    action, q = candidates(state, normalise(obs))
-    expected = np.stack([best(pair, action) for pair in pairs(q)])
-    keys, deployed = jax.random.split(jax.random.key(0), 64), algorithm.export(state)
-    for choose in (lambda key: algorithm.act(state, obs, key)[0], lambda key: algorithm.greedy(deployed, obs, key)):
-        chunks = np.asarray(jax.jit(jax.vmap(choose))(keys))[..., 0]
-        distance = np.abs(chunks[:, None] - expected[None]).max((-1, -2))
-        assert distance.min(-1).max() < 1e-5
-        assert len(np.unique(chunks.round(4), axis=0)) == len(np.unique(expected.round(4), axis=0)) > 1
+    state, obs = start(algorithm), transitions(seed=2).obs
+    off.assert_best_of_random_pairs(algorithm, state, obs, *candidates(state, normalise(obs)))
 
 
 @pytest.mark.parametrize("warmup", [0, 3])
 def test_until_the_critics_are_warm_a_sample_of_the_base_acts(warmup, known_edits):
-    algorithm = make(dataclasses.replace(TWO, critic_warmup=warmup))
-    obs = transitions(2).obs
-    for step in (0, warmup, warmup + 1):
-        state = start(algorithm, step)
-        action, q = candidates(state, normalise(obs))
-        expected = best(q.min(0), action) if step > warmup else action[:, 0]
-        chunk, _ = algorithm.act(state, obs, jax.random.key(0))
-        np.testing.assert_allclose(chunk[..., 0], expected, rtol=1e-4, atol=1e-5)
+    def options(state, obs):
+        action, q = candidates(state, obs)
+        return action, q.min(0)
+
+    off.assert_first_acts_until_warm(make(dataclasses.replace(TWO, critic_warmup=warmup)), warmup, options)
 
 
 def test_samples_and_edits_have_noise_of_their_own(monkeypatch):
@@ -192,7 +113,7 @@ def test_samples_and_edits_have_noise_of_their_own(monkeypatch):
     monkeypatch.setattr(soft, "squash", watched)
     policy = POLICY._replace(sample=lambda params, obs, z: (seen.append(np.asarray(z)), z)[1])
     algorithm = expo.make(SMALL, policy, source=None)
-    algorithm.act(start(algorithm), transitions(2).obs, jax.random.key(0))
+    algorithm.act(start(algorithm), transitions(seed=2).obs, jax.random.key(0))
     assert [each.shape for each in seen] == [(B, N, D)] * 2
     assert len(np.unique(seen)) == 2 * B * N * D
 
@@ -210,23 +131,16 @@ def test_an_update_follows_the_papers_formulas(known_edits, monkeypatch):
     s = normalise(data.obs)
 
     # y = reward + discount · max_{a' ∈ {a'_i, ã'_i}} min of two Q̄(s', a')
-    ((trained, obs, action, y), (learned, _)) = regressions[0]
-    reward, discount = np.asarray(data.reward, np.float64), np.asarray(data.discount, np.float64)
+    y = off.regressed(regressions[0], before, after, data)
+    reward, discount = off.returns(data)
     _, q = candidates(before, normalise(data.next_obs))
     assert np.any(np.argmax(q.min(0), -1) >= N)
-    np.testing.assert_allclose(y, reward + discount * q.min(0).max(-1), rtol=1e-4, atol=1e-5)
-    assert trained is before.critic
-    np.testing.assert_allclose(obs, s, rtol=1e-5, atol=1e-6)
-    np.testing.assert_array_equal(action, data.action[..., 0])
-    assert after.critic is learned
+    off.assert_close(y, reward + discount * q.min(0).max(-1))
     flat, mask = (np.asarray(x, np.float64) for x in (data.action[..., 0], data.mask))
     online = heads(before.critic.net, s, flat)
 
     # The base clones the replay.
-    ((cloned, obs, given, _), (improved, _)) = clones[0]
-    assert (cloned, given) == (before.base, data)
-    np.testing.assert_allclose(obs, s, rtol=1e-5, atol=1e-6)
-    jax.tree.map(np.testing.assert_array_equal, after.base, improved)
+    jax.tree.map(np.testing.assert_array_equal, after.base, off.cloned(clones[0], before, data))
     bias = np.asarray(before.base.net["bias"], np.float64)
 
     # The edit, of a sample of the base, climbs the critics as this update left them.
@@ -249,10 +163,7 @@ def test_an_update_follows_the_papers_formulas(known_edits, monkeypatch):
         "imitation_loss": matching({"bias": bias}, s, flat, mask, None, None).mean(),
         "actor_loss": loss(before.edit.net), "actor_q": worth, "entropy": entropy, "actor_gradient_norm": size,
     }  # fmt: skip
-    for name, value in expected.items():
-        np.testing.assert_allclose(metrics[name], value, rtol=2e-4, atol=1e-6, err_msg=name)
-    others = {"critic_gradient_norm", "base_gradient_norm", "temperature"}
-    assert metrics.keys() == expected.keys() | others
+    off.assert_metrics(metrics, expected, {"critic_gradient_norm", "base_gradient_norm", "temperature"})
     assert after.step == before.step + 1
 
 
@@ -260,9 +171,7 @@ def test_a_termination_does_not_bootstrap_and_a_time_limit_does(monkeypatch):
     regressions = watch(monkeypatch, critic, "regress")["regress"]
     algorithm, data = make(SMALL), transitions()
     algorithm.update(start(algorithm), Batch(data), jax.random.key(0))
-    gained = np.abs(np.asarray(regressions[0][0][3] - data.reward))
-    assert gained[np.asarray(data.terminated)].max() == 0
-    assert gained[np.asarray(data.truncated)].min() > 1e-4
+    off.assert_only_time_limits_bootstrap(regressions[0][0][3], data)
 
 
 def test_the_entropy_is_that_of_the_unit_edit(known_edits):
@@ -278,26 +187,13 @@ def test_the_entropy_is_that_of_the_unit_edit(known_edits):
 def test_the_warm_up_leaves_base_and_edit_alone():
     algorithm = make(changed(critic_warmup=2))
     state, update = start(algorithm, step=0), jax.jit(algorithm.update)
-    for n in range(3):
-        before = state
-        state, _ = update(state, Batch(transitions()), jax.random.key(n))
-        same = [
-            jax.tree.all(jax.tree.map(np.array_equal, *pair))
-            for pair in ((before.base, state.base), (before.edit, state.edit))
-        ]
-        assert same == [n < 2] * 2
-        assert np.abs(vector(before.critic.net) - vector(state.critic.net)).max() > 1e-4
-    assert state.step == 3
+    learns = [False, False, True]
+    off.assert_each_learns_in_its_time(update, state, Batch(transitions()), learns, waiting=("base", "edit"))
 
 
 def test_the_diagnostics_see_the_averaged_critics():
     algorithm = make(SMALL)
-    state, obs = start(algorithm), transitions().obs
-    chunk = np.random.default_rng(3).standard_normal((B, 3, 2, 1)).astype(np.float32)
-    found = algorithm.value(state, obs, jnp.asarray(chunk))
-    assert found.shape == (3, B, 3)
-    expected = heads(state.critic.target, normalise(obs)[:, None], chunk[..., 0])
-    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
+    off.assert_diagnostics_see_the_averaged_critics(algorithm, start(algorithm), transitions().obs)
 
 
 # Configuration.
@@ -307,64 +203,31 @@ def test_the_replay_carries_plain_transitions():
     assert algorithms.replay_needs(expo, changed(gamma=0.9)) == {"gamma": 0.9}
 
 
-def memory(opt):
-    return optax.tree.get(opt, "mu")
-
-
-PARTS = {
-    "critic": lambda state: state.critic.net,
-    "critic gradient": lambda state: memory(state.critic.opt),
-    "average": lambda state: state.critic.target,
-    "base": lambda state: state.base.net,
-    "base average": lambda state: state.base.target,
-    "edit": lambda state: state.edit.net,
-    "edit gradient": lambda state: memory(state.edit.opt),
-    "temperature": lambda state: state.edit.log_alpha,
-    "temperature gradient": lambda state: memory(state.edit.alpha_opt),
-}
+PARTS = {**off.CRITIC_PARTS, **off.BASE_PARTS, **off.soft_parts("edit")}
 SWITCHES = {
+    **off.CRITIC_SWITCHES,
+    **off.BASE_SWITCHES,
+    **off.TEMPERATURE_SWITCHES,
     "critics": (4, "critic gradient"),
     "critic_hidden": ((5,), "critic gradient"),
-    "critic_lr": (0.1, "critic"),
-    "critic_ema": (0.5, "average"),
     "critic_warmup": (10, "base"),
-    "grad_clip": (1e-3, "critic gradient"),
     "aggregate": ("min", "edit gradient"),
     "samples": (2, "critic gradient"),
-    "base_lr": (0.1, "base"),
-    "base_ema": (0.5, "base average"),
     "edit_scale": (0.05, "edit gradient"),
     "actor_hidden": ((5,), "critic gradient"),
     "actor_lr": (0.1, "edit"),
-    "target_entropy": (-1.0, "temperature gradient"),
     "temperature": (1.0, "edit gradient"),
-    "temperature_lr": (0.1, "temperature"),
 }
-
-
-@pytest.fixture(scope="module")
-def outcome():
-    """What an update makes of one part of the state, as one vector."""
-
-    @functools.cache
-    def updated(config):
-        algorithm = make(config)
-        return jax.jit(algorithm.update)(start(algorithm), Batch(transitions()), jax.random.key(0))[0]
-
-    return lambda config, part: vector(PARTS[part](updated(config)))
+OUTCOME = off.outcomes(make, start, Batch(transitions()), PARTS)
 
 
 @pytest.mark.parametrize("field", SWITCHES)
-def test_every_switch_changes_what_it_governs(field, outcome):
-    """An optimiser's memory holds the raw gradient, which Adam's first step would hide."""
-    value, part = SWITCHES[field]
-    one, two = outcome(SMALL, part), outcome(changed(**{field: value}), part)
-    assert one.shape != two.shape or np.abs(one - two).max() > 1e-6
+def test_every_switch_changes_what_it_governs(field):
+    off.assert_switch_governs(OUTCOME, SMALL, field, *SWITCHES[field], resizes=field in ("critics", "critic_hidden"))
 
 
 def test_every_switch_has_its_test():
-    """gamma is folded into the transitions, so the replay is told of it."""
-    assert SWITCHES.keys() | {"gamma"} == {field.name for field in dataclasses.fields(expo.Config)}
+    off.assert_every_switch_is_tested(SWITCHES, expo.Config)
 
 
 @pytest.mark.parametrize(
@@ -372,14 +235,10 @@ def test_every_switch_has_its_test():
     [
         ({"samples": 0}, "algorithm.samples is 0; it must be at least 1"),
         ({"edit_scale": 0.0}, "algorithm.edit_scale is 0.0; it must be positive"),
-        ({"temperature": -1.0}, "algorithm.temperature is -1.0; it must be positive"),
-        ({"target_entropy": 1.0}, "algorithm.target_entropy is 1.0 per dimension"),
-        ({"critics": 1}, "algorithm.critics is 1; it must be at least 2"),
-        ({"critic_warmup": -1}, "algorithm.critic_warmup is -1; it must be at least 0"),
-        ({"aggregate": "max"}, "algorithm.aggregate is 'max'; allowed: mean, min"),
+        *off.BAD_CRITICS,
+        off.BAD_WARMUP,
+        *off.BAD_SOFT,
     ],
 )
 def test_a_wrong_config_is_refused(settings, message):
-    with pytest.raises(ValueError, match=message) as error:
-        expo.Config(**settings)
-    assert_one_line(error)
+    off.assert_refused(expo.Config, settings, message)

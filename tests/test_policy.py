@@ -4,39 +4,27 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from off_policy import small_flow
 
-from gcp_jax import policy
 from gcp_jax.networks import Normaliser
 from gcp_jax.policy import PolicyConfig
-from gcp_jax.types import Specs
-
-SPECS = Specs(obs_dim=3, action_dim=2, chunk=2)
 
 
 @pytest.fixture(scope="module")
-def made():
-    return policy.make(PolicyConfig(chunk=2, hidden=(8, 8), steps=3, sigma=0.2), SPECS)
+def flow():
+    return small_flow()
 
 
-@pytest.fixture(scope="module")
-def deployed(made):
-    normaliser = Normaliser(jnp.array([1.0, -2.0, 0.5]), jnp.array([2.0, 0.5, 1.0]))
-    return {"net": jax.jit(made.init)(jax.random.key(0)), "normaliser": normaliser}
-
-
-@pytest.fixture(scope="module")
-def obs():
-    return jnp.asarray(np.random.default_rng(0).standard_normal((5, 3), np.float32))
-
-
-def test_flatten_and_unflatten_are_inverse_and_row_major(made):
+def test_flatten_and_unflatten_are_inverse_and_row_major(flow):
+    made = flow.policy
     chunk = jnp.arange(12.0).reshape(3, 2, 2)
     np.testing.assert_array_equal(made.flatten(chunk), chunk.reshape(3, 4))
     np.testing.assert_array_equal(made.unflatten(made.flatten(chunk)), chunk)
 
 
-def test_chains_of_a_state_do_not_depend_on_the_other_states(made, deployed, obs):
+def test_chains_of_a_state_do_not_depend_on_the_other_states(flow):
     """Keys follow the place in the batch, so the first two states alone give the first two groups of the five."""
+    made, deployed, obs = flow
     draw = jax.jit(made.draw_chains, static_argnums=3)
     key = jax.random.key(1)
     chains = draw(deployed["net"], obs, key, 4)
@@ -45,7 +33,8 @@ def test_chains_of_a_state_do_not_depend_on_the_other_states(made, deployed, obs
     assert len(np.unique(np.asarray(chains)[:, :, 0, 0])) == 20
 
 
-def test_log_density_of_a_group_is_that_of_each_chain_alone(made, deployed, obs):
+def test_log_density_of_a_group_is_that_of_each_chain_alone(flow):
+    made, deployed, obs = flow
     chains = made.draw_chains(deployed["net"], obs, jax.random.key(2), 3)
     together = jax.jit(made.log_density)(deployed["net"], obs[:, None], chains)
     density = jax.jit(made.log_density)
@@ -55,8 +44,9 @@ def test_log_density_of_a_group_is_that_of_each_chain_alone(made, deployed, obs)
             np.testing.assert_allclose(together[state, chain], alone, rtol=1e-4)
 
 
-def test_the_imitation_loss_masks_whole_steps(made, deployed, obs):
+def test_the_imitation_loss_masks_whole_steps(flow):
     """With a zero last layer v = 0, so the loss is the mean of (a − z)² over the dimensions of the executed steps."""
+    made, deployed, obs = flow
     silent = {**deployed["net"], "last": jax.tree.map(jnp.zeros_like, deployed["net"]["last"])}
     action, z = jnp.asarray(np.random.default_rng(1).uniform(-1, 1, (2, 3, 4)), jnp.float32)
     mask = jnp.array([[1.0, 1.0], [1.0, 0.0], [0.0, 0.0]])
@@ -65,7 +55,8 @@ def test_the_imitation_loss_masks_whole_steps(made, deployed, obs):
     np.testing.assert_allclose(loss, [error[0].mean(), error[1, :2].mean(), 0.0], rtol=1e-5)
 
 
-def test_greedy_is_the_ode_on_normalised_observations(made, deployed, obs):
+def test_greedy_is_the_ode_on_normalised_observations(flow):
+    made, deployed, obs = flow
     chunk = jax.jit(made.greedy)(deployed, obs, jax.random.key(4))
     assert chunk.shape == (5, 2, 2)
     shifted = {"net": deployed["net"], "normaliser": Normaliser(jnp.zeros(3), jnp.ones(3))}

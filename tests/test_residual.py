@@ -1,26 +1,22 @@
 """Residual policies against their formulas in float64 numpy, on a base policy ``a_b = bias + z/4 + 0.3 s``."""
 
 import dataclasses
-import functools
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
+import off_policy as off
 import pytest
 from jax.sharding import PartitionSpec as P
+from off_policy import affine, normalise
 from scipy import stats
-from test_critic import assert_first_adam_step, assert_one_line, heads, mlp, pairs, vector, watch
+from test_critic import assert_first_adam_step, heads, mlp, vector, watch
 
 from gcp_jax import algorithms, critic, soft
 from gcp_jax.algorithms import residual
-from gcp_jax.networks import Normaliser
-from gcp_jax.policy import Policy, PolicyConfig
-from gcp_jax.types import Batch, Segment, Specs, Step, Transition
+from gcp_jax.types import Batch, Segment, Step
 
-SPECS = Specs(obs_dim=2, action_dim=1, chunk=2)
 B, D = 64, 2
-NORMALISER = Normaliser(jnp.array([0.5, -0.5]), jnp.array([2.0, 0.5]))
 BIAS = np.array([0.4, -0.3])
 SMALL = residual.Config(
     critics=3, critic_hidden=(4,), actor_hidden=(4,), critic_lr=0.01, actor_lr=0.01, critic_ema=0.1, temperature=0.3,
@@ -29,20 +25,15 @@ SMALL = residual.Config(
 MODES = ("sac", "td3")
 
 
-def normalise(obs):
-    return (np.asarray(obs, np.float64) - np.asarray(NORMALISER.mean)) / np.asarray(NORMALISER.std)
-
-
 class Base:
     """The base policy; ``drawn`` notes the actions it gave, each [B, 1, D]."""
 
     def __init__(self):
         self.drawn = []
-        settings = {"sample": self.sample, "config": PolicyConfig(chunk=2, steps=1), "specs": SPECS}
-        self.policy = Policy(**{**dict.fromkeys(Policy._fields), **settings})
+        self.policy = off.policy_of(self.sample)
 
     def sample(self, params, obs, z):
-        action = jnp.clip(params["bias"].reshape((1,) * (z.ndim - 1) + (-1,)) + 0.25 * z + 0.3 * obs, -1.0, 1.0)
+        action = jnp.clip(affine(params["bias"], obs, z, 0.25), -1.0, 1.0)
         self.drawn.append(action)
         return action
 
@@ -61,23 +52,16 @@ def make(config, base=None):
 
 def start(algorithm, step=4, env_steps=1000.0):
     """In the midst of training: the average critic differs from the critic, and the residual is no longer near zero."""
-    pretrained = {"net": {"bias": jnp.asarray(BIAS, jnp.float32)}, "normaliser": NORMALISER}
-    state, other = (algorithm.init(jax.random.key(seed), pretrained) for seed in (0, 1))
+    state = off.midway(algorithm, BIAS, step)
     net = dict(state.actor.net)
     last = max(name for name in net if name.startswith("Dense"))
     kernel = np.random.default_rng(7).standard_normal(net[last]["kernel"].shape)
     net[last] = {"kernel": jnp.asarray(kernel, jnp.float32), "bias": jnp.array([0.3, -0.2, -0.5, -0.5])}
-    return state._replace(
-        actor=state.actor._replace(net=net),
-        critic=state.critic._replace(target=other.critic.net),
-        step=jnp.int32(step),
-        env_steps=jnp.float32(env_steps),
-    )
+    return state._replace(actor=state.actor._replace(net=net), env_steps=jnp.float32(env_steps))
 
 
 def untrained(algorithm):
-    pretrained = {"net": {"bias": jnp.asarray(BIAS, jnp.float32)}, "normaliser": NORMALISER}
-    return algorithm.init(jax.random.key(0), pretrained)._replace(step=jnp.int32(1))
+    return algorithm.init(jax.random.key(0), off.pretrained(BIAS))._replace(step=jnp.int32(1))
 
 
 def mode_of(net, obs, base):
@@ -94,21 +78,7 @@ def observations(count, seed=0):
 
 @pytest.fixture(scope="module")
 def batch():
-    rng = np.random.default_rng(0)
-    obs, following, action = rng.standard_normal((3, B, 2)).astype(np.float32)
-    third = np.arange(B) % 3
-    return Batch(
-        Transition(
-            obs=jnp.asarray(obs),
-            action=jnp.asarray(np.clip(action, -1, 1))[..., None],
-            mask=jnp.ones((B, 2)),
-            reward=jnp.asarray(rng.standard_normal(B), jnp.float32),
-            discount=jnp.asarray(np.where(third == 0, 0.0, 0.9), jnp.float32),
-            next_obs=jnp.asarray(following),
-            terminated=jnp.asarray(third == 0),
-            truncated=jnp.asarray(third == 1),
-        )
-    )
+    return Batch(off.transitions(B))
 
 
 # Acting.
@@ -248,10 +218,6 @@ def test_an_update_follows_the_papers_formulas(mode, aggregate, batch, monkeypat
     s, following = normalise(data.obs), normalise(data.next_obs)
     future, present = watched.taken(0), watched.taken(1)
 
-    def pooled(found, q, scale=1.0, offset=0.0):
-        wanted = [q.mean(0)] if aggregate == "mean" else pairs(q)
-        assert min(np.abs(np.asarray(found) - (offset + scale * each)).max() for each in wanted) < 2e-4
-
     # y = reward + discount·[Q̄(s', clip(a'_b + scale·u')) − α log π], or with smoothed u' and without the last term
     bonus = 0.0
     if mode == "sac":
@@ -271,17 +237,11 @@ def test_an_update_follows_the_papers_formulas(mode, aggregate, batch, monkeypat
         assert np.abs(smoothing).max() <= config.noise_cut + 1e-4
         assert abs(at_cut.mean() - 2 * stats.norm.sf(config.noise_cut / config.noise)) < 0.15
         assert np.abs(u).max() <= 1 + 1e-5
-    reward, discount = np.asarray(data.reward, np.float64), np.asarray(data.discount, np.float64)
-    (judge, obs, action, y), (judged_after, _) = critics["regress"][0]
+    reward, discount = off.returns(data)
+    y = off.regressed(critics["regress"][0], before, after, data)
     q = heads(before.critic.target, following, combined(future, u))
-    pooled(y, q, discount, reward + discount * bonus)
-    assert judge is before.critic
-    np.testing.assert_allclose(obs, s, rtol=1e-5, atol=1e-6)
-    np.testing.assert_array_equal(action, data.action[..., 0])
-    assert after.critic is judged_after
-    gained = np.abs(np.asarray(y) - reward)
-    assert gained[np.asarray(data.terminated)].max() == 0
-    assert gained[np.asarray(data.truncated)].min() > 1e-4
+    off.assert_pooled(y, q, aggregate, discount, reward + discount * bonus)
+    off.assert_only_time_limits_bootstrap(y, data)
 
     # The actor maximises Q(s, clip(a_b + scale·u)) by the critics as this update left them.
     if mode == "sac":
@@ -290,13 +250,13 @@ def test_an_update_follows_the_papers_formulas(mode, aggregate, batch, monkeypat
         np.testing.assert_allclose(inputs[0], s, rtol=1e-5, atol=1e-6)
         np.testing.assert_array_equal(np.asarray(inputs[1], np.float64), present)
         u = np.random.default_rng(5).uniform(-1, 1, (B, D)).astype(np.float32)
-        pooled(worth(jnp.asarray(u)), heads(after.critic.net, s, combined(present, u)))
+        off.assert_pooled(worth(jnp.asarray(u)), heads(after.critic.net, s, combined(present, u)), aggregate)
         jax.tree.map(np.testing.assert_array_equal, after.actor, improved)
         return
 
     def losses(net):
         q = heads(after.critic.net, s, combined(present, mode_of(net, s, present)))
-        return [-each.mean() for each in ([q.mean(0)] if aggregate == "mean" else pairs(q))]
+        return [-each.mean() for each in off.poolings(q, aggregate)]
 
     which = int(np.argmin(np.abs(np.array(losses(before.actor.net)) - metrics["actor_loss"])))
     np.testing.assert_allclose(metrics["actor_loss"], losses(before.actor.net)[which], rtol=1e-4, atol=1e-5)
@@ -317,35 +277,20 @@ def test_an_update_follows_the_papers_formulas(mode, aggregate, batch, monkeypat
 def test_the_actor_waits_for_the_warm_up_and_for_its_turn_while_the_critics_learn(settings, learns, batch):
     algorithm = make(changed(**settings))
     state, update = start(algorithm, step=0), jax.jit(algorithm.update)
-    for n, expected in enumerate(learns):
-        before = state
-        state, _ = update(state, batch, jax.random.key(n))
-        assert jax.tree.all(jax.tree.map(np.array_equal, before.actor, state.actor)) != expected
-        assert np.abs(vector(before.critic.net) - vector(state.critic.net)).max() > 1e-4
-        jax.tree.map(np.testing.assert_array_equal, before.base, state.base)
-    assert state.step == 6
+    off.assert_each_learns_in_its_time(update, state, batch, learns, waiting=("actor",), never=("base",))
 
 
 def test_two_devices_learn_as_one(batch, devices):
+    def opts(after):
+        return after.critic.opt, after.actor.opt, after.actor.alpha_opt
+
     algorithm = make(SMALL)
-    state, key = start(algorithm), jax.random.key(4)
-
-    def update(state, batch):
-        after = algorithm.update(state, batch, key)[0]
-        return [memory(after.critic.opt), memory(after.actor.opt), memory(after.actor.alpha_opt)]
-
-    spread = jax.shard_map(update, mesh=devices(data=2), in_specs=(P(), P("data")), out_specs=P(), check_vma=True)
-    one, two = vector(update(state, batch)), vector(jax.jit(spread)(state, batch))
-    np.testing.assert_allclose(one, two, rtol=1e-3, atol=2e-5)
+    off.assert_two_devices_learn_as_one(algorithm, start(algorithm), batch, devices, opts)
 
 
 def test_the_diagnostics_are_shown_the_average_critics():
     algorithm = make(SMALL)
-    state, obs = start(algorithm), observations(4)
-    chunk = np.random.default_rng(3).standard_normal((4, 5, 2, 1)).astype(np.float32)
-    found = algorithm.value(state, jnp.asarray(obs), jnp.asarray(chunk))
-    expected = heads(state.critic.target, normalise(obs)[:, None], chunk[..., 0])
-    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
+    off.assert_diagnostics_see_the_averaged_critics(algorithm, start(algorithm), jnp.asarray(observations(4)))
 
 
 # Configuration.
@@ -355,70 +300,41 @@ def test_the_replay_is_told_of_gamma_alone():
     assert algorithms.replay_needs(residual, changed(gamma=0.9)) == {"gamma": 0.9}
 
 
-def memory(opt):
-    return optax.tree.get(opt, "mu")
-
-
-PARTS = {
-    "critic": lambda state: state.critic.net,
-    "critic gradient": lambda state: memory(state.critic.opt),
-    "average": lambda state: state.critic.target,
-    "actor": lambda state: state.actor.net,
-    "actor gradient": lambda state: memory(state.actor.opt),
-    "temperature": lambda state: state.actor.log_alpha,
-    "temperature gradient": lambda state: memory(state.actor.alpha_opt),
-}
+PARTS = {**off.CRITIC_PARTS, **off.soft_parts("actor")}
+OF_TD3 = ("noise", "noise_cut", "actor_delay")
 SWITCHES = {
-    "critics": ("sac", 4, "actor gradient"),
-    "critic_hidden": ("sac", (5,), "actor gradient"),
-    "critic_lr": ("sac", 0.1, "critic"),
-    "critic_ema": ("sac", 0.5, "average"),
-    "critic_warmup": ("sac", 10, "actor"),
-    "grad_clip": ("sac", 1e-3, "critic gradient"),
-    "aggregate": ("sac", "min", "critic gradient"),
-    "actor_hidden": ("sac", (5,), "critic gradient"),
-    "actor_lr": ("sac", 0.1, "actor"),
-    "target_entropy": ("sac", -1.0, "temperature gradient"),
-    "temperature": ("sac", 1.0, "critic gradient"),
-    "temperature_lr": ("sac", 0.1, "temperature"),
-    "mode": ("sac", "td3", "critic gradient"),
-    "scale": ("sac", 0.2, "critic gradient"),
-    "explore_steps": ("sac", 10**6, "action"),
-    "noise": ("td3", 0.2, "critic gradient"),
-    "noise_cut": ("td3", 0.01, "critic gradient"),
-    "actor_delay": ("td3", 3, "actor"),
+    **off.SOFT_SWITCHES,
+    "mode": ("td3", "critic gradient"),
+    "scale": (0.2, "critic gradient"),
+    "explore_steps": (10**6, "action"),
+    "noise": (0.2, "critic gradient"),
+    "noise_cut": (0.01, "critic gradient"),
+    "actor_delay": (3, "actor"),
 }
 
 
 @pytest.fixture(scope="module")
 def outcome(batch):
-    """What an update makes of one part of the state, or ``act`` of it, as one vector; uncompiled, since most run once."""
-
-    @functools.cache
-    def updated(config):
-        algorithm = make(config)
-        return algorithm.update(start(algorithm), batch, jax.random.key(0))[0]
+    """Also of what ``act`` makes of the state."""
+    learned = off.outcomes(make, start, batch, PARTS, compiled=False)
 
     def read(config, part):
-        if part == "action":
-            algorithm = make(config)
-            return vector(algorithm.act(start(algorithm), batch.transitions.obs, jax.random.key(1))[0])
-        return vector(PARTS[part](updated(config)))
+        if part != "action":
+            return learned(config, part)
+        algorithm = make(config)
+        return vector(algorithm.act(start(algorithm), batch.transitions.obs, jax.random.key(1))[0])
 
     return read
 
 
 @pytest.mark.parametrize("field", SWITCHES)
 def test_every_switch_changes_what_it_governs(field, outcome):
-    """An optimiser's memory holds the raw gradient, which Adam's first step would hide."""
-    mode, value, part = SWITCHES[field]
-    base = changed(mode=mode)
-    assert np.abs(outcome(base, part) - outcome(dataclasses.replace(base, **{field: value}), part)).max() > 1e-6
+    base = changed(mode="td3" if field in OF_TD3 else "sac")
+    off.assert_switch_governs(outcome, base, field, *SWITCHES[field])
 
 
 def test_every_switch_has_its_test():
-    """gamma is folded into the transitions, so the replay is told of it."""
-    assert SWITCHES.keys() | {"gamma"} == {field.name for field in dataclasses.fields(residual.Config)}
+    off.assert_every_switch_is_tested(SWITCHES, residual.Config)
 
 
 @pytest.mark.parametrize(
@@ -430,13 +346,10 @@ def test_every_switch_has_its_test():
         ({"noise": -0.1}, "algorithm.noise is -0.1; it must be at least 0"),
         ({"noise_cut": -0.1}, "algorithm.noise_cut is -0.1; it must be at least 0"),
         ({"scale": 0.0}, "algorithm.scale is 0.0; it must be positive"),
-        ({"critics": 1}, "algorithm.critics is 1; it must be at least 2"),
-        ({"aggregate": "max"}, "algorithm.aggregate is 'max'; allowed: mean, min"),
+        *off.BAD_CRITICS,
         ({"temperature": 0.0}, "algorithm.temperature is 0.0; it must be positive"),
         ({"target_entropy": 1.0}, "algorithm.target_entropy is 1.0 per dimension"),
     ],
 )
 def test_a_wrong_config_is_refused(settings, message):
-    with pytest.raises(ValueError, match=message) as error:
-        residual.Config(**settings)
-    assert_one_line(error)
+    off.assert_refused(residual.Config, settings, message)
