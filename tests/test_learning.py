@@ -52,15 +52,19 @@ class Variant:
         return self.module.make(self.config, policy, source)
 
 
-CRITIC = {"critics": 3, "critic_hidden": (32, 32), "critic_lr": 3e-3, "critic_ema": 0.1}
-ACTOR = {**CRITIC, "actor_hidden": (32, 32), "actor_lr": 3e-3}
+CRITIC = {"critics": 3, "critic_hidden": (64,), "critic_lr": 3e-3, "critic_ema": 0.1}
+ACTOR = {**CRITIC, "actor_hidden": (64,), "actor_lr": 3e-3}
 BASE = {"base_lr": 1e-3, "base_ema": 0.05}
 # From one mode to the other's side it takes a residual of .6 and more.
 RESIDUAL = {**ACTOR, "scale": 1.0, "explore_steps": 1000, "actor_delay": 2}
 # A chunk of one number: its log ratio is no mean over many, so the clip is that of plain PPO.
 PPO = {"epochs": 4, "minibatches": 2, "clip": 0.1, "clip_first": 0.1, "actor_lr": 1e-3, "value_hidden": (32, 32)}
 VARIANTS = {
-    "ogpo": Variant(ogpo, ogpo.Config(**CRITIC, chains=8, actor_lr=1e-3, actor_ema=0.05, clip=0.05), segments=10),
+    "ogpo": Variant(
+        ogpo,
+        ogpo.Config(**CRITIC, chains=8, actor_states=32, best_of=4, actor_lr=1e-3, actor_ema=0.05, clip=0.05),
+        segments=10,
+    ),
     "dppo, sde": Variant(dppo, dppo.Config(**PPO)),
     "dppo, learned noise": Variant(dppo, dppo.Config(**PPO, noise="learned")),
     "dsrl, na": Variant(dsrl, dsrl.Config(**ACTOR, mode="na", distil_steps=2)),
