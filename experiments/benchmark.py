@@ -16,7 +16,6 @@ import ast
 import importlib
 import importlib.util
 import json
-import os
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -195,9 +194,7 @@ def _describe(chosen: Chosen, folder: Path, command: str) -> None:
                 )
         for field in ("tasks", "methods"):
             content[field] = [*there[field], *(entry for entry in content[field] if entry not in there[field])]
-    scratch = path.with_suffix(".tmp")
-    scratch.write_text(json.dumps(content, indent=1))
-    os.replace(scratch, path)
+    training.write_json(path, content)
 
 
 def _clone(folder: Path, config: Run, task: training.Task, command: str) -> Path:

@@ -135,12 +135,13 @@ def _configuration(rest: list[str]) -> tuple[Any, list[str]]:
     values = flags.FlagValues()
     rest = [*itertools.chain.from_iterable(_joined(rest))]
     files = [word for word in rest if word.startswith("--config=")]
-    config = tasks.defaults()
     if files:
         words = ["config", files[-1]]
         config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=words)
         _read_flags(values, words)
         config = values["config"].value
+    else:
+        config = tasks.defaults()
     if not isinstance(config, ml_collections.ConfigDict):
         raise UsageError(f"cannot read the configuration: {files[-1]} gives no ConfigDict.")
     env, algorithm, module = (
@@ -228,14 +229,13 @@ def benchmark(values: Any, positional: list[str]) -> dict[str, Any]:
     from experiments import benchmark as benchmarks
 
     _no_positional(positional)
-    overrides = [word for word in values["override"].value if word]
     chosen = benchmarks.chosen(
         file=values["file"].value,
         algorithms=values["algorithms"].value,
         envs=values["envs"].value,
         seeds=values["seeds"].value,
         steps=values["steps"].value,
-        overrides=overrides,
+        overrides=values["override"].value,
     )
     _virtual_devices(chosen.data)
     return benchmarks.run(chosen, Path(values["run_dir"].value), shlex.join(["gcp-jax", *sys.argv[1:]]))

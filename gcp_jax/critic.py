@@ -91,22 +91,40 @@ def two_of(key: Array, members: int) -> Array:
     return jnp.stack([first, (first + 1 + skip) % members])
 
 
-def make(config: Config, obs_dim: int, action_dim: int) -> Critics:
-    """The ensemble on observations [O] and flattened actions [D]."""
-    every, pair = (ensemble(n, obs_dim, action_dim, config.critic_hidden) for n in (config.critics, 2))
-    optimiser = adam(config.critic_lr, config.grad_clip)
+class Heads(NamedTuple):
+    """M value functions without a way to learn: init (key) -> params; ``q`` and ``smallest`` as in ``Critics``."""
 
-    def init(key: Array) -> CriticState:
-        net = every.init(key, jnp.zeros((1, obs_dim)), jnp.zeros((1, action_dim)))["params"]
-        return CriticState(net, net, optimiser.init(net))
+    init: Callable[[Array], PyTree]
+    q: Callable[[PyTree, Array, Array], Array]
+    smallest: Callable[[PyTree, Array, Array, Array], Array]
+
+
+def heads(members: int, obs_dim: int, action_dim: int, hidden: tuple[int, ...]) -> Heads:
+    """The ensemble's networks on observations [O] and flattened actions [D]."""
+    every, pair = (ensemble(n, obs_dim, action_dim, hidden) for n in (members, 2))
+
+    def init(key: Array) -> PyTree:
+        return every.init(key, jnp.zeros((1, obs_dim)), jnp.zeros((1, action_dim)))["params"]
 
     def q(params: PyTree, obs: Array, action: Array) -> Array:
         return jnp.asarray(every.apply({"params": params}, obs, action))
 
     def smallest(params: PyTree, obs: Array, action: Array, key: Array) -> Array:
-        index = two_of(key, config.critics)
+        index = two_of(key, members)
         two = jax.tree.map(lambda x: x[index], params)
         return jnp.min(jnp.asarray(pair.apply({"params": two}, obs, action)), 0)
+
+    return Heads(init, q, smallest)
+
+
+def make(config: Config, obs_dim: int, action_dim: int) -> Critics:
+    """The ensemble on observations [O] and flattened actions [D]."""
+    net_init, q, smallest = heads(config.critics, obs_dim, action_dim, config.critic_hidden)
+    optimiser = adam(config.critic_lr, config.grad_clip)
+
+    def init(key: Array) -> CriticState:
+        net = net_init(key)
+        return CriticState(net, net, optimiser.init(net))
 
     def pooled(params: PyTree, obs: Array, action: Array, key: Array) -> Array:
         return jnp.mean(q(params, obs, action), 0) if config.aggregate == "mean" else smallest(params, obs, action, key)

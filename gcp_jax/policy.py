@@ -98,14 +98,12 @@ class Policy(NamedTuple):
     def draw_chains(self, params: PyTree, obs: Array, key: Array, count: int) -> Array:
         """``count`` chains for each normalised obs [B, O], with one key a state: [B, count, K+1, D]; key is consumed."""
         shape = (count, self.config.steps + 1, self.specs.flat_action_dim)
-        noise = jax.vmap(lambda k: jax.random.normal(k, shape))(sample_keys(key, obs.shape[0]))
-        return self.chain(params, obs[:, None], noise)
+        return self.chain(params, obs[:, None], chains.draw(key, obs.shape[0], shape))
 
     def draw(self, params: PyTree, obs: Array, key: Array, count: int) -> Array:
         """``count`` actions of the deterministic sampler for each normalised obs [B, O]: [B, count, D]; key is consumed."""
         shape = (count, self.specs.flat_action_dim)
-        z = jax.vmap(lambda k: jax.random.normal(k, shape))(sample_keys(key, obs.shape[0]))
-        return self.sample(params, obs[:, None], z)
+        return self.sample(params, obs[:, None], chains.draw(key, obs.shape[0], shape))
 
     def imitate(self, params: PyTree, obs: Array, chunk: Array, mask: Array, key: Array) -> Array:
         """Imitation loss of each sample [B] with fresh noise and times: obs [B, O], chunk [B, h, A], mask [B, h]."""
@@ -122,8 +120,7 @@ class Policy(NamedTuple):
 
         deployed: {"net": params, "normaliser": Normaliser}, the content of an artifact.
         """
-        draw = jax.vmap(lambda k: jax.random.normal(k, (self.specs.flat_action_dim,)))
-        z = draw(sample_keys(key, obs.shape[0]))
+        z = chains.draw(key, obs.shape[0], (self.specs.flat_action_dim,))
         return self.unflatten(self.sample(deployed["net"], deployed["normaliser"](obs), z))
 
 

@@ -16,8 +16,9 @@ import jax
 import jax.numpy as jnp
 
 from gcp_jax import critic
+from gcp_jax.chain import draw as draw_noise
 from gcp_jax.chain import normal_log_density
-from gcp_jax.mesh import batch_mean, descend, sample_keys
+from gcp_jax.mesh import batch_mean, descend
 from gcp_jax.networks import Head
 from gcp_jax.types import Array, PyTree
 
@@ -106,7 +107,7 @@ def make(config: Config, sizes: tuple[int, ...], out_dim: int, *, last_scale: fl
 
     def draw(params: PyTree, inputs: tuple[Array, ...], key: Array) -> tuple[Array, Array]:
         mean, log_std = split(params, inputs)
-        noise = jax.vmap(lambda k: jax.random.normal(k, mean.shape[1:]))(sample_keys(key, mean.shape[0]))
+        noise = draw_noise(key, mean.shape[0], mean.shape[1:])
         return squash(mean, log_std, noise)
 
     def mode(params: PyTree, inputs: tuple[Array, ...]) -> Array:

@@ -235,7 +235,7 @@ class Training:
             with metrics.writers(("jsonl", *self.config.writers), self.folder, to_dict(self.config)) as self.writer:
                 base, deployed = self._base()
                 summary = self._finetune(base, deployed)
-            _write_json(finished, summary)
+            write_json(finished, summary)
             return summary
 
     def pretrain(self) -> Path:
@@ -261,7 +261,7 @@ class Training:
         known = {"config": config, "command": self.command, "versions": versions(), "commit": commit()}
         path = self.folder / "config.json"
         if not path.exists():
-            _write_json(path, known)
+            write_json(path, known)
             return
         for field, there, here in _differences(json.loads(path.read_text())["config"], config):
             raise RunError(
@@ -593,8 +593,8 @@ def _differences(there: Mapping[str, Any], here: Mapping[str, Any], prefix: str 
             yield f"{prefix}{name}", one, other
 
 
-def _write_json(path: Path, content: Any) -> None:
-    """Atomically."""
+def write_json(path: Path, content: Any) -> None:
+    """Write JSON, atomically."""
     scratch = path.with_suffix(".tmp")
     scratch.write_text(json.dumps(content, indent=1))
     os.replace(scratch, path)

@@ -19,8 +19,8 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from gcp_jax import chain as chains
 from gcp_jax import critic, soft
-from gcp_jax.mesh import sample_keys
 from gcp_jax.networks import Normaliser
 from gcp_jax.policy import Policy
 from gcp_jax.types import Algorithm, Array, Batch, PyTree, Source, unprepared
@@ -71,7 +71,7 @@ def make(config: Config, policy: Policy, source: Source) -> Algorithm:
         return State(pretrained["net"], *nets, pretrained["normaliser"], jnp.int32(0))
 
     def prior(key: Array, count: int) -> Array:
-        return jax.vmap(lambda k: jax.random.normal(k, (specs.flat_action_dim,)))(sample_keys(key, count))
+        return chains.draw(key, count, (specs.flat_action_dim,))
 
     def act(state: State, obs: Array, key: Array) -> tuple[Array, PyTree]:
         """Until the critics are warm, the base policy itself: w ~ N(0, I)."""

@@ -15,8 +15,9 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from gcp_jax import chain as chains
 from gcp_jax import critic, imitation
-from gcp_jax.mesh import descend, sample_keys
+from gcp_jax.mesh import descend
 from gcp_jax.networks import Head, Normaliser
 from gcp_jax.policy import Policy
 from gcp_jax.types import Algorithm, Array, Batch, PyTree, Source, unprepared
@@ -66,7 +67,7 @@ def make(config: Config, policy: Policy, source: Source) -> Algorithm:
         return State(*learned, pretrained["normaliser"], jnp.int32(0))
 
     def noise(key: Array, count: int) -> Array:
-        return jax.vmap(lambda k: jax.random.normal(k, (size,)))(sample_keys(key, count))
+        return chains.draw(key, count, (size,))
 
     def mu(params: PyTree, obs: Array, z: Array) -> Array:
         return jnp.asarray(net.apply({"params": params}, obs, z))

@@ -21,9 +21,10 @@ import jax.numpy as jnp
 import optax
 
 from gcp_jax import returns
-from gcp_jax.critic import adam, at_least, choose, hold, two_of
+from gcp_jax.critic import adam, at_least, choose, hold
+from gcp_jax.critic import heads as critic_heads
 from gcp_jax.mesh import batch_mean, descend, sample_keys
-from gcp_jax.networks import Normaliser, Value, ensemble
+from gcp_jax.networks import Normaliser, Value
 from gcp_jax.policy import Policy
 from gcp_jax.types import Algorithm, Array, Batch, PyTree, Source, Transition, unprepared
 
@@ -141,21 +142,18 @@ def _cosine_cycle(high: float, cycle: int) -> float | optax.Schedule:
 def make(config: Config, policy: Policy, source: Source) -> Algorithm:
     """OGPO as an Algorithm; ``pretrained`` is a deployed policy {"net", "normaliser"}."""
     specs, choosy = policy.specs, config.deploy_best_of > 1
-    critics = ensemble(config.critics, specs.obs_dim, specs.flat_action_dim, config.critic_hidden)
+    critics = critic_heads(config.critics, specs.obs_dim, specs.flat_action_dim, config.critic_hidden)
+    q_values = critics.q
     values = Value(config.critic_hidden)
     actor_optimiser = adam(_cosine_cycle(config.actor_lr, config.lr_cycle), config.grad_clip)
     critic_optimiser = adam(config.critic_lr, config.grad_clip)
-
-    def q_values(params: PyTree, obs: Array, action: Array) -> Array:
-        return jnp.asarray(critics.apply({"params": params}, obs, action))
 
     def v_values(params: PyTree, obs: Array) -> Array:
         return jnp.asarray(values.apply({"params": params}, obs))
 
     def init(key: Array, pretrained: PyTree) -> State:
         critic_key, value_key = jax.random.split(key)
-        obs, action = jnp.zeros((1, specs.obs_dim)), jnp.zeros((1, specs.flat_action_dim))
-        net, critic = pretrained["net"], critics.init(critic_key, obs, action)["params"]
+        net, critic, obs = pretrained["net"], critics.init(critic_key), jnp.zeros((1, specs.obs_dim))
         slow = net if config.slow_reference else None
         value = values.init(value_key, obs)["params"] if config.baseline == "value" else None
         return State(
@@ -169,7 +167,7 @@ def make(config: Config, policy: Policy, source: Source) -> Algorithm:
         sample_key, pair_key = jax.random.split(key)
         obs = state.normaliser(obs)
         action = policy.action(policy.draw_chains(state.target, obs, sample_key, config.best_of))
-        score = smaller(state.critic_target, obs, action, pair_key)
+        score = critics.smallest(state.critic_target, obs[:, None], action, pair_key)
         score = jnp.where(state.step > config.critic_warmup, score, 0.0)
         return policy.unflatten(choose(action, score)), {}
 
@@ -177,15 +175,7 @@ def make(config: Config, policy: Policy, source: Source) -> Algorithm:
         sample_key, pair_key = jax.random.split(key)
         obs = deployed["normaliser"](obs)
         action = policy.draw(deployed["net"], obs, sample_key, config.deploy_best_of)
-        return policy.unflatten(choose(action, smaller(deployed["critic"], obs, action, pair_key)))
-
-    pair_net = ensemble(2, specs.obs_dim, specs.flat_action_dim, config.critic_hidden)
-
-    def smaller(params: PyTree, obs: Array, action: Array, key: Array) -> Array:
-        """The smaller of two random critics for actions [B, N, D] of obs [B, O]: [B, N]."""
-        pair = two_of(key, config.critics)
-        two = jax.tree.map(lambda x: x[pair], params)
-        return jnp.min(jnp.asarray(pair_net.apply({"params": two}, obs[:, None], action)), 0)
+        return policy.unflatten(choose(action, critics.smallest(deployed["critic"], obs[:, None], action, pair_key)))
 
     def pessimism(state: State, obs: Array, chain: Array) -> tuple[Array, Array, Array]:
         """Q̄ of chains [B, G, …] blended by their drift from π_slow (χ²): (Q_pess, ρ, β)."""

@@ -19,6 +19,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from gcp_jax import chain as chains
 from gcp_jax import critic, soft
 from gcp_jax.mesh import all_sum, descend, sample_keys
 from gcp_jax.networks import Normaliser
@@ -84,7 +85,7 @@ def make(config: Config, policy: Policy, source: Source) -> Algorithm:
 
     def perturbed(u: Array, key: Array, cut: float) -> Array:
         """u with Gaussian noise cut at ±cut, still in the unit box (TD3)."""
-        noise = jax.vmap(lambda k: jax.random.normal(k, u.shape[1:]))(sample_keys(key, len(u)))
+        noise = chains.draw(key, len(u), u.shape[1:])
         return jnp.clip(u + jnp.clip(config.noise * noise, -cut, cut), -1.0, 1.0)
 
     def act(state: State, obs: Array, key: Array) -> tuple[Array, PyTree]:
