@@ -3,7 +3,8 @@
 action_spread         standard deviation of the deployed policy's samples for one state, mean over dimensions
 distance_from_base    root mean square difference of deployed and base action from the same key
 ratio_step_i, kl_step_i   of denoising step i, the deployed policy's network against the base's along its own chains: the mean
-                      likelihood ratio (log-ratio divided by the dimensions) and KL(deployed ‖ base); 1 and 0 where the base is frozen
+                      likelihood ratio (log-ratio divided by the dimensions, held within ± LOG_RATIO) and KL(deployed ‖ base); 1 and 0 where
+                      the base is frozen
 agreement             share of sampled actions on which all critics agree that they are above, or below, the state's mean
 q_minus_return        mean of Q(s, a) − the return realised from (s, a), over episodes that ended by themselves in the segment
 """
@@ -25,6 +26,7 @@ from gcp_jax.types import Algorithm, Array, PyTree, Segment, Step
 
 STATES = 32  # of the segment
 SAMPLES = 8  # actions for each of them
+LOG_RATIO = 20.0  # a policy far from its base would overflow the ratio, and a number that is not finite stops a run
 MAY_BE_MISSING = ("train/q_minus_return",)  # NaN where no episode ended
 
 
@@ -69,7 +71,8 @@ def _steps(policy: Policy, deployed: PyTree, base: PyTree, obs: Array, key: Arra
         chains.along(policy.transition(p["net"], p["normaliser"](obs), 1), chain, policy.times)
         for p in (deployed, base)
     )
-    ratio = jnp.exp(jnp.mean(new.log_densities - old.log_densities, -1))
+    log_ratio = jnp.mean(new.log_densities - old.log_densities, -1)
+    ratio = jnp.exp(jnp.clip(log_ratio, -LOG_RATIO, LOG_RATIO))
     kl = chains.step_kl(new, old)
     found: dict[str, Array] = {}
     for i in range(policy.config.steps):

@@ -128,6 +128,12 @@ def test_kl_of_each_step_is_that_of_two_gaussians_deployed_from_base(perturbed):
         np.testing.assert_allclose(perturbed[f"kl_step_{i}"], kl, rtol=1e-4)
 
 
+def test_a_policy_far_from_its_base_has_a_bounded_ratio():
+    """Its KL is told, and no number that is not finite stops the run."""
+    for found in (diagnose(deployed(BIAS + 100.0)), diagnose(deployed(), base=deployed(BIAS + 100.0))):
+        assert all(np.isfinite(found[f"{name}_step_{i}"]) for name in ("ratio", "kl") for i in range(K))
+
+
 def test_the_ratio_of_each_step_is_averaged_over_chains_of_the_deployed_policy():
     """ρ = exp(mean_d [log N(x; μ₁, σ²) − log N(x; μ₂, σ²)]) has a log-normal mean under N(μ₁, σ²)."""
     shift = np.array([0.05, -0.05])
