@@ -1,35 +1,95 @@
-"""Tasks by name. Each module named in ``names()`` holds a frozen ``Config`` and ``make(config) -> Env``."""
+"""Tasks by name: the project's own, those of other suites by a prefix (``brax:ant``), a user's own by its module.
+
+A task's module holds a frozen ``Config``, ``make(config) -> Env`` and, where it has a demonstrator, ``QUALITY``: its noise
+levels by name. See ``docs/add_an_environment.md``.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 import difflib
 import importlib
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
 
 from envs.protocol import Env
+from envs.randomise import Randomise, randomised
 
-_NAMES = ("peg_insert", "pick_place", "push_t", "reach")
+_NAMES = ("hand_cube", "multi_task", "nut_on_peg", "peg_insert", "pick_place", "push_t", "reach")
+
+SUITES = {"brax": "envs.brax_suite", "playground": "envs.playground_suite"}
+"""Adapters by prefix: each module has ``names()`` and ``definition(name) -> Definition``."""
+
+
+class Definition(NamedTuple):
+    """A task that can be made. config: its frozen dataclass of settings; quality: the demonstrator's noise by level."""
+
+    config: Callable[..., Any]
+    make: Callable[[Any], Env]
+    quality: Mapping[str, float]
 
 
 def names() -> tuple[str, ...]:
-    """The tasks ``make`` knows."""
+    """The project's own tasks."""
     return _NAMES
 
 
-def make(name: str, **settings: Any) -> Env:
-    """The task ``name``; ``settings`` replace fields of its ``Config``.
+def load(name: str, module: str = "") -> Definition:
+    """The task ``name``, or that of a user's own ``module``. Raises ValueError, in one line, where there is none."""
+    suite, colon, own = name.partition(":")
+    if module:
+        return _of_module(_imported(module))
+    if colon:
+        if suite not in SUITES:
+            raise ValueError(f"no suite is called {suite!r}; {_allowed(suite, tuple(SUITES))}")
+        found: Definition = importlib.import_module(SUITES[suite]).definition(own)
+        return found
+    if name not in _NAMES:
+        raise ValueError(f"no environment is called {name!r}; {_allowed(name, _NAMES)}, or a suite's, e.g. brax:ant")
+    return _of_module(importlib.import_module(f"envs.{name}"))
+
+
+def _imported(module: str) -> Any:
+    try:
+        return importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        if error.name != module:
+            raise
+        raise ValueError(
+            f"env.module={module!r} cannot be imported: no {module}.py in the working directory."
+        ) from error
+
+
+def _of_module(module: Any) -> Definition:
+    for part in ("Config", "make"):
+        if not hasattr(module, part):
+            raise ValueError(f"{module.__name__} has no {part}; see docs/add_an_environment.md.")
+    return Definition(module.Config, module.make, getattr(module, "QUALITY", {}))
+
+
+def settings(name: str, module: str = "") -> dict[str, Any]:
+    """Every setting of a task with its default, as ``make`` takes them."""
+    own = dataclasses.asdict(load(name, module).config())
+    return {"name": name, "module": module, **own, "randomise": dataclasses.asdict(Randomise())}
+
+
+def make(name: str, *, module: str = "", randomise: Mapping[str, Any] | None = None, **settings: Any) -> Env:
+    """The task ``name``; ``settings`` replace fields of its ``Config``, ``randomise`` those of ``envs.randomise.Randomise``.
 
     Raises ValueError, in one line, for a name or a setting that does not exist.
     """
-    if name not in _NAMES:
-        raise ValueError(f"no environment is called {name!r}; {_allowed(name, _NAMES)}")
-    module = importlib.import_module(f"envs.{name}")
-    fields = tuple(field.name for field in dataclasses.fields(module.Config))
-    for setting in settings:
-        if setting not in fields:
-            raise ValueError(f"environment {name!r} has no setting {setting!r}; {_allowed(setting, fields)}")
-    return module.make(module.Config(**settings))
+    task = load(name, module)
+    config = task.config(**_checked(settings, task.config, f"environment {name!r} has no setting"))
+    drawn = Randomise(**_checked(randomise or {}, Randomise, "there is no env.randomise field"))
+    return randomised(task.make(config), drawn)
+
+
+def _checked(given: Mapping[str, Any], config: Any, complaint: str) -> Mapping[str, Any]:
+    fields = tuple(field.name for field in dataclasses.fields(config))
+    for name in given:
+        if name not in fields:
+            raise ValueError(f"{complaint} {name!r}; {_allowed(name, fields)}")
+    return given
 
 
 def _allowed(wrong: str, allowed: tuple[str, ...]) -> str:

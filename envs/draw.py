@@ -25,7 +25,7 @@ def draw(model_path: str, poses_path: str, frames_path: str, camera: str, width:
             for field, values in poses.items():
                 getattr(data, field)[:] = values[t]
             mujoco.mj_forward(model, data)
-            renderer.update_scene(data, camera)
+            renderer.update_scene(data, camera or -1)  # −1: MuJoCo's free camera
             renderer.render(out=frame)
     np.save(frames_path, frames)
 

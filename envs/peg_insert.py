@@ -43,21 +43,24 @@ class Config:
     start_mm: tuple[float, float, float] = (-60.0, 0.0, 25.0)  # middle of the tip's starts
     spread_mm: tuple[float, float, float] = (10.0, 15.0, 6.0)  # half-widths of the starts
     post_mm: tuple[float, float] = (-30.0, 8.0)  # x and radius of the post
+    hole_noise_mm: float = 0.0  # std, drawn once per episode, of where the hole is seen against where it is
     friction: float = 0.3
     horizon: int = 80  # control steps
     bonus: float = 5.0  # reward on top of the −1 of the step of success
 
 
 class Physics(NamedTuple):
-    """body: the five joints (x, y, z of the tool, two hinges); target [3]: commanded position of the tip, metres."""
+    """body: the five joints (x, y, z of the tool, two hinges); target [3]: commanded position of the tip; seen [2]: where
+    the hole seems to be; metres."""
 
     body: Body
     target: Array
+    seen: Array
 
 
 class Plan(NamedTuple):
-    """What a demonstrator drew: side [] int32, 0 passes right and 1 left; error [2], metres, of where it sees the
-    hole."""
+    """What a demonstrator drew: side [] int32, 0 passes right and 1 left; error [2], metres, on top of where the hole is
+    seen."""
 
     side: Array
     error: Array
@@ -138,10 +141,10 @@ def tip(body: Body) -> Array:
 
 
 def observe(physics: Physics) -> Array:
-    """[13]: tip from the mouth, its sideways part again at the scale of the clearance, speed of the tool, deflection of
+    """[13]: tip from the mouth as seen, its sideways part again at the scale of the clearance, speed of the tool, deflection of
     the wrist, lead of the command; all of order one."""
-    body, target = physics
-    where = tip(body)
+    body, target, seen = physics
+    where = tip(body).at[:2].add(-seen)
     fine = jnp.tanh(where[:2] / FINE)
     lead = (target - body.qpos[:3]) / LEAD
     return jnp.concatenate([where / LENGTH, fine, body.qvel[:3] / SPEED, body.qpos[3:] / DEFLECTION, lead])
@@ -153,17 +156,19 @@ def make(config: Config) -> Env:
     middle, spread, speed = (0.001 * np.asarray(x) for x in (config.start_mm, config.spread_mm, config.speed_mm))
 
     def reset(key: Array) -> State:
-        start_key, state_key = jax.random.split(key)
+        start_key, rest_key = jax.random.split(key)
+        seen_key, state_key = jax.random.split(rest_key)
+        seen = 0.001 * config.hole_noise_mm * jax.random.normal(seen_key, (2,))
         start = jax.random.uniform(start_key, (3,), minval=middle - spread, maxval=middle + spread)
-        physics = Physics(at_rest(jnp.concatenate([start, jnp.zeros(2)]), nv=5), start)
+        physics = Physics(at_rest(jnp.concatenate([start, jnp.zeros(2)]), nv=5), start, seen)
         return started(physics, observe(physics), state_key)
 
     def step(state: State, action: Array) -> State:
-        body, target = state.physics
+        body, target, seen = state.physics
         tool = body.qpos[:3]
         wanted = jnp.clip(target + speed * jnp.clip(action, -1.0, 1.0), *LIMITS)
         target = jnp.clip(wanted, tool - LEAD, tool + LEAD)
-        physics = Physics(simulated.step(body, target), target)
+        physics = Physics(simulated.step(body, target), target, seen)
         return stepped(
             state,
             physics=physics,
@@ -208,14 +213,15 @@ def demonstrator(config: Config, noise: float) -> Demonstrator:
         return Plan(jax.random.randint(side_key, (), 0, 2), 0.001 * noise * jax.random.normal(error_key, (2,)))
 
     def act(plan: Plan, state: State, key: Array) -> tuple[Array, Plan]:
-        body, target = state.physics
+        body, target, seen = state.physics
         x, y, z = tip(body)
         way = 2.0 * plan.side - 1.0
         aside = jnp.stack([0.001 * config.start_mm[0], way * detour, hover])
         past = jnp.stack([post_x + 0.012, way * detour, hover])
-        centred = jnp.hypot(x - plan.error[0], y - plan.error[1]) < 0.0005
+        axis = seen + plan.error
+        centred = jnp.hypot(x - axis[0], y - axis[1]) < 0.0005
         depth = jnp.where(centred | (z < 0.0), -0.03, hover)
-        hole = jnp.concatenate([plan.error, depth[None]])
+        hole = jnp.concatenate([axis, depth[None]])
         before = jnp.where(way * y < clear, aside, past)
         aim = jnp.where(x < post_x, before, hole)
         return scatter(toward(aim - target, 0.001 * config.speed_mm), key, 0.1 * noise), plan

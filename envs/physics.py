@@ -1,7 +1,7 @@
 """MJX for tasks: the settings of every scene, and one control step that compiles a single physics step.
 
-The solver runs one iteration with four line-search steps: without a loop inside, no environment waits for the slowest
-of the batch. It starts from the unconstrained acceleration every time: in float32 a single iteration from a warm start
+The solver runs one iteration with four line-search steps wherever that does: without a loop inside, no environment waits
+for the slowest of the batch. It starts from the unconstrained acceleration every time: in float32 a single iteration from a warm start
 drifts until a resting or grasped block is thrown away (64 of 64 grasps failed; without it 64 of 64 succeed).
 A task carries a ``Body``; ``mjx.Data`` is rebuilt from a template in every step and never leaves it.
 """
@@ -9,8 +9,9 @@ A task carries a ``Body``; ``mjx.Data`` is rebuilt from a template in every step
 from __future__ import annotations
 
 import contextlib
+import copy
 import io
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import jax
@@ -30,7 +31,7 @@ CONTROL_DT = TIMESTEP * SUBSTEPS  # seconds
 _MJCF = """
 <mujoco model="{name}">
   <compiler angle="radian" autolimits="true"/>
-  <option timestep="{timestep}" iterations="1" ls_iterations="4" integrator="Euler" gravity="{gravity}">
+  <option timestep="{timestep}" iterations="{iterations}" ls_iterations="4" integrator="Euler" gravity="{gravity}">
     <flag warmstart="disable"/>
   </option>
   <custom><numeric name="max_contact_points" data="{max_contact_points}"/></custom>
@@ -63,34 +64,62 @@ _MJCF = """
 
 
 class Body(NamedTuple):
-    """The moving parts: qpos [nq] and qvel [nv], float32."""
+    """The moving parts: qpos [nq] and qvel [nv], float32; model: arrays of the ``mjx.Model`` that this episode has
+    instead of the scene's, by field (``envs.randomise``)."""
 
     qpos: Array
     qvel: Array
+    model: dict[str, Array] = {}
+
+
+class Frames(NamedTuple):
+    """Where everything is, in the world, metres: bodies xpos [nbody, 3] and xmat [nbody, 3, 3], geom_xpos [ngeom, 3],
+    sites site_xpos [nsite, 3] and site_xmat [nsite, 3, 3]; joints xanchor and xaxis [njnt, 3]."""
+
+    xpos: Array
+    xmat: Array
+    geom_xpos: Array
+    site_xpos: Array
+    site_xmat: Array
+    xanchor: Array
+    xaxis: Array
 
 
 class Simulation(NamedTuple):
     """A compiled scene.
 
-    model: the MjModel, host side, for renderers and references
-    step:  (Body, control [nu]) -> Body, one control step of ``CONTROL_DT`` seconds
+    model:  the MjModel, host side, for renderers and references
+    step:   (Body, control [nu]) -> Body, one control step
+    frames: (Body) -> Frames, forward kinematics
+    dt:     seconds of one control step
     """
 
     model: mujoco.MjModel
     step: Callable[[Body, Array], Body]
+    frames: Callable[[Body], Frames]
+    dt: float
 
 
 def scene(
-    name: str, *, world: str, pairs: str, actuators: str, gravity: float = 0.0, max_contact_points: int = -1
+    name: str,
+    *,
+    world: str,
+    pairs: str,
+    actuators: str,
+    gravity: float = 0.0,
+    max_contact_points: int = -1,
+    iterations: int = 1,
 ) -> str:
     """The MJCF of a task: its bodies, contact pairs and actuators in the settings all tasks share.
 
     ``gravity`` in m/s², positive downwards. Geoms touch only in the listed pairs. ``max_contact_points`` bounds the
-    contacts of each kind of geom pair; −1 keeps them all.
+    contacts of each kind of geom pair; −1 keeps them all. More than one of the solver's ``iterations`` is a loop that every
+    environment of a batch waits in for the slowest.
     """
     return _MJCF.format(
         name=name,
         timestep=TIMESTEP,
+        iterations=iterations,
         gravity=f"0 0 {-gravity}",
         max_contact_points=max_contact_points,
         world=world,
@@ -99,24 +128,101 @@ def scene(
     )
 
 
-def simulation(mjcf: str) -> Simulation:
-    """Compile ``mjcf`` for MJX; its arrays stay on the host until a program that uses them is compiled."""
-    model = mujoco.MjModel.from_xml_string(mjcf)
+def simulation(source: str | mujoco.MjModel, substeps: int = SUBSTEPS) -> Simulation:
+    """Compile MJCF text or a model for MJX; a control step is ``substeps`` physics steps.
+
+    Its arrays stay on the host until a program that uses them is compiled. Under ``in_c_mujoco`` the same functions
+    run plain MuJoCo.
+    """
+    model = mujoco.MjModel.from_xml_string(source) if isinstance(source, str) else source
+    step, frames = (_in_c if _C_MUJOCO else _in_mjx)(model, substeps)
+    return Simulation(model, step, frames, substeps * model.opt.timestep)
+
+
+def _in_mjx(model: mujoco.MjModel, substeps: int) -> tuple[Callable, Callable]:
     host_model, host_data = _on_host(mjx.put_model(model, impl="jax")), _on_host(mjx.make_data(model, impl="jax"))
 
+    def placed(body: Body) -> tuple[Any, Any]:
+        device_model, data = jax.tree.map(jnp.asarray, (host_model, host_data))
+        return device_model.replace(**body.model), data.replace(qpos=body.qpos, qvel=body.qvel)
+
     def step(body: Body, control: Array) -> Body:
-        device_model, template = jax.tree.map(jnp.asarray, (host_model, host_data))
+        device_model, template = placed(body)
         template = template.replace(ctrl=control)
 
         def substep(body: Body, _: None) -> tuple[Body, None]:
             data = template.replace(qpos=body.qpos, qvel=body.qvel)
             with jax.numpy_rank_promotion("allow"):
                 data = mjx.step(device_model, data)
-            return Body(data.qpos, data.qvel), None
+            return body._replace(qpos=data.qpos, qvel=data.qvel), None
 
-        return jax.lax.scan(substep, body, None, length=SUBSTEPS)[0]
+        return jax.lax.scan(substep, body, None, length=substeps)[0]
 
-    return Simulation(model, step)
+    def frames(body: Body) -> Frames:
+        with jax.numpy_rank_promotion("allow"):
+            data = mjx.kinematics(*placed(body))
+        return Frames(*(getattr(data, field) for field in Frames._fields))
+
+    return step, frames
+
+
+_C_MUJOCO = False
+
+
+@contextlib.contextmanager
+def in_c_mujoco() -> Iterator[None]:
+    """Simulations made inside run plain MuJoCo by callbacks, one environment at a time: the reference for MJX."""
+    global _C_MUJOCO
+    before, _C_MUJOCO = _C_MUJOCO, True
+    try:
+        yield
+    finally:
+        _C_MUJOCO = before
+
+
+def _in_c(model: mujoco.MjModel, substeps: int) -> tuple[Callable, Callable]:
+    def data_of(body: Body) -> tuple[mujoco.MjModel, mujoco.MjData]:
+        own = copy.copy(model) if body.model else model
+        data = mujoco.MjData(own)
+        if body.model:
+            _overwrite(own, body.model)
+            mujoco.mj_setConst(
+                own, data
+            )  # what C MuJoCo derives from masses on loading, such as the inertia of free bodies
+            _overwrite(own, body.model)
+        data.qpos[:], data.qvel[:] = body.qpos, body.qvel
+        return own, data
+
+    def step_host(body: Body, control: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        own, data = data_of(body)
+        data.ctrl[:] = control
+        mujoco.mj_step(own, data, nstep=substeps)
+        return data.qpos.astype(np.float32), data.qvel.astype(np.float32)
+
+    def frames_host(body: Body) -> Frames:
+        own, data = data_of(body)
+        mujoco.mj_kinematics(own, data)
+        flat = Frames(*(getattr(data, field).astype(np.float32) for field in Frames._fields))
+        return flat._replace(xmat=flat.xmat.reshape(-1, 3, 3), site_xmat=flat.site_xmat.reshape(-1, 3, 3))
+
+    at_start = frames_host(Body(jnp.asarray(model.qpos0), jnp.zeros(model.nv)))
+    shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), at_start)
+
+    def step(body: Body, control: Array) -> Body:
+        out = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), (body.qpos, body.qvel))
+        qpos, qvel = jax.pure_callback(step_host, out, body, control, vmap_method="sequential")
+        return body._replace(qpos=qpos, qvel=qvel)
+
+    def frames(body: Body) -> Frames:
+        found: Frames = jax.pure_callback(frames_host, shapes, body, vmap_method="sequential")
+        return found
+
+    return step, frames
+
+
+def _overwrite(model: mujoco.MjModel, fields: dict[str, Array]) -> None:
+    for field, values in fields.items():
+        getattr(model, field)[:] = values
 
 
 def at_rest(qpos: Array, nv: int) -> Body:

@@ -51,13 +51,20 @@ class Demonstrator(NamedTuple):
 class Scene(NamedTuple):
     """What a renderer needs; host side only.
 
-    model: mujoco.MjModel
-    pose:  (State of numpy leaves) -> dict of MjData fields to set, e.g. {"qpos": ..., "mocap_pos": ...}
+    model:     mujoco.MjModel that is drawn
+    pose:      (State of numpy leaves) -> dict of MjData fields to set, e.g. {"qpos": ..., "mocap_pos": ...}
+    simulated: the MjModel that is simulated, where that is another one
     """
 
     model: Any
     pose: Callable[[State], dict[str, Any]]
     camera: str
+    simulated: Any = None
+
+    @property
+    def physics(self) -> Any:
+        """The MjModel that is simulated."""
+        return self.model if self.simulated is None else self.simulated
 
 
 class EnvSpecs(NamedTuple):
@@ -69,6 +76,7 @@ class EnvSpecs(NamedTuple):
     horizon: int  # control steps of an episode
     control_dt: float  # seconds of one control step
     success: str  # the success rule in words
+    tasks: tuple[str, ...] = ()  # of an environment that holds several: their names, in the order of their codes
 
 
 class Env(NamedTuple):
@@ -79,3 +87,4 @@ class Env(NamedTuple):
     specs: EnvSpecs
     demonstrator: Callable[[float], Demonstrator] | None = None  # noise level (0 = clean) -> Demonstrator
     scene: Callable[[], Scene] | None = None
+    task: Callable[[State], Array] | None = None  # where ``specs.tasks`` has names: which of them, [] int32

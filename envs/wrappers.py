@@ -76,6 +76,7 @@ class ChunkEnv(NamedTuple):
 
     step: (State, chunk [h, A]) -> (State, Step with leaves [h, ...])
     film: the same, with the States after each step [h, ...] as a third result
+    task: as in Env
     autoreset: as ``autoreset``
     """
 
@@ -83,6 +84,7 @@ class ChunkEnv(NamedTuple):
     step: Callable[[State, Array], tuple[State, Step]]
     film: Callable[[State, Array], tuple[State, Step, State]]
     specs: EnvSpecs
+    task: Callable[[State], Array] | None = None
     autoreset: Callable[[State, State, Array], State] = autoreset
 
 
@@ -114,7 +116,7 @@ def chunk(env: Env) -> ChunkEnv:
         state, (steps, states) = jax.lax.scan(one, state, actions)
         return state, steps, states
 
-    return ChunkEnv(env.reset, lambda state, actions: film(state, actions)[:2], film, env.specs)
+    return ChunkEnv(env.reset, lambda state, actions: film(state, actions)[:2], film, env.specs, env.task)
 
 
 def vector(env: ChunkEnv) -> ChunkEnv:

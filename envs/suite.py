@@ -1,0 +1,99 @@
+"""Environments of other suites behind our protocol: objects with ``reset(key)`` and ``step(state, action)`` in the manner of
+brax and MuJoCo Playground.
+
+What is carried between steps is their whole state without its empty arrays: those come out of a sharded program with
+another sharding than they went in, which compiles it a second time.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import mujoco
+import numpy as np
+
+from envs.protocol import Demonstrator, Env, EnvSpecs, Scene, State
+from envs.task import started
+
+Array = jax.Array
+PyTree = Any
+
+NO_SUCCESS = "none: judged by its return"
+
+
+class Foreign(NamedTuple):
+    """The non-empty leaves of the other suite's state, in its order."""
+
+    leaves: tuple[Array, ...]
+
+
+def adapt(
+    foreign: Any,
+    *,
+    name: str,
+    model_field: str,
+    action_dim: int,
+    horizon: int,
+    control_dt: float,
+    model: mujoco.MjModel,
+    qpos: Callable[[PyTree], Array],
+    demonstrator: Callable[[float], Demonstrator] | None = None,
+) -> Env:
+    """``foreign`` as an Env. Its ``done`` terminates, its reward is kept, nothing is a success.
+
+    model_field: its attribute that holds the MJX model; qpos: where the joint positions [nq] are in a state of it, for the
+    renderer. Raises ValueError where it observes several arrays.
+    """
+    on_host = jax.tree.map(np.asarray, getattr(foreign, model_field))
+
+    def placed() -> Any:
+        """With its model as constants of the program that is traced: MJX commits it to one device."""
+        copied = copy.copy(foreign)
+        setattr(copied, model_field, jax.tree.map(jnp.asarray, on_host))
+        return copied
+
+    with jax.numpy_rank_promotion("allow"):
+        example = jax.eval_shape(lambda key: placed().reset(key), jax.random.key(0))
+    if not hasattr(example.obs, "shape"):
+        raise ValueError(f"{name} observes {sorted(example.obs)}: a single array is needed.")
+    layout, tree = jax.tree.flatten(example)
+
+    def pack(state: PyTree) -> Foreign:
+        leaves = zip(jax.tree.leaves(state), layout, strict=True)
+        return Foreign(tuple(jnp.asarray(x, like.dtype) for x, like in leaves if like.size))
+
+    def unpack(physics: Foreign) -> PyTree:
+        kept = iter(physics.leaves)
+        return jax.tree.unflatten(tree, [next(kept) if x.size else jnp.zeros(x.shape, x.dtype) for x in layout])
+
+    def reset(key: Array) -> State:
+        own_key, state_key = jax.random.split(key)
+        with jax.numpy_rank_promotion("allow"):
+            state = placed().reset(own_key)
+        return started(pack(state), state.obs.astype(jnp.float32), state_key)
+
+    def step(state: State, action: Array) -> State:
+        with jax.numpy_rank_promotion("allow"):
+            new = placed().step(unpack(state.physics), jnp.clip(action, -1.0, 1.0))
+        return state._replace(
+            physics=pack(new),
+            obs=new.obs.astype(jnp.float32),
+            reward=jnp.asarray(new.reward, jnp.float32),
+            terminated=jnp.asarray(new.done, jnp.float32) > 0.5,
+        )
+
+    specs = EnvSpecs(
+        name=name,
+        obs_dim=example.obs.shape[-1],
+        action_dim=action_dim,
+        horizon=horizon,
+        control_dt=control_dt,
+        success=NO_SUCCESS,
+    )
+    camera = model.camera(0).name if model.ncam else ""
+    scene = Scene(model, lambda state: {"qpos": qpos(unpack(state.physics))}, camera)
+    return Env(reset, step, specs, demonstrator=demonstrator, scene=lambda: scene)

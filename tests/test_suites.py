@@ -1,0 +1,98 @@
+"""Environments of brax and of MuJoCo Playground behind our protocol, against those suites themselves."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import envs
+from envs.check import check_env
+from envs.suite import NO_SUCCESS
+
+pytestmark = [  # of theirs, not ours
+    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore:Brax System"),
+]
+
+ENVS = ("brax:hopper", "playground:CartpoleSwingup")
+
+
+@pytest.fixture(scope="module", params=ENVS)
+def adapted(request):
+    return envs.make(request.param, horizon=40)
+
+
+def test_contracts(adapted):
+    check_env(adapted, jax.random.key(0), n=2, steps=50)
+
+
+def test_specs_are_told(adapted):
+    specs = adapted.specs
+    assert specs.horizon == 40 and specs.success == NO_SUCCESS and 0.005 < specs.control_dt < 0.05
+
+
+def test_nothing_empty_is_carried_and_no_type_changes(adapted):
+    """Otherwise the second call of a compiled step compiles again."""
+    start = jax.eval_shape(adapted.reset, jax.random.key(0))
+    after = jax.eval_shape(adapted.step, start, jax.ShapeDtypeStruct((adapted.specs.action_dim,), jnp.float32))
+    assert all(leaf.size for leaf in jax.tree.leaves(start))
+    kinds = [[(x.shape, x.dtype, x.weak_type) for x in jax.tree.leaves(state)] for state in (start, after)]
+    assert kinds[0] == kinds[1]
+
+
+def test_the_renderer_gets_the_joint_positions(adapted):
+    scene = adapted.scene()
+    qpos = scene.pose(jax.device_get(jax.jit(adapted.reset)(jax.random.key(0))))["qpos"]
+    assert qpos.shape == (scene.model.nq,) and scene.camera in [
+        scene.model.camera(i).name for i in range(scene.model.ncam)
+    ]
+
+
+def test_rewards_and_observations_are_the_suites_own():
+    from mujoco_playground import dm_control_suite
+
+    env = envs.make("playground:CartpoleSwingup")
+    own = dm_control_suite.load("CartpoleSwingup", config_overrides={"impl": "jax"})
+    key = jax.random.key(3)
+    with jax.numpy_rank_promotion("allow"):
+        theirs = jax.jit(own.reset)(jax.random.split(key)[0])
+    state, step, their_step = jax.jit(env.reset)(key), jax.jit(env.step), jax.jit(own.step)
+    for t in range(5):
+        action = jnp.full(1, 0.5 - 0.2 * t)
+        state = step(state, action)
+        with jax.numpy_rank_promotion("allow"):
+            theirs = their_step(theirs, action)
+        np.testing.assert_allclose(state.obs, theirs.obs, atol=1e-5)
+        np.testing.assert_allclose(state.reward, theirs.reward, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("name", "complaint"),
+    [
+        ("brax:spider", "brax has no environment 'spider'; allowed: .*hopper"),
+        ("playground:Spider", "dm_control suite has no environment 'Spider'; allowed: .*CheetahRun"),
+        ("gym:Hopper", "no suite is called 'gym'; allowed: brax, playground"),
+        ("hoper", "no environment is called 'hoper'"),
+    ],
+)
+def test_a_name_that_is_not_there_is_told(name, complaint):
+    with pytest.raises(ValueError, match=complaint):
+        envs.make(name)
+
+
+def test_a_suite_that_is_not_installed_is_told(monkeypatch):
+    monkeypatch.setitem(__import__("sys").modules, "brax.envs", None)
+    monkeypatch.setitem(__import__("sys").modules, "mujoco_playground", None)
+    for name, extra in (("brax:ant", "brax"), ("playground:CheetahRun", "playground")):
+        with pytest.raises(ImportError, match=rf'pip install "gcp-jax\[{extra}\]"'):
+            envs.make(name)
+
+
+def test_solver_iterations_of_brax_are_a_setting():
+    env = envs.make("brax:hopper", iterations=3, ls_iterations=5)
+    other = envs.make("brax:hopper")
+    text = [
+        str(jax.make_jaxpr(e.step)(jax.eval_shape(e.reset, jax.random.key(0)), jnp.zeros(3, jnp.float32)))
+        for e in (env, other)
+    ]
+    assert text[0] != text[1]
