@@ -4,7 +4,19 @@ from pathlib import Path
 
 from setuptools import find_packages, setup
 
-TEST = ["pytest", "pytest-timeout", "pytest-xdist", "ruff", "mypy", "hypothesis", "tensorboardX"]
+BRAX = ["brax>=0.14"]
+PLAYGROUND = ["playground>=0.2"]
+TEST = [
+    "pytest",
+    "pytest-timeout",
+    "pytest-xdist",
+    "ruff",
+    "mypy",
+    "hypothesis",
+    "tensorboardX",
+    *BRAX,
+    *PLAYGROUND,
+]
 
 setup(
     name="gcp-jax",
@@ -16,7 +28,7 @@ setup(
     python_requires=">=3.11",
     packages=find_packages(include=["gcp_jax", "gcp_jax.*", "envs", "envs.*", "experiments", "experiments.*"]),
     include_package_data=True,
-    package_data={"envs": ["assets/*.xml"]},
+    package_data={"envs": ["assets/*.xml", "measured.json"]},
     install_requires=[
         "jax>=0.10,<0.12",
         "flax>=0.12,<0.13",
@@ -36,6 +48,8 @@ setup(
     extras_require={
         "cuda": ["jax[cuda13]>=0.10,<0.12"],
         "tpu": ["jax[tpu]>=0.10,<0.12"],
+        "brax": BRAX,
+        "playground": PLAYGROUND,
         "tensorboard": ["tensorboardX"],
         "wandb": ["wandb"],
         "test": TEST,

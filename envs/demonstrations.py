@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 
 from envs.protocol import Demonstrator, Env, State
 from envs.wrappers import guard, recorded, time_limit
@@ -37,6 +38,16 @@ def collect(env: Env, noise: float, key: Array, episodes: int) -> tuple[Step, In
         return jax.vmap(_episode(env, make(noise)), out_axes=(1, 0))(keys)
 
     return program(jax.random.split(key, episodes), noise)
+
+
+def facts(info: Info) -> dict[str, Any]:
+    """What to tell of demonstrations: how many episodes, their success, and how many took each way."""
+    mode = np.asarray(info.mode)
+    return {
+        "episodes": len(mode),
+        "success": round(float(np.mean(info.success)), 3),
+        "modes": [int((mode == way).sum()) for way in np.unique(mode)],
+    }
 
 
 def _episode(env: Env, demonstrator: Demonstrator) -> Any:

@@ -1,4 +1,4 @@
-"""The ``gcp-jax`` command: train, benchmark, evaluate, report, render, plan, envs, algorithms."""
+"""The ``gcp-jax`` command: train, benchmark, evaluate, report, render, check, demos, plan, envs, algorithms."""
 
 from __future__ import annotations
 
@@ -43,6 +43,7 @@ class Command(NamedTuple):
     summary: str
     help: str
     configured: bool = True
+    names_env: bool = False  # its first word is a task, short for --config.env.name
     flags: Callable[[Any], None] | None = None
 
 
@@ -76,8 +77,7 @@ def _execute(name: str, command: Command, rest: list[str]) -> int:
         with aside:
             sys.path.append(os.getcwd())  # where a user's own method may lie
             values, positional = _parse(name, command, rest)
-            if command.configured:
-                _virtual_devices(values["config"].value.data)
+            _cpu(values["config"].value.data if command.configured else 1)
             _compilation_cache()
             result = command.run(values, positional)
     except Interrupted as stop:
@@ -100,6 +100,8 @@ def _parse(name: str, command: Command, rest: list[str]) -> tuple[Any, list[str]
     flags.DEFINE_integer("seed", 0, "Seed of the start states.", flag_values=values, lower_bound=0)
     if command.flags is not None:
         command.flags(values)
+    if command.names_env:
+        rest = [*_env_named(rest)]
     if not command.configured:
         return values, _read_flags(values, [name, *rest])
     config, rest = _configuration(rest)
@@ -127,8 +129,8 @@ def _read_flags(values: Any, argv: list[str]) -> list[str]:
 def _configuration(rest: list[str]) -> tuple[Any, list[str]]:
     """The configuration that overrides apply to, and the arguments without what chose it.
 
-    The file of ``--config``, or the defaults; ``--config.env.name`` and ``--config.algorithm.{name,module}`` put that task's or
-    method's own fields in place, so that these can be overridden too.
+    The file of ``--config``, or the defaults; ``--config.{env,algorithm}.{name,module}`` put that task's or method's own fields in
+    place, so that these can be overridden too.
     """
     from experiments import tasks
 
@@ -144,11 +146,11 @@ def _configuration(rest: list[str]) -> tuple[Any, list[str]]:
         config = tasks.defaults()
     if not isinstance(config, ml_collections.ConfigDict):
         raise UsageError(f"cannot read the configuration: {files[-1]} gives no ConfigDict.")
-    env, algorithm, module = (
-        _given(rest, f"--config.{x}=") for x in ("env.name", "algorithm.name", "algorithm.module")
+    env, env_module, algorithm, module = (
+        _given(rest, f"--config.{x}=") for x in ("env.name", "env.module", "algorithm.name", "algorithm.module")
     )
-    if env:
-        tasks.choose_env(config, env)
+    if env or env_module:
+        tasks.choose_env(config, env or env_module, env_module)
     if module or algorithm:
         tasks.choose_algorithm(config, algorithm or module, module)
     return config, [word for word in rest if word not in files]
@@ -161,20 +163,29 @@ def _joined(rest: list[str]) -> Iterator[list[str]]:
         yield [f"--config={next(words, '')}"] if word == "--config" else [word]
 
 
+def _env_named(rest: list[str]) -> Iterator[str]:
+    """ENV in front as ``--config.env.name=ENV``."""
+    if rest and not rest[0].startswith("-"):
+        yield f"--config.env.name={rest[0]}"
+        rest = rest[1:]
+    yield from rest
+
+
 def _given(rest: list[str], prefix: str) -> str:
     """The value of the last word that begins so."""
     return next((word.removeprefix(prefix) for word in reversed(rest) if word.startswith(prefix)), "")
 
 
-def _virtual_devices(count: int) -> None:
+def _cpu(count: int) -> None:
     """Let a CPU stand for ``count`` devices, so that config.data splits a run over cores; accelerators are not affected.
 
-    NPROC sizes XLA's thread pool: collectives of virtual devices deadlock in one smaller than 4.
+    NPROC sizes XLA's thread pool: programs that step many contacts, and collectives of virtual devices, deadlock in one smaller than 4.
     """
-    given = os.environ.get("XLA_FLAGS", "")
-    if isinstance(count, int) and count > 1 and "host_platform_device_count" not in given:
+    count = count if isinstance(count, int) else 1
+    given, threads = os.environ.get("XLA_FLAGS", ""), os.environ.get("NPROC") or os.cpu_count() or 1
+    if count > 1 and "host_platform_device_count" not in given:
         os.environ["XLA_FLAGS"] = f"{given} --xla_force_host_platform_device_count={count}".strip()
-        os.environ.setdefault("NPROC", str(max(4, 2 * count)))
+    os.environ["NPROC"] = str(max(4, 2 * count, int(threads)))
 
 
 def _compilation_cache() -> None:
@@ -237,7 +248,7 @@ def benchmark(values: Any, positional: list[str]) -> dict[str, Any]:
         steps=values["steps"].value,
         overrides=values["override"].value,
     )
-    _virtual_devices(chosen.data)
+    _cpu(chosen.data)
     return benchmarks.run(chosen, Path(values["run_dir"].value), shlex.join(["gcp-jax", *sys.argv[1:]]))
 
 
@@ -265,7 +276,39 @@ def render(values: Any, positional: list[str]) -> dict[str, Any]:
     from experiments import inspection
 
     out = Path(values["out"].value or "video.mp4")
-    return inspection.render(_target(values, positional), out, seed=values["seed"].value)
+    grid, noise = values["grid"].value, values["noise"].value
+    return inspection.render(_target(values, positional), out, seed=values["seed"].value, grid=grid, noise=noise)
+
+
+def _render_flags(values: Any) -> None:
+    flags.DEFINE_integer("grid", 4, "Episodes side by side.", flag_values=values, lower_bound=1)
+    flags.DEFINE_float("noise", 0.0, "The demonstrator's noise.", flag_values=values, lower_bound=0.0)
+
+
+def demos(values: Any, positional: list[str]) -> dict[str, Any]:
+    """Scripted episodes of a task, as a dataset."""
+    _no_positional(positional)
+    from experiments import inspection, tasks
+
+    config = values["config"].value
+    chosen = {"episodes": values["episodes"].value, "quality": values["quality"].value, "noise": values["noise"].value}
+    tasks.override(config, {f"demonstrations.{field}": value for field, value in chosen.items()})
+    name = f"{config.env.name}-{chosen['quality']}".replace(":", "-")
+    out = Path(values["out"].value or f"demos/{name}")
+    return inspection.demos(tasks.checked(config), out, seed=values["seed"].value)
+
+
+def check(values: Any, positional: list[str]) -> dict[str, Any]:
+    """Every contract of an environment."""
+    _no_positional(positional)
+    from experiments import inspection, tasks
+
+    return inspection.check(tasks.checked(values["config"].value), seed=values["seed"].value)
+
+
+def _demos_flags(values: Any) -> None:
+    flags.DEFINE_string("quality", "mixed", "A level of the task.", flag_values=values)
+    flags.DEFINE_float("noise", -1.0, "The demonstrator's noise itself.", flag_values=values)
 
 
 def report(values: Any, positional: list[str]) -> dict[str, Any]:
@@ -373,10 +416,35 @@ One run: RUN/report/report.html. Several runs: side by side, into --out. Works w
     "render": Command(
         render,
         "a video of a saved policy, or of a task's demonstrator",
-        """gcp-jax render POLICY|ENV [--out=video.mp4] [--seed=0] [--json]
+        """gcp-jax render POLICY|ENV [--out=video.mp4] [--grid=4] [--noise=0] [--seed=0] [--json]
 
-POLICY is a folder such as RUN/policy/seed_0; ENV a task's name, whose scripted demonstrator is shown.""",
+POLICY is a folder such as RUN/policy/seed_0; ENV a task's name, whose scripted demonstrator is shown.
+
+  --grid=16     so many episodes side by side     --noise=1.5   of the demonstrator""",
         configured=False,
+        flags=_render_flags,
+    ),
+    "check": Command(
+        check,
+        "does an environment keep the contracts",
+        """gcp-jax check ENV [--config.env.FIELD=VALUE …] [--seed=0] [--json]
+
+Runs random actions through a task, one of a suite (brax:ant) or your own (--config.env.module=my_env), and checks what
+everything else relies on: shapes, keys, determinism, batching, clipping, endings, true successors, resets.""",
+        names_env=True,
+    ),
+    "demos": Command(
+        demos,
+        "scripted episodes of a task, written as a dataset",
+        """gcp-jax demos ENV [--quality=mixed] [--episodes=256] [--seed=0] [--out=DIR] [--config.env.FIELD=VALUE …] [--json]
+
+Writes a folder of numpy arrays (envs/datasets.py says which) that --config.demonstrations.path=DIR clones.
+
+  --quality=expert|mixed|poor|bad   a noise level of the demonstrator    --noise=1.5   or the noise itself
+  --out=DIR                         where to (default: demos/ENV-QUALITY)
+  --json                            last line: dataset, episodes, steps, success, modes, seconds""",
+        names_env=True,
+        flags=_demos_flags,
     ),
     "plan": Command(
         plan,

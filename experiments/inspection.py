@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib
+import json
 import sys
+import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,23 +16,32 @@ from rich.console import Console
 from rich.table import Table
 
 import envs
-from envs import wrappers
+from envs import datasets, demonstrations, wrappers
+from envs.check import check_env
 from envs.protocol import Env
 from experiments import tasks
 from gcp_jax import algorithms, artifact, evaluation
 from gcp_jax import mesh as mesh_lib
-from gcp_jax.config import ConfigError, named
+from gcp_jax import train as training
+from gcp_jax.config import ConfigError, Run, named
 from gcp_jax.statistics import wilson
 from gcp_jax.types import PyTree
 
+MEASURED = Path(envs.__file__).with_name("measured.json")
 
-def _played(path: Path, *, episodes: int, seed: int) -> tuple[Env, evaluation.Outcome, PyTree, dict[str, Any]]:
+
+def _played(
+    path: Path, *, episodes: int, seed: int, filmed: int = evaluation.FILMED
+) -> tuple[Env, evaluation.Outcome, PyTree, dict[str, Any]]:
     """Run a saved policy on its own task: (env, outcome [E], film [T, F, ...], the artifact's facts)."""
     base, deployed, facts, greedy = artifact.load(path)
     name, fields = named(facts["env"], "env")
-    env = envs.make(name, **{k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()})
+    settings: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()}
+    env = envs.make(name, **settings)
     mesh = mesh_lib.make(1)
-    program = evaluation.build(greedy, wrappers.training(env), mesh=mesh, episodes=episodes, chunk=base.config.chunk)
+    program = evaluation.build(
+        greedy, wrappers.training(env), mesh=mesh, episodes=episodes, chunk=base.config.chunk, filmed=filmed
+    )
     deployed = jax.tree.map(lambda x: x[None], deployed)
     outcome, film = jax.device_get(program(deployed, jnp.asarray([seed], jnp.int32)))
     return env, jax.tree.map(lambda x: x[0], outcome), jax.tree.map(lambda x: x[0], film), facts
@@ -55,26 +66,28 @@ def evaluate(path: Path, *, episodes: int, seed: int) -> dict[str, Any]:
     }
 
 
-def render(target: str, out: Path, *, seed: int) -> dict[str, Any]:
-    """A video of four episodes of a saved policy, or of a task's demonstrator. Raises FileExistsError, ConfigError."""
+def render(target: str, out: Path, *, seed: int, grid: int, noise: float) -> dict[str, Any]:
+    """A video of ``grid`` episodes of a saved policy, or of a task's demonstrator at ``noise``. Raises FileExistsError,
+    ConfigError."""
     if out.exists():
         raise FileExistsError(f"{out} exists; choose another --out.")
     if Path(target).is_dir():
-        env, _, film, _ = _played(Path(target), episodes=evaluation.FILMED, seed=seed)
-    elif target in envs.names():
-        env = envs.make(target)
-        film = _demonstrated(env, seed)
+        env, _, film, _ = _played(Path(target), episodes=grid, seed=seed, filmed=grid)
     else:
-        raise ConfigError(f"{target} is neither a saved policy nor a task; tasks: {', '.join(envs.names())}.")
+        try:
+            env = envs.make(target)
+        except ValueError as error:
+            raise ConfigError(f"{target} is no saved policy, and {error}") from error
+        film = _demonstrated(env, seed, grid, noise)
     tasks.write_film(env, film, out)
     return {"video": str(out) if out.exists() else None}
 
 
-def _demonstrated(env: Env, seed: int) -> PyTree:
-    """States [T, F, ...] of clean demonstrations."""
+def _demonstrated(env: Env, seed: int, episodes: int, noise: float) -> PyTree:
+    """States [T, episodes, ...] of demonstrations."""
     if env.demonstrator is None:
         raise ConfigError(f"{env.specs.name} has no demonstrator to show.")
-    demonstrator = env.demonstrator(0.0)
+    demonstrator = env.demonstrator(noise)
     limited = wrappers.time_limit(wrappers.guard(env))
 
     def episode(key: jax.Array) -> PyTree:
@@ -90,22 +103,72 @@ def _demonstrated(env: Env, seed: int) -> PyTree:
         keys = jax.random.split(act_key, env.specs.horizon)
         return jax.lax.scan(step, (state, demonstrator.init(plan_key, state)), keys)[1]
 
-    keys = jax.random.split(jax.random.key(seed), evaluation.FILMED)
+    keys = jax.random.split(jax.random.key(seed), episodes)
     return jax.device_get(jax.jit(jax.vmap(episode, out_axes=1))(keys))
 
 
+def check(config: Run, *, seed: int) -> dict[str, Any]:
+    """Check every contract of a task on random actions, print what was measured. Raises EnvError at the first broken one."""
+    env = tasks.make_env(config)
+    steps = env.specs.horizon + 50
+    print(f"checking {env.specs.name} over {steps} random steps in 4 environments …", file=sys.stderr)
+    measured = check_env(env, jax.random.key(seed), n=4, steps=steps)
+    for contract, found in measured.items():
+        print(f"  {contract:<14} {found}", file=sys.stderr)
+    return {"env": env.specs.name, **measured}
+
+
+def demos(config: Run, out: Path, *, seed: int) -> dict[str, Any]:
+    """Write scripted episodes of a task as a dataset. Raises FileExistsError, ConfigError."""
+    env, chosen = tasks.make_env(config), config.demonstrations
+    levels = envs.load(config.env["name"], config.env["module"]).quality
+    noise = tasks.noise_of(env, chosen.quality, chosen.noise, levels)
+    if out.exists() and any(out.iterdir()):
+        raise FileExistsError(f"{out} exists and is not empty; choose another --out.")
+    began = time.monotonic()
+    steps, info = jax.device_get(demonstrations.collect(env, noise, jax.random.key(seed), chosen.episodes))
+    facts = {**demonstrations.facts(info), "env": config.env, "noise": noise, "quality": chosen.quality, "seed": seed}
+    dataset = datasets.write(out, steps, info, {**facts, "versions": training.versions()})
+    seconds = round(time.monotonic() - began, 1)
+    ways = " + ".join(str(count) for count in facts["modes"])
+    print(
+        f"{out}: {facts['episodes']} episodes ({ways} by way), {dataset.facts['steps']:,} steps in {seconds} s, compiling included; "
+        f"success {facts['success']:.1%}",
+        file=sys.stderr,
+    )
+    return {"dataset": str(out), **dataset.facts, "seconds": seconds}
+
+
 def list_envs(*, to_stderr: bool) -> dict[str, Any]:
-    """Print the tasks."""
-    table = Table("task", "observation", "action", "horizon", "control step", "success", "demonstrator noise levels")
-    found = {}
+    """Print the tasks, with what ``benchmarks/environments.py`` measured of them."""
+    columns = ("task", "observation", "action", "horizon", "success", "demonstrator: noise, success of 256", "steps/s")
+    table, found = Table(*columns), {}
+    measured = json.loads(MEASURED.read_text()) if MEASURED.exists() else {}
     for name in envs.names():
-        specs, levels = envs.make(name).specs, importlib.import_module(f"envs.{name}").QUALITY
-        qualities = ", ".join(f"{quality} {noise:g}" for quality, noise in levels.items())
-        sizes = (str(specs.obs_dim), str(specs.action_dim), f"{specs.horizon} steps", f"{1e3 * specs.control_dt:g} ms")
-        table.add_row(name, *sizes, specs.success, qualities)
-        found[name] = {**specs._asdict(), "quality": levels}
-    Console(stderr=to_stderr, width=None if sys.stdout.isatty() else 160).print(table)
+        specs, levels, known = envs.make(name).specs, envs.load(name).quality, measured.get(name, {})
+        horizon = f"{specs.horizon} × {1e3 * specs.control_dt:g} ms"
+        demonstrator = "\n".join(_level(level, noise, known.get("demonstrator", {})) for level, noise in levels.items())
+        speed = "\n".join(f"{v['task_steps_per_s']:,} at {n}" for n, v in known.get("speed", {}).items())
+        success = specs.success + (f"\n({', '.join(specs.tasks)})" if specs.tasks else "")
+        table.add_row(name, str(specs.obs_dim), str(specs.action_dim), horizon, success, demonstrator, speed)
+        found[name] = {**specs._asdict(), "quality": levels, "measured": known}
+    console = Console(stderr=to_stderr, width=None if sys.stdout.isatty() else 160)
+    console.print(table)
+    machines = sorted({known["machine"] for known in measured.values()})
+    if machines:
+        console.print(f"measured on {'; '.join(machines)} by python -m benchmarks.environments")
+    console.print(
+        "other suites: brax:NAME, playground:NAME; your own: --config.env.module=FILE (docs/add_an_environment.md)"
+    )
     return found
+
+
+def _level(level: str, noise: float, measured: Mapping[str, Any]) -> str:
+    """One quality level: its noise, success overall and by the demonstrator's ways."""
+    if level not in measured:
+        return f"{level} {noise:g}"
+    share = [f"{100 * k / n:.0f}" for k, n in (measured[level]["success"], *measured[level]["by_mode"].values())]
+    return f"{level} {noise:g}: {share[0]} % (by way {', '.join(share[1:])})"
 
 
 def list_algorithms(*, to_stderr: bool) -> dict[str, Any]:

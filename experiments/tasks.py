@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib
+import math
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,19 +14,24 @@ import ml_collections
 import numpy as np
 
 import envs
-from envs import demonstrations, wrappers
+from envs import datasets, demonstrations, wrappers
 from envs.protocol import Env
 from gcp_jax import algorithms, critic
 from gcp_jax.config import ConfigError, Run, named, resolve, to_dict
 from gcp_jax.train import Task
 from gcp_jax.types import PyTree, Step
 
+FILMED = 4  # episodes of a run's videos
 
-def defaults(env: str = "peg_insert", algorithm: str = "ogpo") -> ml_collections.ConfigDict:
+Demonstrate = Callable[[jax.Array], tuple[Step, dict[str, Any]]]
+
+
+def defaults(env: str = "peg_insert", algorithm: str = "ogpo", env_module: str = "") -> ml_collections.ConfigDict:
     """Every field of a run with its default: those of the task ``env`` and of the method ``algorithm`` included."""
-    if env not in envs.names():
-        raise ConfigError(f"no environment is called {env!r}; allowed: {', '.join(envs.names())}.")
-    fields = {"name": env, **dataclasses.asdict(importlib.import_module(f"envs.{env}").Config())}
+    try:
+        fields = envs.settings(env, env_module)
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
     method = {"name": algorithm, "module": "", **dataclasses.asdict(algorithms.load(algorithm).Config())}
     return ml_collections.ConfigDict(to_dict(Run(env=fields, algorithm=method)))
 
@@ -50,9 +55,9 @@ PRESETS: dict[str, dict[str, Any]] = {
 """What 64 environments at once on short tasks want of each method, where it is not the authors' constant (``vectorised``)."""
 
 
-def choose_env(config: ml_collections.ConfigDict, name: str) -> None:
-    """Give the configuration another task, with that task's defaults, in place."""
-    config.env = defaults(env=name).env
+def choose_env(config: ml_collections.ConfigDict, name: str, module: str = "") -> None:
+    """Give the configuration another task, with that task's defaults, in place. module: a module of the user's own."""
+    config.env = defaults(env=name, env_module=module).env
 
 
 def choose_algorithm(config: ml_collections.ConfigDict, name: str, module: str = "") -> None:
@@ -109,42 +114,83 @@ def make_env(config: Run) -> Env:
         raise ConfigError(f"env: {error}") from error
 
 
-def noise_of(config: Run) -> float:
-    """The demonstrator's noise: the number itself, or what the task calls by the quality's name."""
-    demos = config.demonstrations
-    if demos.noise >= 0:
-        return demos.noise
-    levels = importlib.import_module(f"envs.{config.env['name']}").QUALITY
-    if demos.quality not in levels:
-        raise ConfigError(f"demonstrations.quality is {demos.quality!r}; allowed: {', '.join(levels)}.")
-    return levels[demos.quality]
+def noise_of(env: Env, quality: str, noise: float, levels: Mapping[str, float]) -> float:
+    """The demonstrator's noise: the number itself, or what the task calls by the quality's name. Raises ConfigError."""
+    if env.demonstrator is None:
+        raise ConfigError(
+            f"{env.specs.name} has no demonstrator; name a dataset (demonstrations.path) or a policy (pretrain.artifact)."
+        )
+    if noise >= 0:
+        return noise
+    if quality not in levels:
+        raise ConfigError(f"demonstrations.quality is {quality!r}; allowed: {', '.join(levels)}.")
+    return levels[quality]
 
 
 def make(config: Run, *, film: bool = True) -> Task:
     """The task of a run: environment stack, demonstrations, film maker."""
     env = make_env(config)
-    noise = noise_of(config)
-
-    def demonstrate(key: jax.Array) -> tuple[Step, dict[str, Any]]:
-        steps, info = jax.device_get(demonstrations.collect(env, noise, key, config.demonstrations.episodes))
-        facts = {"episodes": len(info.success), "success": round(float(info.success.mean()), 3), "noise": noise}
-        return steps, {**facts, "modes": [int((info.mode == m).sum()) for m in sorted(set(info.mode.tolist()))]}
+    demos = config.demonstrations
+    if demos.path:
+        demonstrate = _from_disk(env, demos.path, demos.episodes)
+    elif config.pretrain.artifact and not config.finetune.demo_fraction:
+        demonstrate = _none
+    else:
+        levels = envs.load(config.env["name"], config.env.get("module", "")).quality
+        demonstrate = _scripted(env, noise_of(env, demos.quality, demos.noise, levels), demos.episodes)
 
     def to_video(states: PyTree, path: Path) -> None:
-        write_film(env, states, path)
+        write_film(env, jax.tree.map(lambda x: x[:, :FILMED], states), path)
 
     return Task(wrappers.training(env), demonstrate, to_video if film and env.scene is not None else None)
 
 
-def write_film(env: Env, states: PyTree, path: Path, *, columns: int = 2) -> None:
-    """Render states [T, F, ...] as a grid of up to 4 episodes, every other control step; where that is impossible, say
-    why in ``video.txt`` beside it."""
+def _scripted(env: Env, noise: float, episodes: int) -> Demonstrate:
+    def demonstrate(key: jax.Array) -> tuple[Step, dict[str, Any]]:
+        steps, info = jax.device_get(demonstrations.collect(env, noise, key, episodes))
+        return steps, {**demonstrations.facts(info), "noise": noise}
+
+    return demonstrate
+
+
+def _from_disk(env: Env, path: str, episodes: int) -> Demonstrate:
+    """Checked when the run is made, so that a bad dataset stops it before anything is compiled."""
+    dataset = datasets.read(Path(path))
+    for name in ("obs_dim", "action_dim"):
+        there, here = dataset.facts[name], getattr(env.specs, name)
+        if there != here:
+            raise ConfigError(f"demonstrations.path={path} has {name}={there}, but {env.specs.name} has {here}.")
+    if len(dataset.start) < episodes:
+        raise ConfigError(
+            f"demonstrations.path={path} has {len(dataset.start)} episodes, demonstrations.episodes asks for {episodes}."
+        )
+
+    def demonstrate(key: jax.Array) -> tuple[Step, dict[str, Any]]:
+        steps, info = jax.tree.map(lambda x: x[:, :episodes] if x.ndim > 1 else x[:episodes], datasets.padded(dataset))
+        return steps, {**demonstrations.facts(info), "path": path}
+
+    return demonstrate
+
+
+def _none(key: jax.Array) -> tuple[Step, dict[str, Any]]:
+    raise AssertionError("a run from an artifact without demo_fraction looks at no demonstrations")
+
+
+def write_film(env: Env, states: PyTree, path: Path) -> None:
+    """Render states [T, F, ...] as a square grid of F episodes, every other control step; where that is impossible, say why
+    in ``video.txt`` beside it."""
     from envs import render
 
     path.parent.mkdir(parents=True, exist_ok=True)
+    count = states.time.shape[1]
+    columns = math.ceil(math.sqrt(count))
+    width, height = (320, 240) if columns <= 2 else (240, 180)
     try:
-        episodes = [jax.tree.map(lambda x, i=i: x[:, i], states) for i in range(min(states.time.shape[1], 4))]
-        pictures = [render.frames(env, episode, every=2, width=320, height=240) for episode in episodes]
+        pictures = [
+            render.frames(env, jax.tree.map(lambda x, i=i: x[:, i], states), every=2, width=width, height=height)
+            for i in range(count)
+        ]
+        pictures += [np.zeros_like(pictures[0])] * (-count % columns)
         rows = [np.concatenate(pictures[i : i + columns], axis=2) for i in range(0, len(pictures), columns)]
         render.video(path, np.concatenate(rows, axis=1), fps=0.5 / env.specs.control_dt)
     except render.RenderingUnavailable as error:

@@ -32,11 +32,13 @@ def _at_least(config: Any, section: str, **least: float) -> None:
 @dataclasses.dataclass(frozen=True)
 class Demonstrations:
     """Scripted episodes to clone. quality: a level of the task ("expert", "mixed", "poor", "bad"); noise: the
-    demonstrator's noise itself, used instead of the quality where it is 0 or more."""
+    demonstrator's noise itself, used instead of the quality where it is 0 or more; path: a dataset on disk
+    (``gcp-jax demos``, ``envs.datasets``) whose first ``episodes`` episodes are cloned instead."""
 
     episodes: int = 200
     quality: str = "mixed"
     noise: float = -1.0
+    path: str = ""
 
     def __post_init__(self) -> None:
         _at_least(self, "demonstrations.", episodes=1)

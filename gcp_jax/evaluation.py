@@ -6,7 +6,7 @@ and the same at every evaluation, so that before and after are compared on commo
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -30,13 +30,16 @@ class Outcome(NamedTuple):
     episode_return: Array  # undiscounted
     length: Array  # control steps
     diverged: Array  # bool
+    task: Array  # int32: which of ``specs.tasks``; 0 where the environment is one task
 
 
-def build(greedy: Callable[..., Array], env: Any, *, mesh: Mesh, episodes: int, chunk: int) -> Any:
+def build(
+    greedy: Callable[..., Array], env: Any, *, mesh: Mesh, episodes: int, chunk: int, filmed: int = FILMED
+) -> Any:
     """Compile-ready jitted ``evaluate(deployed [S, ...], seeds [S]) -> (Outcome [S, E], film)``.
 
     greedy: (deployed, obs [E, O], key) -> chunks [E, h, A]. film: states after every control step, leaves
-    [S, T, F, ...] for the first F episodes of each device. Raises ValueError if episodes do not divide over devices.
+    [S, T, F, ...] for the first F = ``filmed`` episodes of each device. Raises ValueError if episodes do not divide over devices.
     """
     parts = mesh.shape[mesh_lib.DATA]
     if episodes % parts:
@@ -54,12 +57,13 @@ def build(greedy: Callable[..., Array], env: Any, *, mesh: Mesh, episodes: int, 
             chunks = greedy(deployed, workers.state.obs, key)
             state, steps, states = env.film(workers.state, chunks)
             gained = jnp.sum(jnp.where(steps.executed, steps.reward, 0.0), -1)
-            return rollout.Workers(state, workers.episode_return + gained), _filmed(states)
+            return rollout.Workers(state, workers.episode_return + gained), _film(states, filmed)
 
         workers, film = jax.lax.scan(row, workers, jax.random.split(act_key, rows))
         state = workers.state
         film = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), film)
-        return Outcome(state.success, workers.episode_return, state.time, state.diverged), film
+        task = jax.vmap(env.task)(state) if env.task else jnp.zeros_like(state.time)
+        return Outcome(state.success, workers.episode_return, state.time, state.diverged, task), film
 
     seed, data = mesh_lib.SEED, mesh_lib.DATA
     specs = (P(seed, data), P(seed, None, data))
@@ -68,26 +72,29 @@ def build(greedy: Callable[..., Array], env: Any, *, mesh: Mesh, episodes: int, 
     return jax.jit(evaluate, in_shardings=shard((P(seed), P(seed))), out_shardings=shard(specs))
 
 
-def _filmed(states: PyTree) -> PyTree:
+def _film(states: PyTree, filmed: int) -> PyTree:
     """States [E, h, ...] -> the first episodes time-major [h, F, ...]; keys are of no use to a film."""
     states = states._replace(key=states.time)
-    return jax.tree.map(lambda x: jnp.swapaxes(x[:FILMED], 0, 1), states)
+    return jax.tree.map(lambda x: jnp.swapaxes(x[:filmed], 0, 1), states)
 
 
-def rows(outcome: Outcome, *, seeds: list[int]) -> list[dict[str, float]]:
-    """One dict of ``eval/`` numbers per seed, from an Outcome of host arrays."""
+def rows(outcome: Outcome, *, seeds: list[int], tasks: Sequence[str] = ()) -> list[dict[str, float]]:
+    """One dict of ``eval/`` numbers per seed, from an Outcome of host arrays; of each of ``tasks`` that came up as well."""
     result = []
     for index, seed in enumerate(seeds):
         success = outcome.success[index]
-        result.append(
-            {
-                "seed": seed,
-                "eval/success": float(success.mean()),
-                "eval/successes": int(success.sum()),
-                "eval/episodes": int(success.size),
-                "eval/return": float(outcome.episode_return[index].mean()),
-                "eval/length": float(outcome.length[index].mean()),
-                "eval/diverged": int(outcome.diverged[index].sum()),
-            }
-        )
+        row = {
+            "seed": seed,
+            "eval/success": float(success.mean()),
+            "eval/successes": int(success.sum()),
+            "eval/episodes": int(success.size),
+            "eval/return": float(outcome.episode_return[index].mean()),
+            "eval/length": float(outcome.length[index].mean()),
+            "eval/diverged": int(outcome.diverged[index].sum()),
+        }
+        for code, name in enumerate(tasks):
+            own = success[outcome.task[index] == code]
+            if own.size:
+                row |= {f"eval/successes/{name}": int(own.sum()), f"eval/episodes/{name}": int(own.size)}
+        result.append(row)
     return result

@@ -197,22 +197,39 @@ def probability_of_improvement(
 
 
 def before_after(eval_rows: Iterable[Mapping[str, Any]]) -> list[BeforeAfter]:
-    """The success table of one run from its ``eval.jsonl`` rows: a row per seed, then the pooled row.
+    """The success table of one run from its ``eval.jsonl`` rows: a row per seed, one per task of an environment that holds
+    several (all seeds together), then the pooled row.
 
     Before: the last row of stage ``base``, or where there is none of ``pretrain``. After: the last of ``finetune``.
     """
-    last: dict[str, dict[int, Success]] = {"base": {}, "pretrain": {}, "finetune": {}}
+    last: dict[str, dict[int, Mapping[str, Any]]] = {"base": {}, "pretrain": {}, "finetune": {}}
     for row in eval_rows:
-        last[row["stage"]][row["seed"]] = Success(row["eval/successes"], row["eval/episodes"])
+        last[row["stage"]][row["seed"]] = row
     before, after = last["base"] or last["pretrain"], last["finetune"]
     if not (before or after):
         return []
     seeds = [
-        BeforeAfter(f"seed {seed}", *(wilson(*counts[seed]) if seed in counts else None for counts in (before, after)))
+        BeforeAfter(f"seed {seed}", *(_pooled([rows[seed]] if seed in rows else []) for rows in (before, after)))
         for seed in sorted(before.keys() | after.keys())
     ]
-    pooled = (pooled_success(list(counts.values())) if counts else None for counts in (before, after))
-    return [*seeds, BeforeAfter("pooled", *pooled)]
+    both = [list(before.values()), list(after.values())]
+    tasks = [
+        BeforeAfter(name, *(_pooled(rows, f"/{name}") for rows in both))
+        for name in sorted(
+            {key.rpartition("/")[2] for rows in both for row in rows for key in row if key.startswith(_TASK)}
+        )
+    ]
+    return [*seeds, *tasks, BeforeAfter("pooled", *(_pooled(rows) for rows in both))]
+
+
+_TASK = "eval/episodes/"
+
+
+def _pooled(rows: Sequence[Mapping[str, Any]], task: str = "") -> Interval | None:
+    """Success over all seeds' rows, or over those in which ``task`` ("/NAME") came up."""
+    fields = f"eval/successes{task}", f"eval/episodes{task}"
+    counts = [Success(row[fields[0]], row[fields[1]]) for row in rows if fields[1] in row]
+    return pooled_success(counts) if counts else None
 
 
 def _check_counts(successes: int, episodes: int) -> None:

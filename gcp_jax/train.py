@@ -518,7 +518,7 @@ class Training:
         outcome, states = jax.device_get(self._evaluate[greedy](*placed))
         if film is not None:
             film(_take(states, 0))
-        return evaluation.rows(outcome, seeds=self.seeds)
+        return evaluation.rows(outcome, seeds=self.seeds, tasks=self.task.env.specs.tasks)
 
     def _film_to(self, name: str) -> Callable[[PyTree], None] | None:
         film = self.task.film

@@ -6,8 +6,11 @@ import dataclasses
 import json
 
 import jax
+import numpy as np
 import pytest
 
+import envs
+from envs import datasets
 from experiments import cli, planning, tasks
 from gcp_jax import algorithms, train
 from gcp_jax import config as config_lib
@@ -75,7 +78,17 @@ def test_tables_name_what_there_is(capsys):
         (["report", "nowhere"], "nowhere"),
         (["evaluate"], "name one saved policy"),
         (["evaluate", "nowhere"], "not a policy artifact"),
-        (["render", "nowhere"], "neither a saved policy nor a task"),
+        (["render", "nowhere"], "nowhere is no saved policy, and no environment is called 'nowhere'"),
+        (["check", "peg_insrt"], "did you mean 'peg_insert'"),
+        (["check", "--config.env.module=nowhere"], "env.module='nowhere' cannot be imported: no nowhere.py"),
+        (["check", "--config.env.module=json"], "json has no Config; see docs/add_an_environment.md"),
+        (["demos", "reach", "--quality=superb"], "quality is 'superb'; allowed: expert, mixed, poor, bad"),
+        (["demos", "reach", "--out=tests"], "tests exists and is not empty"),
+        (
+            ["plan", "--config.env.name=reach", "--config.env.randomise.mass=2.0"],
+            "randomise.mass is 2.0; it must be in [0, 1)",
+        ),
+        (["plan", "--config.demonstrations.path=tests"], "tests has no dataset.json"),
         (["plan", "extra"], "unexpected 'extra'"),
         (["plan", "--config=nowhere.py"], "nowhere.py"),
         (["plan", "--config", "nowhere.py"], "nowhere.py"),
@@ -110,6 +123,41 @@ def test_bad_input_is_one_line(arguments, words, capsys):
     shown = capsys.readouterr()
     assert shown.out == "" and words in shown.err
     assert len(shown.err.strip().splitlines()) == 1
+
+
+def test_demonstrations_are_written_and_cloned_from_disk(tmp_path, capsys):
+    out = tmp_path / "demos"
+    written = ["demos", "reach", "--quality=poor", "--episodes=6", f"--out={out}", "--config.env.horizon=12", "--json"]
+    assert cli.main(written) == 0
+    facts = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert (facts["episodes"], facts["quality"], facts["env"]["horizon"]) == (6, "poor", 12)
+    assert sum(facts["modes"]) == 6 and facts["steps"] <= 6 * 12
+    plan = ["plan", "--config.env.name=reach", f"--config.demonstrations.path={out}"]
+    assert cli.main([*plan, "--config.demonstrations.episodes=6"]) == 0
+    run = tasks.checked(_reading(out, episodes=4))
+    steps, told = tasks.make(run).demonstrate(jax.random.key(0))
+    dataset = datasets.read(out)
+    assert told["episodes"] == 4 and steps.obs.shape[1] == 4
+    np.testing.assert_array_equal(steps.obs[0], dataset.steps["obs"][dataset.start[:4]])
+    capsys.readouterr()
+    assert cli.main([*plan, "--config.demonstrations.episodes=7"]) == 2
+    assert "has 6 episodes, demonstrations.episodes asks for 7" in capsys.readouterr().err
+    other = ["plan", "--config.env.name=peg_insert", f"--config.demonstrations.path={out}"]
+    assert cli.main([*other, "--config.demonstrations.episodes=6"]) == 2
+    assert "has obs_dim=4, but peg_insert has 13" in capsys.readouterr().err
+
+
+def _reading(path, episodes):
+    config = tasks.defaults("reach")
+    config.demonstrations.path, config.demonstrations.episodes = str(path), episodes
+    return config
+
+
+def test_a_task_without_demonstrator_asks_for_something_to_clone(monkeypatch):
+    made = envs.make("reach")
+    monkeypatch.setattr(tasks.envs, "make", lambda name, **fields: made._replace(demonstrator=None))
+    with pytest.raises(config_lib.ConfigError, match="reach has no demonstrator; name a dataset"):
+        tasks.make(tasks.checked(tasks.defaults("reach")))
 
 
 def test_configuration_survives_its_own_json():

@@ -112,6 +112,7 @@ def test_rows_sum_up_each_seed():
         episode_return=np.array([[1.0, -8.0, 2.0, 3.0], [-8.0, -8.0, -8.0, -4.0]]),
         length=np.array([[4, 8, 3, 2], [8, 8, 8, 4]]),
         diverged=np.array([[False] * 4, [False, False, False, True]]),
+        task=np.array([[0, 2, 0, 2], [0, 0, 0, 0]]),
     )
     assert evaluation.rows(outcome, seeds=[5, 9]) == [
         {
@@ -123,3 +124,24 @@ def test_rows_sum_up_each_seed():
             "eval/return": -7.0, "eval/length": 7.0, "eval/diverged": 1,
         },
     ]  # fmt: skip
+
+
+def test_rows_tell_the_success_of_each_task_that_came_up():
+    flags, numbers = np.zeros((1, 4), bool), np.zeros((1, 4))
+    outcome = evaluation.Outcome(
+        success=np.array([[True, False, True, True]]), episode_return=numbers, length=numbers, diverged=flags,
+        task=np.array([[0, 2, 0, 2]]),
+    )  # fmt: skip
+    (row,) = evaluation.rows(outcome, seeds=[5], tasks=("push", "stack", "door"))
+    by_task = {key: value for key, value in row.items() if key.count("/") == 2}
+    assert by_task == {
+        "eval/successes/push": 2, "eval/episodes/push": 2, "eval/successes/door": 1, "eval/episodes/door": 2,
+    }  # fmt: skip
+
+
+def test_the_task_of_an_episode_is_read_from_its_state(devices):
+    several = training(TASK._replace(task=lambda state: state.time % 2))
+    program = evaluation.build(greedy, several, mesh=devices(data=1), episodes=8, chunk=CHUNK)
+    outcome, _ = jax.device_get(program({"gain": jnp.asarray(GAINS[1:])}, jnp.asarray(SEEDS[:1])))
+    np.testing.assert_array_equal(outcome.task, outcome.length % 2)
+    assert set(outcome.task.ravel()) == {0, 1}

@@ -204,6 +204,22 @@ def test_before_after_takes_the_base_policy_and_the_last_finetuned_one():
     assert (pooled.label, pooled.before.estimate, pooled.after.estimate) == ("pooled", 0.5, 0.8)
 
 
+def test_before_after_has_a_row_for_each_task_over_all_seeds():
+    def row(stage, seed, **tasks):
+        counts = {
+            f"eval/{what}/{name}": n
+            for name, pair in tasks.items()
+            for what, n in zip(("successes", "episodes"), pair, strict=True)
+        }
+        return {**evaluation(stage, seed, 5), **counts}
+
+    rows = [row("base", 0, push=(1, 4)), row("base", 1, push=(1, 6)), row("finetune", 0, push=(4, 4), door=(2, 8))]
+    _, _, door, push, pooled = before_after(rows)
+    assert (door.label, push.label, pooled.label) == ("door", "push", "pooled")
+    assert door.before is None and door.after == wilson(2, 8)
+    assert push.before.estimate == 0.2 and push.after == wilson(4, 4)
+
+
 def test_before_after_of_a_run_that_only_pretrained_and_of_one_just_started():
     assert before_after([evaluation("pretrain", 0, 2), evaluation("pretrain", 0, 3)])[0].before == wilson(3, 10)
     assert before_after([]) == []

@@ -1,0 +1,1 @@
+"""Measurements that anyone can repeat: ratios inside one process, medians with their spread."""

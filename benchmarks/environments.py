@@ -1,0 +1,136 @@
+"""Measure the tasks: success of their demonstrators, and their steps against plain ``mjx.step``.
+
+    python -m benchmarks.environments [NAME …] [--quick]
+
+Writes ``envs/measured.json``, which ``gcp-jax envs`` shows. Speeds are medians of interleaved runs in one process; "of physics" is the
+task's control steps/s over those of bare ``mjx.step`` on its model with the same number of environments and substeps.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import mujoco
+import numpy as np
+from mujoco import mjx
+
+import envs
+from envs import demonstrations
+from envs.protocol import Env
+from gcp_jax.train import versions
+
+TABLE = Path(envs.__file__).with_name("measured.json")
+EPISODES = 256
+COUNTS = (256, 1024)
+REPEATS = 5
+STEPS = 20  # control steps of one timed run
+
+
+def main() -> None:
+    """Measure the named tasks, or all, and merge them into the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("names", nargs="*", default=[])
+    parser.add_argument("--quick", action="store_true", help="fewer episodes and environments; nothing is written")
+    chosen = parser.parse_args()
+    table = json.loads(TABLE.read_text()) if TABLE.exists() else {}
+    for name in chosen.names or envs.names():
+        table[name] = measure(name, quick=chosen.quick)
+        print(json.dumps({name: table[name]}), file=sys.stderr)
+        if not chosen.quick:
+            TABLE.write_text(json.dumps(dict(sorted(table.items())), indent=1) + "\n")
+
+
+def measure(name: str, *, quick: bool = False) -> dict[str, Any]:
+    """Everything that is told of a task."""
+    env, levels = envs.make(name), envs.load(name).quality
+    found: dict[str, Any] = {
+        "machine": f"{os.cpu_count()} × {jax.devices()[0].device_kind}",
+        "versions": versions(),
+    }
+    if env.demonstrator is not None:
+        found["demonstrator"] = {
+            level: demonstrated(env, noise, 8 if quick else EPISODES) for level, noise in levels.items()
+        }
+    found["speed"] = {str(count): speed(env, count, 2 if quick else REPEATS) for count in ((16,) if quick else COUNTS)}
+    return found
+
+
+def demonstrated(env: Env, noise: float, episodes: int) -> dict[str, Any]:
+    """Success of the demonstrator, overall and by the way it took (and by task, where the environment holds several)."""
+    _, info = jax.device_get(demonstrations.collect(env, noise, jax.random.key(0), episodes))
+    by_mode = {str(int(m)): _share(info.success[info.mode == m]) for m in np.unique(info.mode)}
+    return {"success": _share(info.success), "by_mode": by_mode, "steps": int(info.length.sum())}
+
+
+def _share(success: np.ndarray) -> list[int]:
+    return [int(success.sum()), int(success.size)]
+
+
+def speed(env: Env, count: int, repeats: int) -> dict[str, float]:
+    """Control steps/s of ``count`` environments, of plain physics, and the ratio of each pair of runs."""
+    programs = {"task": _task(env, count)}
+    if env.scene is not None:
+        programs["physics"] = _physics(env, count)
+    for run in programs.values():
+        run()
+    seconds: dict[str, list[float]] = {name: [] for name in programs}
+    for _ in range(repeats):
+        for name, run in programs.items():
+            began = time.perf_counter()
+            run()
+            seconds[name].append(time.perf_counter() - began)
+    rates = {name: count * STEPS / statistics.median(times) for name, times in seconds.items()}
+    told: dict[str, float] = {f"{name}_steps_per_s": round(rate) for name, rate in rates.items()}
+    if "physics" in seconds:
+        ratios = [plain / own for own, plain in zip(seconds["task"], seconds["physics"], strict=True)]
+        told |= {"of_physics": round(statistics.median(ratios), 3), "spread": round(max(ratios) - min(ratios), 3)}
+    return told
+
+
+def _task(env: Env, count: int) -> Callable[[], Any]:
+    start = jax.jit(jax.vmap(env.reset))(jax.random.split(jax.random.key(0), count))
+    actions = jax.random.uniform(jax.random.key(1), (count, env.specs.action_dim), minval=-1, maxval=1)
+
+    @jax.jit
+    def run(state: Any, actions: jax.Array) -> Any:
+        return jax.lax.scan(lambda s, _: (jax.vmap(env.step)(s, actions), None), state, None, length=STEPS)[0].obs
+
+    return lambda: jax.block_until_ready(run(start, actions))
+
+
+def _physics(env: Env, count: int) -> Callable[[], Any]:
+    """Bare steps from the task's own starts, all with one control."""
+    assert env.scene is not None
+    scene = env.scene()
+    model: mujoco.MjModel = scene.physics
+    substeps = round(env.specs.control_dt / model.opt.timestep)
+    starts = jax.jit(jax.vmap(env.reset))(jax.random.split(jax.random.key(0), count))
+    device_model, data = mjx.put_model(model, impl="jax"), mjx.make_data(model, impl="jax")
+    qpos = jax.vmap(lambda state: jnp.asarray(scene.pose(state)["qpos"], jnp.float32))(starts)
+
+    @jax.jit
+    def run(qpos: jax.Array) -> Any:
+        def one(qpos: jax.Array) -> Any:
+            def step(data: Any, _: None) -> tuple[Any, None]:
+                with jax.numpy_rank_promotion("allow"):
+                    return mjx.step(device_model, data), None
+
+            return jax.lax.scan(step, data.replace(qpos=qpos), None, length=STEPS * substeps)[0].qpos
+
+        return jax.vmap(one)(qpos)
+
+    return lambda: jax.block_until_ready(run(qpos))
+
+
+if __name__ == "__main__":
+    main()
