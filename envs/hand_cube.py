@@ -16,7 +16,7 @@ import numpy as np
 
 from envs.physics import CONTROL_DT, Body, scene, simulation
 from envs.protocol import Demonstrator, Env, EnvSpecs, Scene, State
-from envs.task import scatter, started, stepped, toward
+from envs.task import axes, scatter, started, stepped, toward
 
 Array = jax.Array
 
@@ -197,17 +197,9 @@ def cube(body: Body) -> Array:
     return body.qpos[16:19]
 
 
-def axes(body: Body) -> tuple[Array, Array]:
-    """The cube's own x and z axes in the world, [3] each."""
-    w, x, y, z = body.qpos[19:23]
-    first = jnp.stack([1.0 - 2.0 * (y * y + z * z), 2.0 * (x * y + w * z), 2.0 * (x * z - w * y)])
-    last = jnp.stack([2.0 * (x * z + w * y), 2.0 * (y * z - w * x), 1.0 - 2.0 * (x * x + y * y)])
-    return first, last
-
-
 def remaining(physics: Physics) -> Array:
     """[] radians in [−π, π): yaw from the cube to the goal."""
-    first, _ = axes(physics.body)
+    first, _ = axes(physics.body.qpos[19:23])
     return _wrapped(physics.goal - jnp.arctan2(first[1], first[0]))
 
 
@@ -222,7 +214,7 @@ def observe(physics: Physics) -> Array:
         (command - joints) / LEAD,
         (fingertips(joints) - where[None]).reshape(-1) / NEAR,
         where / NEAR,
-        *axes(body),
+        *axes(body.qpos[19:23]),
         body.qvel[16:19] / SPEED,
         body.qvel[19:22] / SPIN,
         jnp.stack([go, jnp.sin(go), jnp.cos(go)]),

@@ -19,7 +19,7 @@ import numpy as np
 
 from envs.physics import CONTROL_DT, Body, at_rest, scene, simulation
 from envs.protocol import Demonstrator, Env, EnvSpecs, Scene, State
-from envs.task import scatter, started, stepped, toward
+from envs.task import axes, scatter, started, stepped, toward
 
 Array = jax.Array
 
@@ -328,19 +328,11 @@ def view(config: Config, physics: Physics) -> View:
         places=where,
         fingers=qpos[3:5],
         fixtures=qpos[19:22],
-        turned=jnp.stack([_axes(qpos[8:12]), _axes(qpos[15:19])]),
+        turned=jnp.stack([jnp.stack(axes(turn)) for turn in (qpos[8:12], qpos[15:19])]),
         moving=jnp.stack([qvel[5:8], qvel[11:14]]),
         command=physics.command,
         goal=_pick(physics.task, (task.goal(config, where, physics.drawn) for task in TASKS.values())),
     )
-
-
-def _axes(turn: Array) -> Array:
-    """The x and z axes [2, 3] of what is turned by the quaternion [4]."""
-    w, x, y, z = turn
-    along = [1.0 - 2.0 * (y * y + z * z), 2.0 * (x * y + w * z), 2.0 * (x * z - w * y)]
-    up = [2.0 * (x * z + w * y), 2.0 * (y * z - w * x), 1.0 - 2.0 * (x * x + y * y)]
-    return jnp.stack([jnp.stack(along), jnp.stack(up)])
 
 
 def _pick(task: Array, values: Iterable[Any]) -> Any:

@@ -17,7 +17,7 @@ import numpy as np
 
 from envs.physics import CONTROL_DT, Body, at_rest, scene, simulation
 from envs.protocol import Demonstrator, Env, EnvSpecs, Scene, State
-from envs.task import scatter, started, stepped, toward
+from envs.task import axes, scatter, started, stepped, toward
 
 Array = jax.Array
 
@@ -207,14 +207,6 @@ def nut(body: Body) -> Array:
     return body.qpos[6:9]
 
 
-def axes(body: Body) -> tuple[Array, Array]:
-    """The nut's own x and z axes in the world, [3] each: from its quaternion."""
-    w, x, y, z = body.qpos[9:13]
-    heading = jnp.stack([1.0 - 2.0 * (y * y + z * z), 2.0 * (x * y + w * z), 2.0 * (x * z - w * y)])
-    upright = jnp.stack([2.0 * (x * z + w * y), 2.0 * (y * z - w * x), 1.0 - 2.0 * (x * x + y * y)])
-    return heading, upright
-
-
 def turned(point: Array, angle: Array) -> Array:
     """``point`` [3] turned anticlockwise about the vertical by ``angle`` []."""
     cos, sin = jnp.cos(angle), jnp.sin(angle)
@@ -224,13 +216,13 @@ def turned(point: Array, angle: Array) -> Array:
 
 def skew(body: Body) -> Array:
     """How far the nut is turned against the hand, [] radians."""
-    x, y, _ = turned(axes(body)[0], -body.qpos[3])
+    x, y, _ = turned(axes(body.qpos[9:13])[0], -body.qpos[3])
     return jnp.arctan2(y, x)
 
 
 def handle(body: Body) -> Array:
     """Where the nut is to be grasped, the middle of the handle, [3] metres."""
-    heading, upright = axes(body)
+    heading, upright = axes(body.qpos[9:13])
     return nut(body) - GRASP * heading + (GRIP[2] - BAR) * upright
 
 
@@ -239,7 +231,7 @@ def observe(physics: Physics) -> Array:
     axes and velocity, hand's yaw and velocity, lead of the command, openings and lead of the grip; all of order one."""
     body, target = physics
     hand, opening = body.qpos[:4], body.qpos[4:6]
-    heading, upright = axes(body)
+    heading, upright = axes(body.qpos[9:13])
     parts = (
         turned(handle(body) - hand[:3], -hand[3]) / NEAR,
         jnp.tanh(skew(body)[None] / SKEW),
@@ -318,7 +310,7 @@ def _draw(key: Array, middle_mm: tuple[float, ...], spread_mm: tuple[float, ...]
 def seated(config: Config, physics: Physics) -> Array:
     """[] bool: the nut lies flat round the foot of the peg."""
     x, y, z = nut(physics.body)
-    flat = axes(physics.body)[1][2] > 0.95
+    flat = axes(physics.body.qpos[9:13])[1][2] > 0.95
     return flat & (jnp.hypot(x, y) < 0.001 * config.clearance_mm) & (z < 0.001 * config.seat_mm)
 
 

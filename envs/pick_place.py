@@ -15,7 +15,7 @@ import numpy as np
 
 from envs.physics import CONTROL_DT, Body, at_rest, scene, simulation
 from envs.protocol import Demonstrator, Env, EnvSpecs, Scene, State
-from envs.task import scatter, started, stepped, toward
+from envs.task import axes, scatter, started, stepped, toward
 
 Array = jax.Array
 
@@ -135,9 +135,8 @@ def block(body: Body) -> Array:
 
 
 def heading(body: Body) -> Array:
-    """The block's own x axis in the world, [3]: from its quaternion."""
-    w, x, y, z = body.qpos[8:12]
-    return jnp.stack([1.0 - 2.0 * (y * y + z * z), 2.0 * (x * y + w * z), 2.0 * (x * z - w * y)])
+    """The block's own x axis in the world, [3]."""
+    return axes(body.qpos[8:12])[0]
 
 
 def observe(physics: Physics) -> Array:

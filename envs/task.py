@@ -1,4 +1,4 @@
-"""What every task shares: the sparse reward, the record after a reset and a step, and steering for demonstrators."""
+"""What tasks share: the sparse reward, the record after a reset and a step, axes of bodies, and steering for demonstrators."""
 
 from __future__ import annotations
 
@@ -47,3 +47,11 @@ def toward(delta: Array, reach: float) -> Array:
 def scatter(action: Array, key: Array, std: float) -> Array:
     """``action`` [A] with Gaussian noise of ``std`` per step, clipped to [-1, 1]; ``key`` is consumed."""
     return jnp.clip(action + std * jax.random.normal(key, action.shape), -1.0, 1.0)
+
+
+def axes(turn: Array) -> tuple[Array, Array]:
+    """The x and z axes, [3] each, of a body turned by the unit quaternion ``turn`` [4] (w, x, y, z)."""
+    w, x, y, z = turn
+    forward = jnp.stack([1.0 - 2.0 * (y * y + z * z), 2.0 * (x * y + w * z), 2.0 * (x * z - w * y)])
+    upward = jnp.stack([2.0 * (x * z + w * y), 2.0 * (y * z - w * x), 1.0 - 2.0 * (x * x + y * y)])
+    return forward, upward

@@ -9,12 +9,14 @@ import jax.numpy as jnp
 import mujoco
 import numpy as np
 import pytest
+from scipy.spatial.transform import Rotation
 
 import envs
 from envs import physics
 from envs.check import CONTRACTS, check_env
 from envs.physics import Frames, Simulation
 from envs.protocol import State
+from envs.task import axes
 
 SIMULATED = tuple(name for name in envs.names() if name != "reach")
 CLEAN, NOISY = 32, 16  # episodes; the noisy ones also bump into things
@@ -62,6 +64,13 @@ def test_unknown_peg_is_told_with_what_is_allowed():
 def test_contracts(name):
     measured = check_env(envs.make(name), jax.random.key(0), n=4, steps=250)
     assert set(measured) == {"shapes", *CONTRACTS}
+
+
+def test_axes_of_a_quaternion():
+    turn = Rotation.from_euler("xyz", [0.3, -1.1, 2.0])
+    forward, upward = axes(jnp.asarray(np.roll(turn.as_quat(), 1), jnp.float32))  # scipy's scalar comes last
+    np.testing.assert_allclose(forward, turn.as_matrix()[:, 0], atol=1e-6)
+    np.testing.assert_allclose(upward, turn.as_matrix()[:, 2], atol=1e-6)
 
 
 class Shown(NamedTuple):
