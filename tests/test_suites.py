@@ -14,7 +14,7 @@ pytestmark = [  # of theirs, not ours
     pytest.mark.filterwarnings("ignore:Brax System"),
 ]
 
-ENVS = ("brax:hopper", "playground:CartpoleSwingup")
+ENVS = ("brax:inverted_pendulum", "playground:CartpoleSwingup")
 
 
 @pytest.fixture(scope="module", params=ENVS)
@@ -43,9 +43,8 @@ def test_nothing_empty_is_carried_and_no_type_changes(adapted):
 def test_the_renderer_gets_the_joint_positions(adapted):
     scene = adapted.scene()
     qpos = scene.pose(jax.device_get(jax.jit(adapted.reset)(jax.random.key(0))))["qpos"]
-    assert qpos.shape == (scene.model.nq,) and scene.camera in [
-        scene.model.camera(i).name for i in range(scene.model.ncam)
-    ]
+    cameras = [scene.model.camera(i).name for i in range(scene.model.ncam)]
+    assert qpos.shape == (scene.model.nq,) and scene.camera in (cameras or [""])
 
 
 def test_rewards_and_observations_are_the_suites_own():
@@ -89,10 +88,10 @@ def test_a_suite_that_is_not_installed_is_told(monkeypatch):
 
 
 def test_solver_iterations_of_brax_are_a_setting():
-    env = envs.make("brax:hopper", iterations=3, ls_iterations=5)
-    other = envs.make("brax:hopper")
+    env = envs.make("brax:inverted_pendulum", iterations=3, ls_iterations=5)
+    other = envs.make("brax:inverted_pendulum")
     text = [
-        str(jax.make_jaxpr(e.step)(jax.eval_shape(e.reset, jax.random.key(0)), jnp.zeros(3, jnp.float32)))
+        str(jax.make_jaxpr(e.step)(jax.eval_shape(e.reset, jax.random.key(0)), jnp.zeros(1, jnp.float32)))
         for e in (env, other)
     ]
     assert text[0] != text[1]
