@@ -22,5 +22,5 @@ def test_environments_are_measured_and_shown(tmp_path, monkeypatch, capsys):
 
 
 def test_physics_alone_is_timed_beside_the_task():
-    speed = environments.speed(environments.envs.make("push_t"), 4, 2)
+    speed = environments.speed(environments.envs.make("pick_place"), 4, 2)
     assert speed["physics_steps_per_s"] > 0 and speed["of_physics"] > 0 and speed["spread"] >= 0
