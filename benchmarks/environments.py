@@ -112,7 +112,7 @@ def _physics(env: Env, count: int) -> Callable[[], Any]:
     """Bare steps from the task's own starts, all with one control."""
     assert env.scene is not None
     scene = env.scene()
-    model: mujoco.MjModel = scene.physics
+    model: mujoco.MjModel = scene.model
     substeps = round(env.specs.control_dt / model.opt.timestep)
     starts = jax.jit(jax.vmap(env.reset))(jax.random.split(jax.random.key(0), count))
     device_model, data = mjx.put_model(model, impl="jax"), mjx.make_data(model, impl="jax")

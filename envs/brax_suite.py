@@ -60,9 +60,7 @@ def _make(name: str, config: Config) -> Env:
         made,
         name=f"brax:{name}",
         model_field="sys",
-        action_dim=made.action_size,
         horizon=config.horizon,
-        control_dt=float(made.dt),
         model=made.sys.mj_model,
         qpos=lambda state: state.pipeline_state.q,
     )

@@ -54,13 +54,18 @@ class Dataset(NamedTuple):
         return np.logical_or.reduceat(self.steps["success"], self.start)
 
 
+def check_free(folder: Path) -> None:
+    """Raises FileExistsError where ``folder`` holds anything: a dataset is never overwritten."""
+    if folder.exists() and any(folder.iterdir()):
+        raise FileExistsError(f"{folder} exists and is not empty; choose another --out.")
+
+
 def write(folder: Path, steps: Step, info: Info, facts: Mapping[str, Any]) -> Dataset:
     """Keep demonstrations, leaves [T, E, ...] as ``demonstrations.collect`` returns them on the host, and read them back.
 
     facts: plain values, ``env`` among them. Raises FileExistsError where ``folder`` holds anything.
     """
-    if folder.exists() and any(folder.iterdir()):
-        raise FileExistsError(f"{folder} exists and is not empty; choose another --out.")
+    check_free(folder)
     folder.mkdir(parents=True, exist_ok=True)
     executed = np.asarray(steps.executed).T  # [E, T]: one episode after the other
     for name in _STEP:

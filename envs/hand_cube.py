@@ -14,9 +14,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from envs.physics import CONTROL_DT, Body, scene, simulation
+from envs.physics import CONTROL_DT, Body, at_rest, scene, simulation
 from envs.protocol import Demonstrator, Env, EnvSpecs, Scene, State
-from envs.task import axes, scatter, started, stepped, toward
+from envs.task import axes, command, scatter, started, stepped, toward, yawed
 
 Array = jax.Array
 
@@ -235,16 +235,14 @@ def make(config: Config) -> Env:
         way = jnp.where(jax.random.bernoulli(side_key), 1.0, -1.0)
         goal = yaw + way * jax.random.uniform(turn_key, minval=config.turn[0], maxval=config.turn[1])
         height = jnp.full(1, 0.0005 * config.side_mm)
-        qpos = jnp.concatenate([joints, place, height, _turned(yaw)])
-        physics = Physics(Body(qpos, jnp.zeros(22)), joints, goal)
+        qpos = jnp.concatenate([joints, place, height, yawed(yaw)])
+        physics = Physics(at_rest(qpos, nv=22), joints, goal)
         return started(physics, observe(physics), state_key)
 
     def step(state: State, action: Array) -> State:
-        body, command, goal = state.physics
-        joints = body.qpos[:16]
-        wanted = jnp.clip(command + config.step * jnp.clip(action, -1.0, 1.0), low, high)
-        command = jnp.clip(wanted, joints - LEAD, joints + LEAD)
-        physics = Physics(simulated.step(body, command), command, goal)
+        body, target, goal = state.physics
+        target = command(target, action, reach=config.step, low=low, high=high, held=body.qpos[:16], lead=LEAD)
+        physics = Physics(simulated.step(body, target), target, goal)
         return stepped(
             state,
             physics=physics,
@@ -270,12 +268,6 @@ def make(config: Config) -> Env:
     )
 
 
-def _turned(yaw: Array) -> Array:
-    """The quaternion [4] of a yaw []."""
-    zero = jnp.zeros(())
-    return jnp.stack([jnp.cos(yaw / 2), zero, zero, jnp.sin(yaw / 2)])
-
-
 def _pose(state: State) -> dict[str, np.ndarray]:
     goal = state.physics.goal
     turned = np.array([[np.cos(goal / 2), 0.0, 0.0, np.sin(goal / 2)]])
@@ -286,7 +278,7 @@ def solved(config: Config, physics: Physics) -> Array:
     """[] bool: the cube rests on the palm, within ``tolerance`` of the goal's orientation, and turns slowly."""
     body = physics.body
     x, y, z = cube(body)
-    alike = jnp.abs(jnp.dot(body.qpos[19:23], _turned(physics.goal)))
+    alike = jnp.abs(jnp.dot(body.qpos[19:23], yawed(physics.goal)))
     aligned = alike > np.cos(config.tolerance / 2)
     resting = (jnp.hypot(x, y) < PALM) & (jnp.abs(z - 0.0005 * config.side_mm) < LIFT)
     return aligned & resting & (jnp.linalg.norm(body.qvel[19:22]) < config.still)

@@ -19,7 +19,7 @@ import numpy as np
 
 from envs.physics import CONTROL_DT, Body, at_rest, scene, simulation
 from envs.protocol import Demonstrator, Env, EnvSpecs, Scene, State
-from envs.task import axes, scatter, started, stepped, toward
+from envs.task import axes, command, scatter, started, stepped, toward, yawed
 
 Array = jax.Array
 
@@ -398,12 +398,11 @@ def make(config: Config) -> Env:
         return started(physics, observe(physics), state_key)
 
     def step(state: State, action: Array) -> State:
-        body, command = state.physics.body, state.physics.command
+        body, target = state.physics.body, state.physics.command
         held = jnp.append(body.qpos[:3], jnp.mean(body.qpos[3:5]))
-        wanted = jnp.clip(command + speed * jnp.clip(action, -1.0, 1.0), low, high)
-        command = jnp.clip(wanted, held - ahead, held + ahead)
-        body = simulated.step(body, jnp.append(command, command[3]))
-        physics = state.physics._replace(body=body, command=command)
+        target = command(target, action, reach=speed, low=low, high=high, held=held, lead=ahead)
+        body = simulated.step(body, jnp.append(target, target[3]))
+        physics = state.physics._replace(body=body, command=target)
         seen = view(config, physics)
         return stepped(
             state,
@@ -460,8 +459,7 @@ def _stroke(range_mm: tuple[float, float], drawn: Array) -> Array:
 
 def _standing(place: Array, height: float, yaw: Array) -> Array:
     """The pose [7] of what stands at ``place`` [2] with its middle at ``height``, turned by ``yaw`` [] radians."""
-    nothing = jnp.zeros(())
-    return jnp.stack([*place, jnp.float32(height), jnp.cos(yaw / 2), nothing, nothing, jnp.sin(yaw / 2)])
+    return jnp.concatenate([place, jnp.full(1, height), yawed(yaw)])
 
 
 def _pose(config: Config, state: State) -> dict[str, np.ndarray]:

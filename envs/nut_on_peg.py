@@ -17,7 +17,7 @@ import numpy as np
 
 from envs.physics import CONTROL_DT, Body, at_rest, scene, simulation
 from envs.protocol import Demonstrator, Env, EnvSpecs, Scene, State
-from envs.task import axes, scatter, started, stepped, toward
+from envs.task import axes, box, command, scatter, started, stepped, toward, yawed
 
 Array = jax.Array
 
@@ -261,20 +261,18 @@ def make(config: Config) -> Env:
 
     def reset(key: Array) -> State:
         hand_key, nut_key, yaw_key, peg_key, state_key = jax.random.split(key, 5)
-        shift = _draw(peg_key, (0.0, 0.0, 0.0), (*config.peg_spread_mm, 0.0))
-        hand = _draw(hand_key, config.hand_mm, config.hand_spread_mm) + shift
-        place = _draw(nut_key, (*config.nut_mm, 1000.0 * BAR), (*config.nut_spread_mm, 0.0)) + shift
+        shift = box(peg_key, (0.0, 0.0, 0.0), (*config.peg_spread_mm, 0.0))
+        hand = box(hand_key, config.hand_mm, config.hand_spread_mm) + shift
+        place = box(nut_key, (*config.nut_mm, 1000.0 * BAR), (*config.nut_spread_mm, 0.0)) + shift
         yaw = jax.random.uniform(yaw_key, minval=-config.yaw, maxval=config.yaw)
-        pose = jnp.stack([jnp.cos(yaw / 2), jnp.zeros(()), jnp.zeros(()), jnp.sin(yaw / 2)])
-        qpos = jnp.concatenate([hand, jnp.zeros(1), jnp.full(2, OPEN), place, pose])
+        qpos = jnp.concatenate([hand, jnp.zeros(1), jnp.full(2, OPEN), place, yawed(yaw)])
         physics = Physics(at_rest(qpos, nv=12), jnp.concatenate([hand, jnp.array([0.0, OPEN])]))
         return started(physics, observe(physics), state_key)
 
     def step(state: State, action: Array) -> State:
         body, target = state.physics
         held = jnp.append(body.qpos[:4], jnp.mean(body.qpos[4:6]))
-        wanted = jnp.clip(target + speed * jnp.clip(action, -1.0, 1.0), low, high)
-        target = jnp.clip(wanted, held - ahead, held + ahead)
+        target = command(target, action, reach=speed, low=low, high=high, held=held, lead=ahead)
         physics = Physics(simulated.step(body, jnp.append(target, target[4])), target)
         return stepped(
             state,
@@ -299,12 +297,6 @@ def make(config: Config) -> Env:
         demonstrator=lambda noise: demonstrator(config, noise),
         scene=lambda: Scene(simulated.model, lambda state: {"qpos": state.physics.body.qpos}, "main"),
     )
-
-
-def _draw(key: Array, middle_mm: tuple[float, ...], spread_mm: tuple[float, ...]) -> Array:
-    """A point [D], metres, uniform in the box around ``middle_mm``; ``key`` is consumed."""
-    unit = jax.random.uniform(key, (len(middle_mm),), minval=-1.0, maxval=1.0)
-    return 0.001 * (np.asarray(middle_mm) + np.asarray(spread_mm) * unit)
 
 
 def seated(config: Config, physics: Physics) -> Array:

@@ -16,7 +16,7 @@ import numpy as np
 
 from envs.physics import CONTROL_DT, Body, at_rest, scene, simulation
 from envs.protocol import Demonstrator, Env, EnvSpecs, Scene, State
-from envs.task import scatter, started, stepped, toward
+from envs.task import command, scatter, started, stepped, toward
 
 Array = jax.Array
 
@@ -166,8 +166,7 @@ def make(config: Config) -> Env:
     def step(state: State, action: Array) -> State:
         body, target, seen = state.physics
         tool = body.qpos[:3]
-        wanted = jnp.clip(target + speed * jnp.clip(action, -1.0, 1.0), *LIMITS)
-        target = jnp.clip(wanted, tool - LEAD, tool + LEAD)
+        target = command(target, action, reach=speed, low=LIMITS[0], high=LIMITS[1], held=tool, lead=LEAD)
         physics = Physics(simulated.step(body, target), target, seen)
         return stepped(
             state,

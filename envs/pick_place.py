@@ -15,7 +15,7 @@ import numpy as np
 
 from envs.physics import CONTROL_DT, Body, at_rest, scene, simulation
 from envs.protocol import Demonstrator, Env, EnvSpecs, Scene, State
-from envs.task import axes, scatter, started, stepped, toward
+from envs.task import axes, box, command, scatter, started, stepped, toward, yawed
 
 Array = jax.Array
 
@@ -167,20 +167,18 @@ def make(config: Config) -> Env:
 
     def reset(key: Array) -> State:
         hand_key, block_key, yaw_key, goal_key, state_key = jax.random.split(key, 5)
-        hand = _draw(hand_key, config.hand_mm, config.hand_spread_mm)
-        place = _draw(block_key, config.block_mm, config.block_spread_mm)
+        hand = box(hand_key, config.hand_mm, config.hand_spread_mm)
+        place = box(block_key, config.block_mm, config.block_spread_mm)
         yaw = jax.random.uniform(yaw_key, minval=-config.yaw, maxval=config.yaw)
-        turned = jnp.stack([jnp.cos(yaw / 2), jnp.zeros(()), jnp.zeros(()), jnp.sin(yaw / 2)])
-        qpos = jnp.concatenate([hand, jnp.full(2, OPEN), place, jnp.full(1, HALF), turned])
-        goal = _draw(goal_key, config.goal_mm, config.goal_spread_mm)
+        qpos = jnp.concatenate([hand, jnp.full(2, OPEN), place, jnp.full(1, HALF), yawed(yaw)])
+        goal = box(goal_key, config.goal_mm, config.goal_spread_mm)
         physics = Physics(at_rest(qpos, nv=11), jnp.append(hand, OPEN), goal)
         return started(physics, observe(physics), state_key)
 
     def step(state: State, action: Array) -> State:
         body, target, goal = state.physics
         held = jnp.append(body.qpos[:3], jnp.mean(body.qpos[3:5]))
-        wanted = jnp.clip(target + speed * jnp.clip(action, -1.0, 1.0), low, high)
-        target = jnp.clip(wanted, held - ahead, held + ahead)
+        target = command(target, action, reach=speed, low=low, high=high, held=held, lead=ahead)
         physics = Physics(simulated.step(body, jnp.append(target, target[3])), target, goal)
         return stepped(
             state,
@@ -205,12 +203,6 @@ def make(config: Config) -> Env:
         demonstrator=lambda noise: demonstrator(config, noise),
         scene=lambda: Scene(simulated.model, _pose, "main"),
     )
-
-
-def _draw(key: Array, middle_mm: tuple[float, ...], spread_mm: tuple[float, ...]) -> Array:
-    """A point [D], metres, uniform in the box around ``middle_mm``; ``key`` is consumed."""
-    unit = jax.random.uniform(key, (len(middle_mm),), minval=-1.0, maxval=1.0)
-    return 0.001 * (np.asarray(middle_mm) + np.asarray(spread_mm) * unit)
 
 
 def _pose(state: State) -> dict[str, np.ndarray]:

@@ -52,9 +52,7 @@ def _make(name: str, config: Config) -> Env:
         made,
         name=f"playground:{name}",
         model_field="_mjx_model",
-        action_dim=made.action_size,
         horizon=config.horizon,
-        control_dt=float(made.dt),
         model=made.mj_model,
         qpos=lambda state: state.data.qpos,
     )

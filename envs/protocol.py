@@ -51,20 +51,13 @@ class Demonstrator(NamedTuple):
 class Scene(NamedTuple):
     """What a renderer needs; host side only.
 
-    model:     mujoco.MjModel that is drawn
-    pose:      (State of numpy leaves) -> dict of MjData fields to set, e.g. {"qpos": ..., "mocap_pos": ...}
-    simulated: the MjModel that is simulated, where that is another one
+    model: mujoco.MjModel
+    pose:  (State of numpy leaves) -> dict of MjData fields to set, e.g. {"qpos": ..., "mocap_pos": ...}
     """
 
     model: Any
     pose: Callable[[State], dict[str, Any]]
     camera: str
-    simulated: Any = None
-
-    @property
-    def physics(self) -> Any:
-        """The MjModel that is simulated."""
-        return self.model if self.simulated is None else self.simulated
 
 
 class EnvSpecs(NamedTuple):

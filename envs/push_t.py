@@ -16,7 +16,7 @@ import numpy as np
 
 from envs.physics import CONTROL_DT, Body, at_rest, scene, simulation
 from envs.protocol import Demonstrator, Env, EnvSpecs, Scene, State
-from envs.task import scatter, started, stepped, toward
+from envs.task import box, command, scatter, started, stepped, toward
 
 Array = jax.Array
 
@@ -144,17 +144,16 @@ def make(config: Config) -> Env:
 
     def reset(key: Array) -> State:
         block_key, turn_key, pusher_key, state_key = jax.random.split(key, 4)
-        block = _draw(block_key, config.block_mm, config.block_spread_mm)
+        block = box(block_key, config.block_mm, config.block_spread_mm)
         turn = jax.random.uniform(turn_key, (1,), minval=-config.turn, maxval=config.turn)
-        pusher = _draw(pusher_key, config.pusher_mm, config.pusher_spread_mm)
+        pusher = box(pusher_key, config.pusher_mm, config.pusher_spread_mm)
         physics = Physics(at_rest(jnp.concatenate([block, turn, pusher]), nv=5), pusher)
         return started(physics, observe(physics), state_key)
 
     def step(state: State, action: Array) -> State:
         body, target = state.physics
         pusher = body.qpos[3:]
-        wanted = jnp.clip(target + speed * jnp.clip(action, -1.0, 1.0), -REACH, REACH)
-        target = jnp.clip(wanted, pusher - LEAD, pusher + LEAD)
+        target = command(target, action, reach=speed, low=-REACH, high=REACH, held=pusher, lead=LEAD)
         physics = Physics(simulated.step(body, target), target)
         success = jnp.mean(jnp.linalg.norm(misplaced(physics.body), axis=-1)) < 0.001 * config.tolerance_mm
         return stepped(state, physics=physics, obs=observe(physics), success=success, bonus=config.bonus)
@@ -174,12 +173,6 @@ def make(config: Config) -> Env:
         demonstrator=lambda noise: demonstrator(config, noise),
         scene=lambda: Scene(simulated.model, lambda state: {"qpos": state.physics.body.qpos}, "main"),
     )
-
-
-def _draw(key: Array, middle_mm: tuple[float, float], spread_mm: tuple[float, float]) -> Array:
-    """A point [2], metres, uniform in the box around ``middle_mm``; ``key`` is consumed."""
-    unit = jax.random.uniform(key, (2,), minval=-1.0, maxval=1.0)
-    return 0.001 * (np.asarray(middle_mm) + np.asarray(spread_mm) * unit)
 
 
 # Where the demonstrator pushes: points on the T's outline and the direction into the T there, in its frame.

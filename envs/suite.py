@@ -36,9 +36,7 @@ def adapt(
     *,
     name: str,
     model_field: str,
-    action_dim: int,
     horizon: int,
-    control_dt: float,
     model: mujoco.MjModel,
     qpos: Callable[[PyTree], Array],
     demonstrator: Callable[[float], Demonstrator] | None = None,
@@ -89,9 +87,9 @@ def adapt(
     specs = EnvSpecs(
         name=name,
         obs_dim=example.obs.shape[-1],
-        action_dim=action_dim,
+        action_dim=foreign.action_size,
         horizon=horizon,
-        control_dt=control_dt,
+        control_dt=float(foreign.dt),
         success=NO_SUCCESS,
     )
     camera = model.camera(0).name if model.ncam else ""

@@ -1,4 +1,4 @@
-"""What tasks share: the sparse reward, the record after a reset and a step, axes of bodies, and steering for demonstrators."""
+"""What tasks share: the sparse reward, the record after a reset and a step, commands, starts, directions, and steering for demonstrators."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from envs.protocol import State
 
@@ -47,6 +48,24 @@ def toward(delta: Array, reach: float) -> Array:
 def scatter(action: Array, key: Array, std: float) -> Array:
     """``action`` [A] with Gaussian noise of ``std`` per step, clipped to [-1, 1]; ``key`` is consumed."""
     return jnp.clip(action + std * jax.random.normal(key, action.shape), -1.0, 1.0)
+
+
+def command(target: Array, action: Array, *, reach: Any, low: Any, high: Any, held: Array, lead: Any) -> Array:
+    """The next commanded position [D]: ``target`` [D] moved by the clipped ``action`` [D] times ``reach``, within ``low`` and
+    ``high``, and at most ``lead`` away from where the robot is, ``held`` [D]: that bounds the force."""
+    wanted = jnp.clip(target + reach * jnp.clip(action, -1.0, 1.0), low, high)
+    return jnp.clip(wanted, held - lead, held + lead)
+
+
+def box(key: Array, middle_mm: tuple[float, ...], spread_mm: tuple[float, ...]) -> Array:
+    """A point [D], metres, uniform in the box around ``middle_mm`` with half-widths ``spread_mm``; ``key`` is consumed."""
+    unit = jax.random.uniform(key, (len(middle_mm),), minval=-1.0, maxval=1.0)
+    return 0.001 * (np.asarray(middle_mm) + np.asarray(spread_mm) * unit)
+
+
+def yawed(yaw: Array) -> Array:
+    """The unit quaternion [4] (w, x, y, z) of a turn by ``yaw`` [] radians about the vertical."""
+    return jnp.stack([jnp.cos(yaw / 2), jnp.zeros(()), jnp.zeros(()), jnp.sin(yaw / 2)])
 
 
 def axes(turn: Array) -> tuple[Array, Array]:

@@ -121,10 +121,8 @@ def check(config: Run, *, seed: int) -> dict[str, Any]:
 def demos(config: Run, out: Path, *, seed: int) -> dict[str, Any]:
     """Write scripted episodes of a task as a dataset. Raises FileExistsError, ConfigError."""
     env, chosen = tasks.make_env(config), config.demonstrations
-    levels = envs.load(config.env["name"], config.env["module"]).quality
-    noise = tasks.noise_of(env, chosen.quality, chosen.noise, levels)
-    if out.exists() and any(out.iterdir()):
-        raise FileExistsError(f"{out} exists and is not empty; choose another --out.")
+    noise = tasks.noise_of(config, env)
+    datasets.check_free(out)
     began = time.monotonic()
     steps, info = jax.device_get(demonstrations.collect(env, noise, jax.random.key(seed), chosen.episodes))
     facts = {**demonstrations.facts(info), "env": config.env, "noise": noise, "quality": chosen.quality, "seed": seed}

@@ -16,12 +16,10 @@ import numpy as np
 import envs
 from envs import datasets, demonstrations, wrappers
 from envs.protocol import Env
-from gcp_jax import algorithms, critic
+from gcp_jax import algorithms, critic, evaluation
 from gcp_jax.config import ConfigError, Run, named, resolve, to_dict
 from gcp_jax.train import Task
 from gcp_jax.types import PyTree, Step
-
-FILMED = 4  # episodes of a run's videos
 
 Demonstrate = Callable[[jax.Array], tuple[Step, dict[str, Any]]]
 
@@ -114,17 +112,19 @@ def make_env(config: Run) -> Env:
         raise ConfigError(f"env: {error}") from error
 
 
-def noise_of(env: Env, quality: str, noise: float, levels: Mapping[str, float]) -> float:
+def noise_of(config: Run, env: Env) -> float:
     """The demonstrator's noise: the number itself, or what the task calls by the quality's name. Raises ConfigError."""
+    demos = config.demonstrations
     if env.demonstrator is None:
         raise ConfigError(
             f"{env.specs.name} has no demonstrator; name a dataset (demonstrations.path) or a policy (pretrain.artifact)."
         )
-    if noise >= 0:
-        return noise
-    if quality not in levels:
-        raise ConfigError(f"demonstrations.quality is {quality!r}; allowed: {', '.join(levels)}.")
-    return levels[quality]
+    if demos.noise >= 0:
+        return demos.noise
+    levels = envs.load(config.env["name"], config.env.get("module", "")).quality
+    if demos.quality not in levels:
+        raise ConfigError(f"demonstrations.quality is {demos.quality!r}; allowed: {', '.join(levels)}.")
+    return levels[demos.quality]
 
 
 def make(config: Run, *, film: bool = True) -> Task:
@@ -136,11 +136,10 @@ def make(config: Run, *, film: bool = True) -> Task:
     elif config.pretrain.artifact and not config.finetune.demo_fraction:
         demonstrate = _none
     else:
-        levels = envs.load(config.env["name"], config.env.get("module", "")).quality
-        demonstrate = _scripted(env, noise_of(env, demos.quality, demos.noise, levels), demos.episodes)
+        demonstrate = _scripted(env, noise_of(config, env), demos.episodes)
 
     def to_video(states: PyTree, path: Path) -> None:
-        write_film(env, jax.tree.map(lambda x: x[:, :FILMED], states), path)
+        write_film(env, jax.tree.map(lambda x: x[:, : evaluation.FILMED], states), path)
 
     return Task(wrappers.training(env), demonstrate, to_video if film and env.scene is not None else None)
 
