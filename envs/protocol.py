@@ -51,13 +51,23 @@ class Demonstrator(NamedTuple):
 class Scene(NamedTuple):
     """What a renderer needs; host side only.
 
-    model: mujoco.MjModel
-    pose:  (State of numpy leaves) -> dict of MjData fields to set, e.g. {"qpos": ..., "mocap_pos": ...}
+    model:     mujoco.MjModel that is drawn
+    pose:      (State of numpy leaves) -> dict of MjData fields to set, e.g. {"qpos": ..., "mocap_pos": ...}
+    simulated: the MjModel that is simulated, where that is another one
     """
 
     model: Any
     pose: Callable[[State], dict[str, Any]]
     camera: str
+    simulated: Any = None
+
+    @property
+    def physics(self) -> Any:
+        """The MjModel that is simulated."""
+        return self.model if self.simulated is None else self.simulated
+
+
+NO_SUCCESS = "none: judged by its return"
 
 
 class EnvSpecs(NamedTuple):
@@ -68,8 +78,13 @@ class EnvSpecs(NamedTuple):
     action_dim: int
     horizon: int  # control steps of an episode
     control_dt: float  # seconds of one control step
-    success: str  # the success rule in words
+    success: str  # the success rule in words; NO_SUCCESS where there is none
     tasks: tuple[str, ...] = ()  # of an environment that holds several: their names, in the order of their codes
+
+    @property
+    def by_return(self) -> bool:
+        """The task has no success: its return tells how well it went."""
+        return self.success == NO_SUCCESS
 
 
 class Env(NamedTuple):

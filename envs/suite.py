@@ -16,13 +16,11 @@ import jax.numpy as jnp
 import mujoco
 import numpy as np
 
-from envs.protocol import Demonstrator, Env, EnvSpecs, Scene, State
+from envs.protocol import NO_SUCCESS, Demonstrator, Env, EnvSpecs, Scene, State
 from envs.task import started
 
 Array = jax.Array
 PyTree = Any
-
-NO_SUCCESS = "none: judged by its return"
 
 
 class Foreign(NamedTuple):

@@ -122,8 +122,13 @@ def _task_config(name: str) -> ml_collections.ConfigDict:
 
 
 def _check_alike(chosen: Chosen, made: Mapping[str, training.Task]) -> None:
-    """Methods of a task must end, and be evaluated, at the same environment steps."""
+    """Every task must have a success to compare; methods of a task must end, and be evaluated, at the same environment steps."""
     for task, methods in chosen.runs.items():
+        if made[task].env.specs.by_return:
+            raise ConfigError(
+                f"{task} is judged by its return, and a benchmark compares success rates; train on it with each method and "
+                "put the runs side by side with gcp-jax report RUN RUN --out=DIR."
+            )
         points = {}
         for name, config in methods.items():
             size = training.sizes(config, made[task].env.specs)

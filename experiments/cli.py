@@ -375,7 +375,7 @@ The same command again resumes an unfinished run; Ctrl-C and SIGTERM save at the
   --config.seeds=N         seeds trained in one program
   --config.finetune.env_steps=N   environment steps of each seed
   --config.pretrain.stop_at=P     success at which cloning is cut
-  --json                   last line: base_success, success, success_per_seed, env_steps, updates, seconds,
+  --json                   last line: base_success, success, success_per_seed (or …return), env_steps, updates, seconds,
                            compile_seconds, run_dir""",
     ),
     "benchmark": Command(
@@ -420,7 +420,8 @@ One run: RUN/report/report.html. Several runs: side by side, into --out. Works w
 
 POLICY is a folder such as RUN/policy/seed_0; ENV a task's name, whose scripted demonstrator is shown.
 
-  --grid=16     so many episodes side by side     --noise=1.5   of the demonstrator""",
+  --grid=16        so many episodes side by side     --noise=1.5   of the demonstrator
+  --out=FILE.png   a picture instead: each episode half-way""",
         configured=False,
         flags=_render_flags,
     ),

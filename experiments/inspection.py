@@ -24,7 +24,7 @@ from gcp_jax import algorithms, artifact, evaluation
 from gcp_jax import mesh as mesh_lib
 from gcp_jax import train as training
 from gcp_jax.config import ConfigError, Run, named
-from gcp_jax.statistics import wilson
+from gcp_jax.statistics import judged_by, pooled
 from gcp_jax.types import PyTree
 
 MEASURED = Path(envs.__file__).with_name("measured.json")
@@ -48,27 +48,31 @@ def _played(
 
 
 def evaluate(path: Path, *, episodes: int, seed: int) -> dict[str, Any]:
-    """Success of a saved policy with its 95 % interval; prints one line beside what was recorded."""
+    """Success, or return, of a saved policy with its 95 % interval; prints one line beside what was recorded."""
     env, outcome, _, facts = _played(path, episodes=episodes, seed=seed)
-    interval = wilson(int(outcome.success.sum()), episodes)
-    print(f"{path} on {env.specs.name}: success {interval.percent()} over {episodes} episodes", file=sys.stderr)
-    recorded = facts.get("success")
+    [row] = evaluation.rows(jax.tree.map(lambda x: x[None], outcome), seeds=[seed], specs=env.specs)
+    judged, interval = judged_by(row), pooled([row])
+    assert interval is not None
+    told = interval.percent() if judged == "success" else interval.number()
+    print(f"{path} on {env.specs.name}: {judged} {told} over {episodes} episodes", file=sys.stderr)
+    recorded = facts.get(judged)
     if recorded is not None:
-        print(f"recorded when it was saved: {recorded:.1%} over {facts.get('episodes', '?')} episodes", file=sys.stderr)
+        then = f"{recorded:.1%}" if judged == "success" else f"{recorded:,.1f}"
+        print(f"recorded when it was saved: {then} over {facts.get('episodes', '?')} episodes", file=sys.stderr)
     return {
-        "success": interval.estimate,
+        judged: interval.estimate,
         "low": interval.low,
         "high": interval.high,
         "episodes": episodes,
         "recorded": recorded,
-        "return": float(outcome.episode_return.mean()),
+        "return": row["eval/return"],
         "length": float(outcome.length.mean()),
     }
 
 
 def render(target: str, out: Path, *, seed: int, grid: int, noise: float) -> dict[str, Any]:
-    """A video of ``grid`` episodes of a saved policy, or of a task's demonstrator at ``noise``. Raises FileExistsError,
-    ConfigError."""
+    """A video (or ``out`` of ``.png``: a picture) of ``grid`` episodes of a saved policy, or of a task's demonstrator at
+    ``noise``. Raises FileExistsError, ConfigError."""
     if out.exists():
         raise FileExistsError(f"{out} exists; choose another --out.")
     if Path(target).is_dir():
@@ -80,7 +84,7 @@ def render(target: str, out: Path, *, seed: int, grid: int, noise: float) -> dic
             raise ConfigError(f"{target} is no saved policy, and {error}") from error
         film = _demonstrated(env, seed, grid, noise)
     tasks.write_film(env, film, out)
-    return {"video": str(out) if out.exists() else None}
+    return {"written": str(out) if out.exists() else None}
 
 
 def _demonstrated(env: Env, seed: int, episodes: int, noise: float) -> PyTree:

@@ -186,7 +186,7 @@ def _labelled(path: Path, plan: Mapping[str, Any], key: str) -> list[dict[str, A
 def _entry(folder: Path, seeds: int) -> Entry:
     run = report.read_run(folder)._replace(label=folder.name) if (folder / "config.json").is_file() else None
     points = _points(run) if run else ()
-    rates = report.final_rates(run) if run and run.summary and points and points[-1].env_steps else []
+    rates = report.final_scores(run) if run and run.summary and points and points[-1].env_steps else []
     scores = tuple(rates) if len(rates) == seeds else ()
     return Entry(run, _state(folder, run, len(rates), seeds), points, scores)
 

@@ -46,7 +46,8 @@ class Demonstrations:
 
 @dataclasses.dataclass(frozen=True)
 class Pretrain:
-    """Cloning. stop_at: cut as soon as the evaluated success reaches it (1.0: never); updates: at most so many;
+    """Cloning. stop_at: cut as soon as the evaluated success reaches it (1.0: never), where a task is judged by its return, this
+    share of the demonstrations' mean return; updates: at most so many;
     evaluate_every: updates between evaluations; artifact: a saved policy to start from instead of cloning."""
 
     updates: int = 4000
@@ -61,7 +62,9 @@ class Pretrain:
     def __post_init__(self) -> None:
         _at_least(self, "pretrain.", updates=1, batch_size=1, evaluate_every=1)
         if not 0.0 < self.stop_at <= 1.0:
-            raise ConfigError(f"pretrain.stop_at is {self.stop_at}; it is a success rate in (0, 1], 0.45 say.")
+            raise ConfigError(
+                f"pretrain.stop_at is {self.stop_at}; it is a success rate, or a share of the demonstrations' return, in (0, 1]: 0.45 say."
+            )
 
     @property
     def algorithm(self) -> bc.Config:

@@ -6,7 +6,7 @@ and the same at every evaluation, so that before and after are compared on commo
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -78,21 +78,23 @@ def _film(states: PyTree, filmed: int) -> PyTree:
     return jax.tree.map(lambda x: jnp.swapaxes(x[:filmed], 0, 1), states)
 
 
-def rows(outcome: Outcome, *, seeds: list[int], tasks: Sequence[str] = ()) -> list[dict[str, float]]:
-    """One dict of ``eval/`` numbers per seed, from an Outcome of host arrays; of each of ``tasks`` that came up as well."""
+def rows(outcome: Outcome, *, seeds: list[int], specs: Any) -> list[dict[str, float]]:
+    """One dict of ``eval/`` numbers per seed, from an Outcome of host arrays: no success where ``specs`` say that the task is
+    judged by its return, and that of each of their tasks that came up."""
     result = []
     for index, seed in enumerate(seeds):
-        success = outcome.success[index]
+        success, returns = outcome.success[index], outcome.episode_return[index]
+        rates = {"eval/success": float(success.mean()), "eval/successes": int(success.sum())}
         row = {
             "seed": seed,
-            "eval/success": float(success.mean()),
-            "eval/successes": int(success.sum()),
+            **({} if specs.by_return else rates),
             "eval/episodes": int(success.size),
-            "eval/return": float(outcome.episode_return[index].mean()),
+            "eval/return": float(returns.mean()),
+            "eval/return_std": float(returns.std(ddof=1)) if returns.size > 1 else 0.0,
             "eval/length": float(outcome.length[index].mean()),
             "eval/diverged": int(outcome.diverged[index].sum()),
         }
-        for code, name in enumerate(tasks):
+        for code, name in enumerate(specs.tasks):
             own = success[outcome.task[index] == code]
             if own.size:
                 row |= {f"eval/successes/{name}": int(own.sum()), f"eval/episodes/{name}": int(own.size)}

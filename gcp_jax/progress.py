@@ -28,7 +28,7 @@ class Progress:
     """Progress of one stage, as a context manager.
 
     ``total`` counts ``unit`` ("env steps", or "updates" in pretraining); a resumed stage starts at ``start``, so that
-    the time left is judged by the speed of this process. ``compile_seconds`` adds up what ``compiling`` timed, and is
+    the time left is judged by the speed of this process. ``judged``: by "success" or by "return". ``compile_seconds`` adds up what ``compiling`` timed, and is
     kept out of the speed. ``every`` is the time between plain lines in seconds; ``stream`` is standard error if None.
     """
 
@@ -39,6 +39,7 @@ class Progress:
         *,
         unit: str = "env steps",
         start: int = 0,
+        judged: str = "success",
         every: float = 5.0,
         stream: TextIO | None = None,
     ) -> None:
@@ -46,6 +47,7 @@ class Progress:
             raise ValueError(f"Progress: total is {total} {unit}; it must be positive")
         self.compile_seconds = 0.0
         self._total, self._stage, self._unit, self._start, self._done = total, stage, unit, start, start
+        self._judged = judged
         self._values: dict[str, Any] = {}
         self._compiling: tuple[str, float] | None = None
         self._began = time.monotonic()
@@ -68,18 +70,18 @@ class Progress:
         self,
         done: int,
         *,
-        eval_success: float | None = None,
-        train_success: float | None = None,
+        evaluated: float | None = None,
+        training: float | None = None,
         env_steps_per_s: float | None = None,
         updates_per_s: float | None = None,
     ) -> None:
         """Tells how far the stage is, in ``unit``; a value not given keeps the last one.
 
-        Success rates in [0, 1]: ``eval_success`` of the latest evaluation, ``train_success`` of recent episodes.
+        Success rates in [0, 1], or returns: ``evaluated`` at the latest evaluation, ``training`` of recent episodes.
         """
         given = {
-            "eval_success": eval_success,
-            "train_success": train_success,
+            "evaluated": evaluated,
+            "training": training,
             "env_steps_per_s": env_steps_per_s,
             "updates_per_s": updates_per_s,
         }
@@ -121,10 +123,11 @@ class Progress:
         if self._compiling:
             what, began = self._compiling
             return f"compiling the {what} … {time.monotonic() - began:.1f} s"
-        evaluated, training = (_rate(self._values.get(key)) for key in ("eval_success", "train_success"))
+        told = _rate if self._judged == "success" else _number
+        evaluated, training = (told(self._values.get(key)) for key in ("evaluated", "training"))
         speeds = {"env steps/s": "env_steps_per_s", "updates/s": "updates_per_s"}
         known = [f"{self._values[key]:,.0f} {unit}" for unit, key in speeds.items() if key in self._values]
-        return " · ".join([f"success {evaluated} (training {training})", *known])
+        return " · ".join([f"{self._judged} {evaluated} (training {training})", *known])
 
     def _line(self) -> str:
         return f"[{self._stage}] {self._count()} · {self._times()} · {self._numbers()}"
@@ -141,13 +144,15 @@ class Progress:
 
 
 def table(eval_rows: Iterable[Mapping[str, Any]], stream: TextIO | None = None) -> None:
-    """Prints success before and after with 95 % intervals, by seed and pooled, from the rows of an ``eval.jsonl``.
+    """Prints success, or return, before and after with 95 % intervals, by seed and pooled, from the rows of an ``eval.jsonl``.
 
     To standard output unless told otherwise: a drawn table on a terminal, aligned plain text elsewhere.
     """
     console = _Console(file=stream or sys.stdout)
-    header = ("success", "before [95 %]", "after [95 %]", "change, points [95 %]")
-    cells = [header, *(row.texts() for row in before_after(eval_rows))]
+    rows = before_after(eval_rows)
+    judged = rows[0].judged if rows else "success"
+    change = "change, points [95 %]" if judged == "success" else "change [95 %]"
+    cells = [(judged, "before [95 %]", "after [95 %]", change), *(row.texts() for row in rows)]
     if _is_terminal(console):
         console.print(_drawn(cells))
         return
@@ -232,6 +237,10 @@ def _duration(seconds: float | None) -> str:
 
 def _rate(value: float | None) -> str:
     return MISSING if value is None or math.isnan(value) else f"{100 * value:.1f} %"
+
+
+def _number(value: float | None) -> str:
+    return MISSING if value is None or math.isnan(value) else f"{value:,.1f}"
 
 
 def _drawn(cells: list[tuple[str, str, str, str]]) -> Table:

@@ -32,11 +32,12 @@ from gcp_jax.statistics import (
     BeforeAfter,
     Floats,
     Interval,
-    Success,
     before_after,
     interquartile_mean,
-    pooled_success,
+    judged_by,
+    pooled,
     probability_of_improvement,
+    score,
 )
 
 THRESHOLDS = (0.5, 0.8, 0.9, 0.95)  # success rates whose first crossing is reported
@@ -69,6 +70,11 @@ class Run(NamedTuple):
     @property
     def seeds(self) -> list[int]:
         return sorted({row["seed"] for row in (*self.metrics, *self.evals)})
+
+    @property
+    def judged(self) -> str:
+        """By "success" or by "return"."""
+        return judged_by(self.evals[0]) if self.evals else "success"
 
 
 class Curve(NamedTuple):
@@ -131,6 +137,11 @@ def write(run_dirs: str | Path | Sequence[str | Path], out: str | Path | None = 
     if not folders or (len(folders) > 1 and out is None):
         raise ReportError(f"report of {len(folders)} run folders: pass one folder, or several and an output folder")
     runs = _told_apart([read_run(folder.resolve()) for folder in folders])
+    judged = {run.judged: run.label for run in runs if run.evals}
+    if len(judged) > 1:
+        raise ReportError(
+            f"{judged['success']} is judged by its success and {judged['return']} by its return; report them apart"
+        )
     target = folders[0] / "report" if out is None else Path(out)
     target.mkdir(parents=True, exist_ok=True)
     (target / "curves.png").write_bytes(png_bytes(_learning_curves(runs, LIGHT)))
@@ -156,12 +167,19 @@ def read_run(folder: Path) -> Run:
         label=str(record["config"].get("label") or folder.name),
         record=record,
         metrics=_rows(folder / "metrics.jsonl", needed),
-        evals=_rows(folder / "eval.jsonl", (*needed, "eval/success", "eval/successes", "eval/episodes")),
+        evals=_rows(folder / "eval.jsonl", (*needed, "eval/episodes")),
         summary=read_json(folder / "summary.json") if (folder / "summary.json").exists() else {},
     )
-    for row in run.evals:
-        if not 0 <= row["eval/successes"] <= row["eval/episodes"] or row["eval/episodes"] == 0:
-            counts = f"{row['eval/successes']} successes of {row['eval/episodes']} episodes"
+    for number, row in enumerate(run.evals, start=1):
+        judging = ("success", "successes") if run.judged == "success" else ("return", "return_std")
+        for key in (f"eval/{name}" for name in judging):
+            if not is_number(row.get(key)):
+                raise ReportError(
+                    f"{folder / 'eval.jsonl'}, row {number}: {key!r} must be a number; mend or delete the row"
+                )
+        successes = row.get("eval/successes", 0)
+        if not 0 <= successes <= row["eval/episodes"] or row["eval/episodes"] == 0:
+            counts = f"{successes} successes of {row['eval/episodes']} episodes"
             raise ReportError(f"{folder / 'eval.jsonl'}: seed {row['seed']} has {counts}; mend or delete that row")
     return run
 
@@ -217,12 +235,13 @@ def _curve(rows: Iterable[Mapping[str, Any]], key: str, axis: str) -> Curve | No
 
 
 def pooled_curve(run: Run) -> list[tuple[int, Interval]]:
-    """(environment steps, pooled success) wherever every seed was evaluated."""
-    counts: dict[int, dict[int, Success]] = {}
+    """(environment steps, pooled success or return) wherever every seed was evaluated."""
+    found: dict[int, dict[int, dict[str, Any]]] = {}
     for row in run.finetuned:
-        counts.setdefault(row["env_steps"], {})[row["seed"]] = Success(row["eval/successes"], row["eval/episodes"])
-    seeds = max((len(at) for at in counts.values()), default=0)
-    return [(steps, pooled_success(list(at.values()))) for steps, at in sorted(counts.items()) if len(at) == seeds]
+        found.setdefault(row["env_steps"], {})[row["seed"]] = row
+    seeds = max((len(at) for at in found.values()), default=0)
+    complete = [(steps, pooled(list(at.values()))) for steps, at in sorted(found.items()) if len(at) == seeds]
+    return [(steps, interval) for steps, interval in complete if interval]
 
 
 def _steps_to(run: Run, threshold: float) -> str:
@@ -230,9 +249,9 @@ def _steps_to(run: Run, threshold: float) -> str:
     return next((f"{steps:,}" for steps in reached), "not reached")
 
 
-def final_rates(run: Run) -> list[float]:
-    """The last finetuned success rate of each seed."""
-    last = {row["seed"]: row["eval/success"] for row in run.evals if row["stage"] == "finetune"}
+def final_scores(run: Run) -> list[float]:
+    """The last finetuned success rate, or return, of each seed."""
+    last = {row["seed"]: score(row) for row in run.evals if row["stage"] == "finetune"}
     return list(last.values())
 
 
@@ -275,12 +294,23 @@ def _finetuned(run: Run) -> list[dict[str, Any]]:
     return run.finetuned
 
 
-LEARNING = (
+SUCCESS = (
     Panel("eval/success", "Evaluation success", "success (%)", _finetuned, scale=100),
     Panel("episode/success", "Success of training episodes", "success (%)", _stage_rows("finetune"), scale=100),
-    Panel("eval/return", "Evaluation return", "return per episode", _finetuned),
-    Panel("eval/length", "Evaluation episode length", "environment steps", _finetuned),
 )
+RETURN = (
+    Panel("eval/return", "Evaluation return", "return per episode", _finetuned),
+    Panel("episode/return", "Return of training episodes", "return per episode", _stage_rows("finetune")),
+)
+LENGTH = (
+    Panel("eval/length", "Evaluation episode length", "environment steps", _finetuned),
+    Panel("episode/length", "Length of training episodes", "environment steps", _stage_rows("finetune")),
+)
+
+
+def learning_panels(judged: str) -> tuple[Panel, ...]:
+    """The four panels of learning curves; the first has the pooled interval as a band."""
+    return (*SUCCESS, RETURN[0], LENGTH[0]) if judged == "success" else (*RETURN, *LENGTH)
 
 
 def diagnostic_panels(runs: Sequence[Run], stage: str) -> list[Panel]:
@@ -294,16 +324,23 @@ def diagnostic_panels(runs: Sequence[Run], stage: str) -> list[Panel]:
     ]
 
 
+def _judged(runs: Sequence[Run]) -> str:
+    """What all the runs are judged by."""
+    return next((run.judged for run in runs if run.evals), "success")
+
+
 def _learning_curves(runs: Sequence[Run], theme: Theme) -> Figure:
-    figure, axes = panel_grid(LEARNING, 2, (5.4, 3.0), theme)
-    for panel, ax in zip(LEARNING, axes, strict=True):
+    panels = learning_panels(_judged(runs))
+    figure, axes = panel_grid(panels, 2, (5.4, 3.0), theme)
+    for panel, ax in zip(panels, axes, strict=True):
         _draw(ax, panel, runs, theme)
+    scale = panels[0].scale
     for run, colour in zip(runs, _colours(theme, runs), strict=True):
-        pooled = pooled_curve(run)
-        bounds = np.asarray([(steps, 100 * success.low, 100 * success.high) for steps, success in pooled]).T
-        if pooled:
+        curve = pooled_curve(run)
+        bounds = np.asarray([(steps, scale * interval.low, scale * interval.high) for steps, interval in curve]).T
+        if curve:
             axes[0].fill_between(*bounds, color=colour, alpha=0.18, linewidth=0)
-    for ax in axes[:2]:
+    for ax in axes[:2] if _judged(runs) == "success" else ():
         ax.set_ylim(-3, 103)
     _legend(figure, runs, theme)
     return figure
@@ -382,7 +419,7 @@ def _legend(figure: Figure, runs: Sequence[Run], theme: Theme) -> None:
     names = [run.label for run in runs] if len(runs) > 1 else ["mean over seeds"]
     styles = {
         "one seed": Line2D([], [], color=shared, alpha=0.5, linewidth=0.8),
-        "95 % interval of the pooled success": Patch(color=shared, alpha=0.18, linewidth=0),
+        f"95 % interval of the pooled {_judged(runs)}": Patch(color=shared, alpha=0.18, linewidth=0),
         "base policy": Line2D([], [], color=theme.ink, linestyle=(0, (4, 3)), linewidth=1.1),
     }
     handles = [*thick, *styles.values()]
@@ -412,7 +449,10 @@ def _page(runs: Sequence[Run]) -> str:
     sections = [
         _tiles(runs[0]) if len(runs) == 1 else html_section("Comparison", fact_table(runs, _comparison(runs))),
         html_section("What was run", fact_table(runs, _provenance(runs))),
-        html_section("Success before and after finetuning", "".join(_success_table(run, runs) for run in runs)),
+        html_section(
+            f"{_judged(runs).capitalize()} before and after finetuning",
+            "".join(_success_table(run, runs) for run in runs),
+        ),
         html_section("Learning curves", _picture(lambda theme: _learning_curves(runs, theme), "learning curves")),
         html_section("Time and throughput", fact_table(runs, _timing(runs))),
         html_section("Videos", "".join(_videos(run, runs) for run in runs)),
@@ -457,11 +497,12 @@ def html_section(title: str, body: str) -> str:
 
 
 def _tiles(run: Run) -> str:
-    pooled = _pooled_row(run)
+    row = _pooled_row(run)
+    _, before, after, change = (text.partition(" [")[0] for text in row.texts())
     tiles = {
-        "success before": _percent(pooled.before),
-        "success after": _percent(pooled.after),
-        "change, points": pooled.change.points().split()[0] if pooled.change else MISSING,
+        f"{row.judged} before": before,
+        f"{row.judged} after": after,
+        _change(row.judged): change,
         "environment steps per seed": count_text(last_counter(run, "env_steps")),
         "wall time": duration_text(run.summary.get("seconds", last_counter(run, "seconds"))),
     }
@@ -470,13 +511,14 @@ def _tiles(run: Run) -> str:
 
 
 def _comparison(runs: Sequence[Run]) -> dict[str, list[str]]:
-    pooled = [_pooled_row(run).texts() for run in runs]
-    finals = [final_rates(run) for run in runs]
+    texts, judged = [_pooled_row(run).texts() for run in runs], _judged(runs)
+    finals = [final_scores(run) for run in runs]
+    told = Interval.percent if judged == "success" else Interval.number
     return {
-        "Success before": [before for _, before, _, _ in pooled],
-        "Success after": [after for _, _, after, _ in pooled],
-        "Change, points": [change for _, _, _, change in pooled],
-        "Interquartile mean of the seeds": [interquartile_mean(f).percent() if f else MISSING for f in finals],
+        f"{judged.capitalize()} before": [before for _, before, _, _ in texts],
+        f"{judged.capitalize()} after": [after for _, _, after, _ in texts],
+        _change(judged).capitalize(): [change for _, _, _, change in texts],
+        "Interquartile mean of the seeds": [told(interquartile_mean(f)) if f else MISSING for f in finals],
         f"P(a seed beats one of {runs[0].label})": [MISSING, *(_superiority(f, finals[0]) for f in finals[1:])],
     }
 
@@ -487,6 +529,10 @@ def _superiority(rates: list[float], reference: list[float]) -> str:
 
 def _pooled_row(run: Run) -> BeforeAfter:
     return next(reversed(before_after(run.evals)), BeforeAfter("pooled", None, None))
+
+
+def _change(judged: str) -> str:
+    return "change, points" if judged == "success" else "change"
 
 
 def _provenance(runs: Sequence[Run]) -> dict[str, list[str]]:
@@ -517,6 +563,7 @@ def versions_text(versions: object) -> str:
 
 def _timing(runs: Sequence[Run]) -> dict[str, list[str]]:
     speeds = sorted({key for run in runs for row in run.metrics for key in row if key.startswith("time/")})
+    thresholds = THRESHOLDS if _judged(runs) == "success" else ()
     return {
         "State": [_status(run) for run in runs],
         "Environment steps per seed": [count_text(last_counter(run, "env_steps")) for run in runs],
@@ -524,7 +571,7 @@ def _timing(runs: Sequence[Run]) -> dict[str, list[str]]:
         "Wall time": [duration_text(run.summary.get("seconds", last_counter(run, "seconds"))) for run in runs],
         "of it compiling": [duration_text(run.summary.get("compile_seconds")) for run in runs],
         **{_speed_name(key): [count_text(_median(run, key)) for run in runs] for key in speeds},
-        **{f"Environment steps to {100 * t:.0f} %": [_steps_to(run, t) for run in runs] for t in THRESHOLDS},
+        **{f"Environment steps to {100 * t:.0f} %": [_steps_to(run, t) for run in runs] for t in thresholds},
     }
 
 
@@ -552,11 +599,13 @@ def _success_table(run: Run, runs: Sequence[Run]) -> str:
     table = before_after(run.evals)
     if not table:
         return _heading(run, runs) + "<p>No evaluation has been written yet.</p>"
-    marks = ("", '<i class="before"></i>before', '<i class="after"></i>after', "change, points", "0 to 100 %")
+    low, high = _span(table)
+    scale = "0 to 100 %" if run.judged == "success" else f"{low:,.0f} to {high:,.0f}"
+    marks = ("", '<i class="before"></i>before', '<i class="after"></i>after', _change(run.judged), scale)
     head = "".join(f"<th>{mark}</th>" for mark in marks)
     lines = (
         f'<tr class="{"pooled" if row.label == "pooled" else "seed"}">'
-        f"{''.join(f'<td>{escape(text)}</td>' for text in row.texts())}<td>{_interval_bar(row)}</td></tr>"
+        f"{''.join(f'<td>{escape(text)}</td>' for text in row.texts())}<td>{_interval_bar(row, low, high)}</td></tr>"
         for row in table
     )
     return (
@@ -569,11 +618,24 @@ def _heading(run: Run, runs: Sequence[Run]) -> str:
     return f"<h3>{_swatch(runs.index(run))}{escape(run.label)}</h3>" if len(runs) > 1 else ""
 
 
-def _interval_bar(row: BeforeAfter) -> str:
-    """A picture of both intervals: before above, after below, the whole width being 0 to 100 %."""
+def _span(table: Sequence[BeforeAfter]) -> tuple[float, float]:
+    """From where to where intervals are drawn: all rates, or from the lowest return, at most 0, to the highest."""
+    if table[0].judged == "success":
+        return 0.0, 1.0
+    known = [value for row in table for interval in (row.before, row.after) if interval for value in interval]
+    low, high = min(0.0, *known), max(0.0, *known)
+    return low, high if high > low else low + 1.0
+
+
+def _interval_bar(row: BeforeAfter, low: float, high: float) -> str:
+    """A picture of both intervals: before above, after below, the whole width being ``low`` to ``high``."""
+
+    def at(value: float) -> str:
+        return f"{200 * (value - low) / (high - low):.1f}"
+
     marks = "".join(
-        f'<g class="{name}"><line x1="{200 * i.low:.1f}" x2="{200 * i.high:.1f}" y1="{y}" y2="{y}"/>'
-        f'<circle cx="{200 * i.estimate:.1f}" cy="{y}" r="3.5"/></g>'
+        f'<g class="{name}"><line x1="{at(i.low)}" x2="{at(i.high)}" y1="{y}" y2="{y}"/>'
+        f'<circle cx="{at(i.estimate)}" cy="{y}" r="3.5"/></g>'
         for name, y, i in (("before", 6, row.before), ("after", 16, row.after))
         if i
     )
@@ -619,10 +681,6 @@ def _configuration(run: Run) -> str:
     return f"<details><summary>{escape(run.label)}</summary><pre>{escape(text)}</pre></details>"
 
 
-def _percent(interval: Interval | None) -> str:
-    return f"{100 * interval.estimate:.1f} %" if interval else MISSING
-
-
 def count_text(value: float | None) -> str:
     """``12,345``, or a dash for what is not known."""
     return f"{value:,.0f}" if is_number(value) else MISSING
@@ -644,9 +702,10 @@ def encoded(data: bytes) -> str:
 
 
 _METHODS = (
-    "Intervals are at 95 %. A seed’s is Wilson’s score interval over its episodes. The pooled one also counts how much "
-    "the seeds differ (Wilson at the effective number of episodes, Korn &amp; Graubard 1998), so with few seeds it is "
-    "wide. A change is Newcombe’s hybrid score interval of two independent rates. The interquartile mean and "
+    "Intervals are at 95 %. Of a rate a seed’s is Wilson’s score interval over its episodes. The pooled one also counts how "
+    "much the seeds differ (Wilson at the effective number of episodes, Korn &amp; Graubard 1998), so with few seeds it is "
+    "wide. Of a mean return it is Student’s, over the seeds’ means or over the episodes of these seeds, whichever is wider. "
+    "A change is that of two independent estimates (Newcombe 1998; Zou &amp; Donner 2008). The interquartile mean and "
     "P(a seed beats another) resample the seeds."
 )
 

@@ -31,6 +31,19 @@ class Interval(NamedTuple):
         """``87.5 % [80.1, 92.4]``"""
         return f"{100 * self.estimate:.1f} % [{100 * self.low:.1f}, {100 * self.high:.1f}]"
 
+    def number(self) -> str:
+        """``2,310 [2,101, 2,519]``, or with a decimal where it is below 100."""
+        return self._numbers("")
+
+    def change(self) -> str:
+        """A difference of numbers: ``+349 [+201, +402]``"""
+        return self._numbers("+")
+
+    def _numbers(self, sign: str) -> str:
+        digits = 0 if max(abs(value) for value in self) >= 100 else 1
+        estimate, low, high = (f"{value:{sign},.{digits}f}" for value in self)
+        return f"{estimate} [{low}, {high}]"
+
     def points(self) -> str:
         """A difference of rates in percentage points: ``+34.9 [+20.1, +40.2]``"""
         return f"{100 * self.estimate:+.1f} [{100 * self.low:+.1f}, {100 * self.high:+.1f}]"
@@ -53,21 +66,27 @@ class Profile(NamedTuple):
 
 
 class BeforeAfter(NamedTuple):
-    """One row of the success table: a seed, or all of them pooled; None where not evaluated (yet)."""
+    """One row of the table of success, or of return: a seed, or all of them pooled; None where not evaluated (yet)."""
 
     label: str
     before: Interval | None
     after: Interval | None
+    judged: str = "success"  # or "return"
 
     @property
     def change(self) -> Interval | None:
-        """after − before, in rate units."""
+        """after − before, in rate units or in those of the return."""
         return difference(self.after, self.before) if self.before and self.after else None
 
     def texts(self) -> tuple[str, str, str, str]:
         """label, before, after and change in words for a table."""
-        before, after = (interval.percent() if interval else MISSING for interval in (self.before, self.after))
-        return self.label, before, after, self.change.points() if self.change else MISSING
+        rate = self.judged == "success"
+        both = [
+            interval and (interval.percent() if rate else interval.number()) for interval in (self.before, self.after)
+        ]
+        change = self.change and (self.change.points() if rate else self.change.change())
+        before, after, change = (text or MISSING for text in (*both, change))
+        return self.label, before, after, change
 
 
 def wilson(successes: int, episodes: int, confidence: float = 0.95) -> Interval:
@@ -112,8 +131,30 @@ def pooled_success(counts: Sequence[Success], confidence: float = 0.95) -> Inter
     return Interval(float(rate), *_wilson_bounds(float(rate), float(effective), confidence))
 
 
+def mean_return(
+    means: Sequence[float], stds: Sequence[float], episodes: Sequence[int], confidence: float = 0.95
+) -> Interval:
+    """Mean return over S seeds, from the mean, standard deviation and number of episodes [S] of each.
+
+    The wider of two Student intervals: that of the seeds' means, which covers seeds not yet trained, and that of the episodes
+    of these seeds, whose standard error is √(Σ std²/episodes)/S. With one seed only the second: that seed alone.
+    """
+    if not len(means) == len(stds) == len(episodes) > 0 or min(episodes) < 1:
+        raise ValueError(
+            f"mean_return: {len(means)} means, {len(stds)} stds, episodes {list(episodes)}; need one of each"
+        )
+    mean_s, std_s, count_s = (np.asarray(x, np.float64) for x in (means, stds, episodes))
+    seeds, tail = len(mean_s), (1 + confidence) / 2
+    half = stats.t.ppf(tail, max(count_s.sum() - seeds, 1)) * np.sqrt(np.sum(std_s**2 / count_s)) / seeds
+    if seeds > 1:
+        half = max(half, stats.t.ppf(tail, seeds - 1) * mean_s.std(ddof=1) / np.sqrt(seeds))
+    mean = float(mean_s.mean())
+    return Interval(mean, mean - float(half), mean + float(half))
+
+
 def difference(first: Interval, second: Interval) -> Interval:
-    """first − second of two independent rates from their intervals: the hybrid score method 10 of Newcombe (1998)."""
+    """first − second of two independent estimates from their intervals: for rates the hybrid score method 10 of Newcombe
+    (1998), for means its generalisation, MOVER (Zou & Donner 2008)."""
     gap = first.estimate - second.estimate
     down = np.hypot(first.estimate - first.low, second.high - second.estimate)
     up = np.hypot(first.high - first.estimate, second.estimate - second.low)
@@ -196,9 +237,29 @@ def probability_of_improvement(
     return _percentiles(float(_superiority(first[None], second[None])[0]), estimates, confidence)
 
 
+def judged_by(row: Mapping[str, Any]) -> str:
+    """What the task of an ``eval.jsonl`` row is judged by: its "success", or, where it knows none, its "return"."""
+    return "success" if "eval/successes" in row else "return"
+
+
+def score(row: Mapping[str, Any]) -> float:
+    """The number that an ``eval.jsonl`` row is judged by."""
+    return float(row[f"eval/{judged_by(row)}"])
+
+
+def pooled(rows: Sequence[Mapping[str, Any]]) -> Interval | None:
+    """Success, or return, over the last rows of all seeds; None of no rows."""
+    if not rows:
+        return None
+    if judged_by(rows[0]) == "success":
+        return pooled_success([Success(row["eval/successes"], row["eval/episodes"]) for row in rows])
+    means, stds, episodes = ([row[f"eval/{name}"] for row in rows] for name in ("return", "return_std", "episodes"))
+    return mean_return(means, stds, episodes)
+
+
 def before_after(eval_rows: Iterable[Mapping[str, Any]]) -> list[BeforeAfter]:
-    """The success table of one run from its ``eval.jsonl`` rows: a row per seed, one per task of an environment that holds
-    several (all seeds together), then the pooled row.
+    """The table of success, or of return, of one run from its ``eval.jsonl`` rows: a row per seed, one per task of an
+    environment that holds several (all seeds together), then the pooled row.
 
     Before: the last row of stage ``base``, or where there is none of ``pretrain``. After: the last of ``finetune``.
     """
@@ -208,26 +269,27 @@ def before_after(eval_rows: Iterable[Mapping[str, Any]]) -> list[BeforeAfter]:
     before, after = last["base"] or last["pretrain"], last["finetune"]
     if not (before or after):
         return []
+    judged = judged_by(next(iter((before or after).values())))
+
+    def of_seed(rows: Mapping[int, Mapping[str, Any]], seed: int) -> Interval | None:
+        return pooled([rows[seed]] if seed in rows else [])
+
     seeds = [
-        BeforeAfter(f"seed {seed}", *(_pooled([rows[seed]] if seed in rows else []) for rows in (before, after)))
+        BeforeAfter(f"seed {seed}", of_seed(before, seed), of_seed(after, seed), judged)
         for seed in sorted(before.keys() | after.keys())
     ]
-    both = [list(before.values()), list(after.values())]
-    tasks = [
-        BeforeAfter(name, *(_pooled(rows, f"/{name}") for rows in both))
-        for name in sorted(
-            {key.rpartition("/")[2] for rows in both for row in rows for key in row if key.startswith(_TASK)}
-        )
-    ]
-    return [*seeds, *tasks, BeforeAfter("pooled", *(_pooled(rows) for rows in both))]
+    old, new = list(before.values()), list(after.values())
+    names = {key.rpartition("/")[2] for row in (*old, *new) for key in row if key.startswith(_TASK)}
+    tasks = [BeforeAfter(name, _of_task(old, name), _of_task(new, name)) for name in sorted(names)]
+    return [*seeds, *tasks, BeforeAfter("pooled", pooled(old), pooled(new), judged)]
 
 
 _TASK = "eval/episodes/"
 
 
-def _pooled(rows: Sequence[Mapping[str, Any]], task: str = "") -> Interval | None:
-    """Success over all seeds' rows, or over those in which ``task`` ("/NAME") came up."""
-    fields = f"eval/successes{task}", f"eval/episodes{task}"
+def _of_task(rows: Sequence[Mapping[str, Any]], task: str) -> Interval | None:
+    """Success over the rows in which ``task`` came up."""
+    fields = f"eval/successes/{task}", f"eval/episodes/{task}"
     counts = [Success(row[fields[0]], row[fields[1]]) for row in rows if fields[1] in row]
     return pooled_success(counts) if counts else None
 

@@ -32,6 +32,7 @@ from gcp_jax import progress as progress_lib
 from gcp_jax.algorithms import bc
 from gcp_jax.config import ConfigError, Run, to_dict
 from gcp_jax.networks import fit_normaliser
+from gcp_jax.statistics import score
 from gcp_jax.types import Algorithm, PyTree, Specs, Step
 
 CLONE_STREAM = 0x636C6F6E
@@ -217,6 +218,7 @@ class Training:
         self.clone, self.finetune = cadences(config, self.size)
         self.seeds = list(range(config.seed, config.seed + config.seeds))
         self.mesh = mesh_lib.make(config.seeds, data=config.data)
+        self.judged = "return" if task.env.specs.by_return else "success"
         self.compile_seconds = self.seconds_before = self.train_seconds = 0.0
         self.began = time.monotonic()
         self._evaluate: dict[Any, Any] = {}
@@ -292,7 +294,7 @@ class Training:
             base, deployed, facts, _ = artifact.load(given)
             self._check_fits(base, deployed, given)
             artifact.save(
-                own, policy=base, deployed=deployed, facts={k: v for k, v in facts.items() if k in ("env", "success")}
+                own, policy=base, deployed=deployed, facts={k: v for k, v in facts.items() if k in ("env", self.judged)}
             )
         else:
             base, deployed = self._clone(own)
@@ -313,6 +315,7 @@ class Training:
         pre, base = self.config.pretrain, policy.make(self.config.policy, self.size.specs)
         print(f"cloning {self.config.demonstrations.episodes} demonstrations", file=sys.stderr)
         data = self._demonstrations()
+        enough = self._enough(data)
         weight = jnp.asarray(data.steps.executed.reshape(-1), jnp.float32)
         normaliser = fit_normaliser(jnp.asarray(data.steps.obs.reshape(-1, self.size.specs.obs_dim)), weight)
         source = sources.dataset(data, batch_size=pre.batch_size, updates=pre.evaluate_every, gamma=1.0)
@@ -323,17 +326,35 @@ class Training:
             learner=learner.build(algorithm, self.size.specs, mesh=mesh_lib.make(1, data=self.config.data), seeds=1),
             seeds=[self.config.seed],
             pretrained={"normaliser": normaliser},
-            stop=lambda rows: _mean_success(rows) >= pre.stop_at,
+            stop=lambda rows: _mean_score(rows) >= enough,
         )
         deployed, rows = self._loop(stage)
         deployed = jax.tree.map(lambda x: x[0], deployed)
         if not stage.stop(rows) and pre.stop_at < 1.0:
             print(
-                f"cloning ended at {_mean_success(rows):.0%} success, below pretrain.stop_at={pre.stop_at:.0%}",
+                f"cloning ended at {self._told(rows)}, below pretrain.stop_at={pre.stop_at:.0%}",
                 file=sys.stderr,
             )
         self._save_policy(own, base, deployed, rows)
         return base, deployed
+
+    def _enough(self, demonstrations: sources.Windows) -> float:
+        """The score at which cloning is cut: ``stop_at`` itself, or that share of the demonstrations' mean return."""
+        share = self.config.pretrain.stop_at
+        if self.judged == "success" or share == 1.0:
+            return share if self.judged == "success" else math.inf
+        steps = demonstrations.steps
+        mean = float(np.sum(np.where(steps.executed, steps.reward, 0.0))) / steps.reward.shape[1]
+        if mean <= 0:
+            raise RunError(
+                f"pretrain.stop_at is {share}, a share of the demonstrations' mean return, which is {mean:.1f}: it must be "
+                "positive for that; 1.0 clones to the end."
+            )
+        return share * mean
+
+    def _told(self, rows: list[dict[str, Any]]) -> str:
+        mean = _mean_score(rows)
+        return f"{mean:.1%} success" if self.judged == "success" else f"return {mean:,.1f}"
 
     def _demonstrations(self) -> sources.Windows:
         """The configured demonstrations, the same in every stage."""
@@ -370,9 +391,9 @@ class Training:
             path = self.folder / "policy" / f"seed_{row['seed']}"
             self._save_policy(path, base, _take(final, index), [row], algorithm.greedy)
         return {
-            "base_success": _mean_success(before),
-            "success": _mean_success(rows),
-            "success_per_seed": [row["eval/success"] for row in rows],
+            f"base_{self.judged}": _mean_score(before),
+            self.judged: _mean_score(rows),
+            f"{self.judged}_per_seed": [score(row) for row in rows],
             **self.finetune.counters(self.finetune.segments),
             "seconds": round(self.seconds, 1),
             "compile_seconds": round(self.compile_seconds, 1),
@@ -384,7 +405,7 @@ class Training:
         known = [row for row in (metrics.rows(path) if path.exists() else []) if row["stage"] == "base"]
         if len(known) == len(self.seeds):
             return known
-        with progress_lib.Progress(1, "base", unit="evaluation") as shown:
+        with progress_lib.Progress(1, "base", unit="evaluation", judged=self.judged) as shown:
             rows = self._evaluated(
                 base.greedy, jax.tree.map(lambda x: x[None], deployed), shown, self._film_to("before")
             )
@@ -392,7 +413,7 @@ class Training:
         rows = [{"stage": "base", "env_steps": 0, "updates": 0, **self._times(), **row} for row in rows]
         for row in rows:
             self.writer.write(row)
-        print(f"base policy: {_mean_success(rows):.1%} success", file=sys.stderr)
+        print(f"base policy: {self._told(rows)}", file=sys.stderr)
         return rows
 
     # The loop both stages share ---------------------------------------------------------------------------------------
@@ -404,7 +425,7 @@ class Training:
         restored = saved.restore(stage.init, mesh_lib.shardings(stage.learner.mesh, stage.learner.layout))
         clock, rows = self._resume(cadence, restored)
         total, start = cadence.done(cadence.segments), cadence.done(clock)
-        with progress_lib.Progress(total, cadence.name, unit=cadence.unit, start=start) as shown:
+        with progress_lib.Progress(total, cadence.name, unit=cadence.unit, start=start, judged=self.judged) as shown:
             train, segment = self._compiled(stage, restored, shown)
             while clock < cadence.segments and not (rows and stage.stop(rows)):
                 began = time.monotonic()
@@ -458,7 +479,7 @@ class Training:
         rows = [{"stage": cadence.name, **cadence.counters(clock), **self._times(), **row} for row in rows]
         for row in rows:
             self.writer.write(row)
-        shown.update(cadence.done(clock), eval_success=_mean_success(rows))
+        shown.update(cadence.done(clock), evaluated=_mean_score(rows))
         return rows
 
     def _standing(self, rows: list[dict[str, Any]], shown: Any) -> dict[str, Any]:
@@ -480,7 +501,7 @@ class Training:
         trained = clock > cadence.warmup
         speeds = {"time/env_steps_per_s": cadence.env_steps * len(seeds) / seconds}
         speeds["time/updates_per_s"] = cadence.updates * len(seeds) / seconds * trained
-        success: list[float] = []
+        scores: list[float] = []
         for index, seed in enumerate(seeds):
             row: dict[str, Any] = {
                 "stage": cadence.name,
@@ -492,11 +513,11 @@ class Training:
             row |= {k: float(v[index]) for k, v in numbers.items() if k.startswith("train/") and trained}
             row = {k: v for k, v in row.items() if k not in diagnostics.MAY_BE_MISSING or math.isfinite(v)}
             _check_finite(row, cadence.name, seed)
-            success += [row["episode/success"]] if "episode/success" in row else []
+            scores += [row[f"episode/{self.judged}"]] if f"episode/{self.judged}" in row else []
             self.writer.write(row | speeds)
         shown.update(
             cadence.done(clock),
-            train_success=float(np.mean(success)) if success else None,
+            training=float(np.mean(scores)) if scores else None,
             env_steps_per_s=speeds["time/env_steps_per_s"] if cadence.env_steps else None,
             updates_per_s=speeds["time/updates_per_s"],
         )
@@ -518,7 +539,7 @@ class Training:
         outcome, states = jax.device_get(self._evaluate[greedy](*placed))
         if film is not None:
             film(_take(states, 0))
-        return evaluation.rows(outcome, seeds=self.seeds, tasks=self.task.env.specs.tasks)
+        return evaluation.rows(outcome, seeds=self.seeds, specs=self.task.env.specs)
 
     def _film_to(self, name: str) -> Callable[[PyTree], None] | None:
         film = self.task.film
@@ -536,8 +557,7 @@ class Training:
     ) -> None:
         facts = {
             "env": self.config.env,
-            "success": _mean_success(rows),
-            "successes": sum(row["eval/successes"] for row in rows),
+            self.judged: _mean_score(rows),
             "episodes": sum(row["eval/episodes"] for row in rows),
             "seeds": [row["seed"] for row in rows],
             "config": to_dict(self.config),
@@ -558,8 +578,8 @@ def _take(tree: PyTree, index: int) -> PyTree:
     return jax.tree.map(lambda x: x[index], tree)
 
 
-def _mean_success(rows: list[dict[str, Any]]) -> float:
-    return float(np.mean([row["eval/success"] for row in rows]))
+def _mean_score(rows: list[dict[str, Any]]) -> float:
+    return float(np.mean([score(row) for row in rows]))
 
 
 def _episode_means(sums: Mapping[str, float]) -> dict[str, float]:

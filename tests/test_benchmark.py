@@ -4,6 +4,8 @@ import json
 
 import pytest
 
+import envs
+from envs.protocol import NO_SUCCESS
 from experiments import benchmark
 from gcp_jax.config import ConfigError
 from gcp_jax.metrics import rows
@@ -116,6 +118,15 @@ def test_methods_that_would_be_evaluated_at_other_steps_are_refused(tmp_path):
     with pytest.raises(ConfigError, match="on reach the methods would not be evaluated at the same environment steps"):
         benchmark.run(chosen, tmp_path / "b", "gcp-jax benchmark")
     assert not (tmp_path / "b").exists()
+
+
+def test_a_task_without_success_is_refused(tmp_path, monkeypatch):
+    plain = envs.make("reach")
+    monkeypatch.setattr(
+        envs, "make", lambda name, **fields: plain._replace(specs=plain.specs._replace(success=NO_SUCCESS))
+    )
+    with pytest.raises(ConfigError, match="reach is judged by its return, and a benchmark compares success rates"):
+        benchmark.run(from_flags(), tmp_path / "b", "gcp-jax benchmark")
 
 
 @pytest.mark.parametrize(

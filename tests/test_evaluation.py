@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 import envs
+from envs.protocol import NO_SUCCESS
 from envs.wrappers import training
 from gcp_jax import evaluation
 from gcp_jax.mesh import sample_keys
@@ -114,16 +115,19 @@ def test_rows_sum_up_each_seed():
         diverged=np.array([[False] * 4, [False, False, False, True]]),
         task=np.array([[0, 2, 0, 2], [0, 0, 0, 0]]),
     )
-    assert evaluation.rows(outcome, seeds=[5, 9]) == [
+    rows = evaluation.rows(outcome, seeds=[5, 9], specs=TASK.specs)
+    assert [pytest.approx(row) for row in rows] == [
         {
             "seed": 5, "eval/success": 0.75, "eval/successes": 3, "eval/episodes": 4,
-            "eval/return": -0.5, "eval/length": 4.25, "eval/diverged": 0,
+            "eval/return": -0.5, "eval/return_std": (77 / 3) ** 0.5, "eval/length": 4.25, "eval/diverged": 0,
         },
         {
             "seed": 9, "eval/success": 0.0, "eval/successes": 0, "eval/episodes": 4,
-            "eval/return": -7.0, "eval/length": 7.0, "eval/diverged": 1,
+            "eval/return": -7.0, "eval/return_std": 2.0, "eval/length": 7.0, "eval/diverged": 1,
         },
     ]  # fmt: skip
+    by_return = evaluation.rows(outcome, seeds=[5, 9], specs=TASK.specs._replace(success=NO_SUCCESS))
+    assert by_return == [{k: v for k, v in row.items() if "success" not in k} for row in rows]
 
 
 def test_rows_tell_the_success_of_each_task_that_came_up():
@@ -132,7 +136,7 @@ def test_rows_tell_the_success_of_each_task_that_came_up():
         success=np.array([[True, False, True, True]]), episode_return=numbers, length=numbers, diverged=flags,
         task=np.array([[0, 2, 0, 2]]),
     )  # fmt: skip
-    (row,) = evaluation.rows(outcome, seeds=[5], tasks=("push", "stack", "door"))
+    (row,) = evaluation.rows(outcome, seeds=[5], specs=TASK.specs._replace(tasks=("push", "stack", "door")))
     by_task = {key: value for key, value in row.items() if key.count("/") == 2}
     assert by_task == {
         "eval/successes/push": 2, "eval/episodes/push": 2, "eval/successes/door": 1, "eval/episodes/door": 2,

@@ -48,7 +48,7 @@ def test_a_log_gets_plain_lines_that_name_compilation_and_end_with_the_state(clo
         with shown.compiling("training segment"):
             clock[0] += 14.2
         clock[0] += 60
-        shown.update(250_000, eval_success=0.8125, train_success=0.76, env_steps_per_s=52_310.4, updates_per_s=310)
+        shown.update(250_000, evaluated=0.8125, training=0.76, env_steps_per_s=52_310.4, updates_per_s=310)
     assert lines(stream) == [
         "[finetune] compiling the training segment …",
         "[finetune] compiled the training segment in 14.2 s",
@@ -71,8 +71,8 @@ def test_time_left_is_judged_by_the_speed_since_the_resume(clock):
 def test_values_not_given_keep_the_last_one():
     stream = io.StringIO()
     with Progress(10, "finetune", stream=stream) as shown:
-        shown.update(1, eval_success=0.5)
-        shown.update(2, train_success=float("nan"))
+        shown.update(1, evaluated=0.5)
+        shown.update(2, training=float("nan"))
     assert "success 50.0 % (training –)" in lines(stream)[-1]
 
 
@@ -129,7 +129,7 @@ def test_a_broken_stream_does_not_stop_the_run(is_terminal):
 def test_a_value_that_cannot_be_shown_does_not_stop_the_run():
     for stream in (io.StringIO(), Terminal()):
         with Progress(10, "finetune", every=0.01, stream=stream) as shown:
-            shown.update(5, eval_success="high")
+            shown.update(5, evaluated="high")
             time.sleep(0.03)
 
 
@@ -154,6 +154,19 @@ def test_the_table_is_aligned_text_in_a_log():
     assert [line.split("  ")[0].strip() for line in body] == ["seed 0", "seed 1", "pooled"]
     assert {line.index("[") for line in body} == {body[0].index("[")}
     assert "92.5 %" in body[-1]
+
+
+def test_a_task_without_success_is_told_by_its_return():
+    stream = io.StringIO()
+    with Progress(10, "finetune", judged="return", stream=stream) as shown:
+        shown.update(1, evaluated=2310.44, training=900.0)
+    assert "return 2,310.4 (training 900.0)" in lines(stream)[-1]
+    stream = io.StringIO()
+    row = {"stage": "base", "seed": 0, "eval/return": 900.0, "eval/return_std": 40.0, "eval/episodes": 16}
+    progress.table([row], stream)
+    header, *_, last = lines(stream)
+    assert re.split(r"  +", header) == ["return", "before [95 %]", "after [95 %]", "change [95 %]"]
+    assert "900 [879, 921]" in last
 
 
 def test_the_table_is_drawn_on_a_terminal():

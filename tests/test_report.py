@@ -182,6 +182,33 @@ def test_several_runs_are_compared_under_their_labels(tmp_path):
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["curves.png", "report.html", "table.csv"]
 
 
+def by_return(folder, returns):
+    """A run of two seeds on a task that is judged by its return."""
+    started(folder)
+    with metrics.writers(["jsonl"], folder, {}) as writer:
+        for seed in (0, 1):
+            for steps, value in returns.items():
+                numbers = {"eval/return": value + 2 * seed, "eval/return_std": 40.0, "eval/episodes": 16}
+                writer.write(row("finetune" if steps else "base", seed, steps, steps // 8, **numbers))
+    return folder
+
+
+def test_a_task_without_success_is_reported_by_its_return(tmp_path):
+    run = by_return(tmp_path / "hopper", {0: 900.0, 640: 1500.0, 1280: 2310.0})
+    text = Page(report.write(run)).text
+    assert "Return before and after finetuning" in text and "901 return before 2,311 return after +1,410 change" in text
+    assert "0 to 2,333" in text and "success" not in text.lower() and "Environment steps to" not in text
+    other = by_return(tmp_path / "other", {0: 900.0, 1280: 3000.0})
+    text = Page(report.write([run, other], tmp_path / "both")).text
+    assert "Return after 2,311 [" in text and "Interquartile mean of the seeds 2,311" in text
+
+
+def test_success_and_return_are_not_put_side_by_side(tmp_path):
+    runs = [by_return(tmp_path / "hopper", {0: 900.0}), finished(tmp_path / "peg")]
+    with pytest.raises(report.ReportError, match="peg is judged by its success and hopper by its return"):
+        report.write(runs, tmp_path / "both")
+
+
 def test_runs_with_the_same_name_are_told_apart_by_their_parents(tmp_path):
     folders = [started(tmp_path / parent / "a1b2") for parent in ("peg", "reach")]
     assert "a1b2 · peg/a1b2 a1b2 · reach/a1b2" in Page(report.write(folders, tmp_path)).text

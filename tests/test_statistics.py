@@ -13,6 +13,7 @@ from gcp_jax.statistics import (
     difference,
     interquartile_mean,
     jeffreys,
+    mean_return,
     mean_score,
     performance_profile,
     pooled_success,
@@ -223,6 +224,51 @@ def test_before_after_has_a_row_for_each_task_over_all_seeds():
 def test_before_after_of_a_run_that_only_pretrained_and_of_one_just_started():
     assert before_after([evaluation("pretrain", 0, 2), evaluation("pretrain", 0, 3)])[0].before == wilson(3, 10)
     assert before_after([]) == []
+
+
+def test_mean_return_is_students_interval():
+    """Of one seed over its episodes; of several over the seeds' means where those differ more than chance."""
+    rng = np.random.default_rng(0)
+    episodes = rng.normal(200.0, 30.0, size=(3, 20))
+    one = stats.ttest_1samp(episodes[0], 0.0).confidence_interval()
+    assert mean_return([episodes[0].mean()], [episodes[0].std(ddof=1)], [20]) == pytest.approx(
+        (episodes[0].mean(), one.low, one.high)
+    )
+    apart = episodes.mean(1) + np.array([-50.0, 0.0, 50.0])
+    seeds = stats.ttest_1samp(apart, 0.0).confidence_interval()
+    assert mean_return(apart, episodes.std(1, ddof=1), [20] * 3) == pytest.approx((apart.mean(), seeds.low, seeds.high))
+    alike = mean_return([200.0] * 3, [30.0] * 3, [20] * 3)
+    half = stats.t.ppf(0.975, 57) * 30.0 / np.sqrt(60)
+    assert alike == pytest.approx((200.0, 200.0 - half, 200.0 + half))
+
+
+def test_mean_return_covers_the_mean_of_the_method():
+    rng = np.random.default_rng(1)
+    hits, trials = 0, 400
+    for _ in range(trials):
+        episodes = rng.normal(100.0, 10.0, size=(4, 1)) + rng.normal(0.0, 20.0, size=(4, 32))
+        found = mean_return(episodes.mean(1), episodes.std(1, ddof=1), [32] * 4)
+        hits += found.low <= 100.0 <= found.high
+    assert 0.93 <= hits / trials <= 0.99
+
+
+@pytest.mark.parametrize("given", [([], [], []), ([1.0], [0.0], []), ([1.0], [0.0], [0])])
+def test_mean_return_refuses_seeds_without_episodes(given):
+    with pytest.raises(ValueError, match="mean_return: .* need one of each"):
+        mean_return(*given)
+
+
+def test_before_after_of_a_task_that_is_judged_by_its_return():
+    def row(stage, mean):
+        return {
+            "stage": stage, "seed": 0, "env_steps": 0,
+            "eval/return": mean, "eval/return_std": 40.0, "eval/episodes": 16,
+        }  # fmt: skip
+
+    seed, pooled = before_after([row("base", 900.0), row("finetune", 2310.0)])
+    assert seed.texts() == ("seed 0", "900 [879, 921]", "2,310 [2,289, 2,331]", "+1,410 [+1,380, +1,440]")
+    assert pooled.label == "pooled" and pooled.texts()[1:] == seed.texts()[1:]
+    assert before_after([row("base", 9.0) | {"eval/return_std": 4.0}])[0].texts()[1] == "9.0 [6.9, 11.1]"
 
 
 def test_texts_for_tables():

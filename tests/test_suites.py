@@ -7,7 +7,7 @@ import pytest
 
 import envs
 from envs.check import check_env
-from envs.suite import NO_SUCCESS
+from envs.protocol import NO_SUCCESS
 
 pytestmark = [  # of theirs, not ours
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),
@@ -28,7 +28,7 @@ def test_contracts(adapted):
 
 def test_specs_are_told(adapted):
     specs = adapted.specs
-    assert specs.horizon == 40 and specs.success == NO_SUCCESS and 0.005 < specs.control_dt < 0.05
+    assert specs.horizon == 40 and specs.success == NO_SUCCESS and specs.by_return and 0.005 < specs.control_dt < 0.05
 
 
 def test_nothing_empty_is_carried_and_no_type_changes(adapted):

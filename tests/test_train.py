@@ -1,11 +1,15 @@
 """What follows from a configuration before anything runs: sizes, the method's source, shares of demonstrations."""
 
+import json
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments import tasks
+import envs
+from envs.protocol import NO_SUCCESS
+from experiments import inspection, tasks
 from gcp_jax import policy as policy_lib
 from gcp_jax import sources, train
 from gcp_jax.config import ConfigError
@@ -76,3 +80,45 @@ def test_shares_that_cannot_be_had_are_refused(algorithm, fields, message):
     size = sized(config)
     with pytest.raises(ConfigError, match=message):
         train.method(config, policy_lib.make(config.policy, size.specs), size)
+
+
+@pytest.fixture
+def rewarded(monkeypatch):
+    """Makes reach a task without success, with ``bonus`` added to every step's reward; gives a tiny run of it."""
+
+    def run(folder, bonus, **fields):
+        plain = envs.make("reach", horizon=8)
+
+        def step(state, action):
+            new = plain.step(state, action)
+            return new._replace(reward=new.reward + bonus, success=jnp.zeros((), bool), terminated=jnp.zeros((), bool))
+
+        made = plain._replace(step=step, specs=plain.specs._replace(success=NO_SUCCESS))
+        monkeypatch.setattr(envs, "make", lambda name, **settings: made)
+        tiny = {"demonstrations.episodes": 4, "evaluation.episodes": 4, "finetune.warmup_steps": 32}
+        tiny |= {"pretrain.evaluate_every": 2, "pretrain.updates": 6, "finetune.env_steps": 64, "policy.chunk": 4}
+        config = configured(**{**tiny, "video": False, **fields})
+        return train.Training(config, tasks.make(config, film=False), folder, "")
+
+    return run
+
+
+def test_a_task_without_success_is_cloned_trained_and_evaluated_by_its_return(tmp_path, rewarded, capsys):
+    run = rewarded(tmp_path, 3.0, **{"pretrain.stop_at": 0.9})
+    summary = run.run()
+    rows = [json.loads(line) for line in (tmp_path / "eval.jsonl").read_text().splitlines()]
+    assert not any("success" in key for row in rows for key in row)
+    assert {summary[key] for key in ("base_return", "return")} == {16.0}  # 8 steps of −1 + 3
+    assert [row["updates"] for row in rows if row["stage"] == "pretrain"] == [2]  # 16 is above 0.9 · 16
+    assert "base policy: return 16.0" in capsys.readouterr().err
+    found = inspection.evaluate(tmp_path / "policy" / "seed_0", episodes=4, seed=0)
+    assert found["return"] == 16.0 and "success" not in found
+    assert "return 16.0 [16.0, 16.0] over 4 episodes\nrecorded when it was saved: 16.0" in capsys.readouterr().err
+
+
+def test_a_share_of_a_negative_return_is_refused(tmp_path, rewarded):
+    run = rewarded(tmp_path, 0.0)
+    with pytest.raises(
+        train.RunError, match=r"pretrain.stop_at is 0.45, a share of .* which is -8.0: it must be positive"
+    ):
+        run.run()
