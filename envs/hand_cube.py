@@ -97,7 +97,7 @@ class Plan(NamedTuple):
 BACK, CLOSE, TURN, RELEASE = range(4)  # phases
 
 _WORLD = """
-<camera name="main" pos="-.10 -.30 .30" xyaxes=".95 -.316 0 .22 .66 .72" fovy="42"/>
+<camera name="main" pos="-.11 -.33 .33" xyaxes=".95 -.316 0 .21 .63 .75" fovy="42"/>
 <geom name="palm" type="plane" size=".13 .13 .01" material="tiles"/>
 <body name="goal" mocap="true" pos="0 0 .14">
   <geom type="box" size="{half} {half} {half}" material="goal"/>

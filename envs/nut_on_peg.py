@@ -85,7 +85,7 @@ class Plan(NamedTuple):
 
 
 _WORLD = """
-<camera name="main" pos="-.07 -.36 .27" xyaxes="1 0 0 0 .57 .82" fovy="42"/>
+<camera name="main" pos="-.08 -.31 .25" xyaxes="1 0 0 0 .57 .82" fovy="42"/>
 <geom name="floor" type="plane" size="1 1 .1" material="tiles"/>
 <body name="peg" euler="0 0 .785398">{peg}</body>
 <body name="hand" gravcomp="1">

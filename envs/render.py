@@ -27,8 +27,8 @@ class RenderingUnavailable(RuntimeError):
     """No OpenGL library, or nothing to encode a video with; the message names what to install."""
 
 
-def frames(env: Env, states: State, *, every: int = 1, width: int = 480, height: int = 360) -> np.ndarray:
-    """Draw each ``every``-th of ``states`` (leaves [T, ...]) as uint8 [ceil(T / every), height, width, 3].
+def frames(env: Env, states: State, *, width: int = 480, height: int = 360) -> np.ndarray:
+    """Draw ``states`` (leaves [T, ...]) as uint8 [T, height, width, 3].
 
     Raises ValueError for a task without a scene, RenderingUnavailable where no OpenGL library is found.
     """
@@ -38,16 +38,16 @@ def frames(env: Env, states: State, *, every: int = 1, width: int = 480, height:
     with tempfile.TemporaryDirectory() as folder:
         model, poses, drawn = (Path(folder, name) for name in ("model.mjb", "poses.npz", "frames.npy"))
         mujoco.mj_saveModel(scene.model, str(model))
-        np.savez(poses, allow_pickle=False, **_poses(scene, states, every))
+        np.savez(poses, allow_pickle=False, **_poses(scene, states))
         _draw([str(model), str(poses), str(drawn), scene.camera, str(width), str(height)])
         return np.load(drawn)
 
 
-def _poses(scene: Scene, states: State, every: int) -> dict[str, np.ndarray]:
+def _poses(scene: Scene, states: State) -> dict[str, np.ndarray]:
     """The MjData fields of each drawn state, stacked. A scene draws no keys, so they do not go through numpy."""
-    thinned = jax.tree.map(lambda x: np.asarray(x)[::every], states._replace(key=states.time))
-    count = len(thinned.time)
-    poses = [scene.pose(jax.tree.map(lambda x, t=t: x[t], thinned)) for t in range(count)]
+    states = jax.tree.map(np.asarray, states._replace(key=states.time))
+    count = len(states.time)
+    poses = [scene.pose(jax.tree.map(lambda x, t=t: x[t], states)) for t in range(count)]
     return {field: np.stack([pose[field] for pose in poses]) for field in poses[0]}
 
 
@@ -65,6 +65,13 @@ def _draw(arguments: list[str]) -> None:
         f"no OpenGL library without a display (tried {chosen or ', '.join(BACKENDS)}): "
         "apt-get install libegl1 libgl1-mesa-dri, or apt-get install libosmesa6"
     )
+
+
+def picture(path: str | Path, pixels: np.ndarray) -> None:
+    """Write ``pixels`` uint8 [height, width, 3] as a picture."""
+    import mediapy
+
+    mediapy.write_image(str(path), pixels)
 
 
 def video(path: str | Path, pictures: np.ndarray, fps: float) -> None:

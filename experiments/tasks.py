@@ -176,22 +176,29 @@ def _none(key: jax.Array) -> tuple[Step, dict[str, Any]]:
 
 
 def write_film(env: Env, states: PyTree, path: Path) -> None:
-    """Render states [T, F, ...] as a square grid of F episodes, every other control step; where that is impossible, say why
-    in ``video.txt`` beside it."""
+    """Render states [T, F, ...] as a square grid of F episodes: a video of every other control step, or, where ``path`` ends
+    in .png, a picture of each half-way. Where that is impossible, say why in ``video.txt`` beside it."""
     from envs import render
 
     path.parent.mkdir(parents=True, exist_ok=True)
+    still = path.suffix == ".png"
     count = states.time.shape[1]
     columns = math.ceil(math.sqrt(count))
     width, height = (320, 240) if columns <= 2 else (240, 180)
     try:
-        pictures = [
-            render.frames(env, jax.tree.map(lambda x, i=i: x[:, i], states), every=2, width=width, height=height)
-            for i in range(count)
-        ]
+        pictures = []
+        for i in range(count):
+            half = int(states.time[-1, i]) // 2
+            shown = slice(half, half + 1) if still else slice(None, None, 2)
+            film = jax.tree.map(lambda x, i=i, shown=shown: x[shown, i], states)
+            pictures.append(render.frames(env, film, width=width, height=height))
         pictures += [np.zeros_like(pictures[0])] * (-count % columns)
         rows = [np.concatenate(pictures[i : i + columns], axis=2) for i in range(0, len(pictures), columns)]
-        render.video(path, np.concatenate(rows, axis=1), fps=0.5 / env.specs.control_dt)
+        together = np.concatenate(rows, axis=1)
+        if still:
+            render.picture(path, together[0])
+        else:
+            render.video(path, together, fps=0.5 / env.specs.control_dt)
     except render.RenderingUnavailable as error:
         (path.parent / "video.txt").write_text(f"{error}\n")
-        print(f"no video: {error}", file=sys.stderr)
+        print(f"no {'picture' if still else 'video'}: {error}", file=sys.stderr)

@@ -6,6 +6,7 @@ import pytest
 
 import envs
 from envs.render import RenderingUnavailable, frames, video
+from experiments import tasks
 
 
 @pytest.fixture(scope="module")
@@ -16,15 +17,15 @@ def env():
 
 @pytest.fixture(scope="module")
 def states(env):
-    """Four starts as a trajectory, leaves [4, ...]."""
-    return jax.vmap(env.reset)(jax.random.split(jax.random.key(0), 4))
+    """Two starts as a trajectory, leaves [2, ...]."""
+    return jax.vmap(env.reset)(jax.random.split(jax.random.key(0), 2))
 
 
 @pytest.fixture(scope="module")
 def pictures(env, states):
     """Two frames; skipped where no OpenGL library is installed."""
     try:
-        return frames(env, states, every=2, width=96, height=64)
+        return frames(env, states, width=96, height=64)
     except RenderingUnavailable as error:
         pytest.skip(str(error))
 
@@ -38,6 +39,17 @@ def test_frames_are_pictures_of_what_moves(pictures):
 def test_video_is_written(pictures, tmp_path):
     video(tmp_path / "peg.mp4", pictures, fps=10)
     assert (tmp_path / "peg.mp4").stat().st_size > 0
+
+
+def test_a_png_shows_each_episode_half_way(env, states, pictures, tmp_path, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(
+        "envs.render.frames", lambda env, states, **size: drawn.append(states.physics.body.qpos) or pictures[:1]
+    )
+    film = jax.tree.map(lambda x: x[:, None], states._replace(time=np.array([1, 2]), key=states.time))
+    tasks.write_film(env, film, tmp_path / "peg.png")
+    assert (tmp_path / "peg.png").read_bytes().startswith(b"\x89PNG")
+    np.testing.assert_array_equal(drawn[0], states.physics.body.qpos[1:])
 
 
 def test_missing_opengl_names_the_package(env, states, monkeypatch):
