@@ -24,7 +24,7 @@ CLONES: dict[str, dict[str, dict[str, Any]]] = {
         "good": {"demonstrations.episodes": 60, "pretrain.updates": 7800},
     },
     "pick_place": {
-        "very_poor": {"demonstrations.episodes": 3, "pretrain.updates": 3000},
+        "very_poor": {"demonstrations.episodes": 4, "pretrain.updates": 600},
         "poor": {"demonstrations.episodes": 8, "pretrain.updates": 3000},
         "good": {"demonstrations.episodes": 16, "pretrain.updates": 3000},
     },
