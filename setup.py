@@ -6,6 +6,7 @@ from setuptools import find_packages, setup
 
 BRAX = ["brax>=0.14"]
 PLAYGROUND = ["playground>=0.2"]
+ROBOTS = ["gymnasium-robotics>=1.4", "ogbench>=1.2"]  # for the models that they ship
 TEST = [
     "pytest",
     "pytest-timeout",
@@ -16,6 +17,7 @@ TEST = [
     "tensorboardX",
     *BRAX,
     *PLAYGROUND,
+    *ROBOTS,
 ]
 
 setup(
@@ -50,6 +52,7 @@ setup(
         "tpu": ["jax[tpu]>=0.10,<0.12"],
         "brax": BRAX,
         "playground": PLAYGROUND,
+        "robots": ROBOTS,
         "tensorboard": ["tensorboardX"],
         "wandb": ["wandb"],
         "test": TEST,

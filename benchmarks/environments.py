@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import mujoco
 import numpy as np
 from mujoco import mjx
@@ -111,14 +110,10 @@ def _task(env: Env, count: int) -> Callable[[], Any]:
 def _physics(env: Env, count: int) -> Callable[[], Any]:
     """Bare steps from the task's own starts, all with one control."""
     assert env.scene is not None
-    scene = env.scene()
-    model: mujoco.MjModel = scene.model
+    model: mujoco.MjModel = env.scene().physics
     substeps = round(env.specs.control_dt / model.opt.timestep)
     starts = jax.jit(jax.vmap(env.reset))(jax.random.split(jax.random.key(0), count))
     device_model, data = mjx.put_model(model, impl="jax"), mjx.make_data(model, impl="jax")
-    on_host = jax.device_get(starts._replace(key=starts.time))
-    poses = [scene.pose(jax.tree.map(lambda x, i=i: x[i], on_host))["qpos"] for i in range(count)]
-    qpos = jnp.asarray(np.stack(poses), jnp.float32)
 
     @jax.jit
     def run(qpos: jax.Array) -> Any:
@@ -131,7 +126,7 @@ def _physics(env: Env, count: int) -> Callable[[], Any]:
 
         return jax.vmap(one)(qpos)
 
-    return lambda: jax.block_until_ready(run(qpos))
+    return lambda: jax.block_until_ready(run(starts.physics.body.qpos))
 
 
 if __name__ == "__main__":

@@ -15,7 +15,20 @@ from typing import Any, NamedTuple
 from envs.protocol import Env
 from envs.randomise import Randomise, randomised
 
-_NAMES = ("hand_cube", "multi_task", "nut_on_peg", "peg_insert", "pick_place", "push_t", "reach")
+_NAMES = (
+    "adroit_door",
+    "adroit_relocate",
+    "hand_cube",
+    "handover",
+    "multi_task",
+    "nut_on_peg",
+    "peg_insert",
+    "pick_place",
+    "push_t",
+    "reach",
+    "ur5e_insert",
+    "ur5e_pick_place",
+)
 
 SUITES = {"brax": "envs.brax_suite", "playground": "envs.playground_suite"}
 """Adapters by prefix: each module has ``names()`` and ``definition(name) -> Definition``."""

@@ -77,9 +77,9 @@ def _require(holds: Any, complaint: str) -> None:
         raise EnvError(complaint)
 
 
-def _probe(env: Env, key: Array, n: int, steps: int) -> Probe:
-    """Compile reset and step, and roll out random actions."""
-    reset_key, action_key, roll_key = jax.random.split(key, 3)
+def compiled(env: Env) -> tuple[Callable[[Array], State], Callable[[State, Array], tuple[State, Step]]]:
+    """reset: (keys [n]) -> State; step: (State, actions [n, A]) -> (State, Step), of many environments through the
+    wrappers of training. Of one environment and one n, every process compiles the same program."""
     stack = training(env)
 
     @jax.jit
@@ -87,8 +87,14 @@ def _probe(env: Env, key: Array, n: int, steps: int) -> Probe:
         new, record = stack.step(state, actions[:, None])
         return new, jax.tree.map(lambda x: x[:, 0], record)
 
+    return jax.jit(stack.reset), step
+
+
+def _probe(env: Env, key: Array, n: int, steps: int) -> Probe:
+    """Compile reset and step, and roll out random actions."""
+    reset_key, action_key, roll_key = jax.random.split(key, 3)
+    reset, step = compiled(env)
     keys = jax.random.split(reset_key, n)
-    reset = jax.jit(stack.reset)
     starts = reset(keys)
     actions = jax.random.uniform(action_key, (n, env.specs.action_dim), minval=-1.0, maxval=1.0)
     return Probe(env, keys, reset, step, starts, actions, _roll(env, step, starts, roll_key, steps))

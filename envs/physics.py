@@ -72,15 +72,32 @@ class Body(NamedTuple):
     model: dict[str, Array] = {}
 
 
+class Frames(NamedTuple):
+    """Where everything is, in the world, metres: bodies xpos [nbody, 3] and xmat [nbody, 3, 3], geom_xpos [ngeom, 3],
+    sites site_xpos [nsite, 3] and site_xmat [nsite, 3, 3]; joints xanchor and xaxis [njnt, 3]."""
+
+    xpos: Array
+    xmat: Array
+    geom_xpos: Array
+    site_xpos: Array
+    site_xmat: Array
+    xanchor: Array
+    xaxis: Array
+
+
 class Simulation(NamedTuple):
     """A compiled scene.
 
-    model: the MjModel, host side, for renderers and references
-    step:  (Body, control [nu]) -> Body, one control step of ``CONTROL_DT`` seconds
+    model:  the MjModel, host side, for renderers and references
+    step:   (Body, control [nu]) -> Body, one control step
+    frames: (Body) -> Frames, forward kinematics
+    dt:     seconds of one control step
     """
 
     model: mujoco.MjModel
     step: Callable[[Body, Array], Body]
+    frames: Callable[[Body], Frames]
+    dt: float
 
 
 def scene(
@@ -111,21 +128,27 @@ def scene(
     )
 
 
-def simulation(mjcf: str) -> Simulation:
-    """Compile ``mjcf`` for MJX; its arrays stay on the host until a program that uses them is compiled.
+def simulation(source: str | mujoco.MjModel, substeps: int = SUBSTEPS) -> Simulation:
+    """Compile MJCF text or a model for MJX; a control step is ``substeps`` physics steps.
 
-    Under ``in_c_mujoco`` the step runs plain MuJoCo.
+    Its arrays stay on the host until a program that uses them is compiled. Under ``in_c_mujoco`` the same functions
+    run plain MuJoCo.
     """
-    model = mujoco.MjModel.from_xml_string(mjcf)
-    return Simulation(model, _in_c(model) if _C_MUJOCO else _in_mjx(model))
+    model = mujoco.MjModel.from_xml_string(source) if isinstance(source, str) else source
+    step, frames = (_in_c if _C_MUJOCO else _in_mjx)(model, substeps)
+    return Simulation(model, step, frames, substeps * model.opt.timestep)
 
 
-def _in_mjx(model: mujoco.MjModel) -> Callable[[Body, Array], Body]:
+def _in_mjx(model: mujoco.MjModel, substeps: int) -> tuple[Callable, Callable]:
     host_model, host_data = _on_host(mjx.put_model(model, impl="jax")), _on_host(mjx.make_data(model, impl="jax"))
 
+    def placed(body: Body) -> tuple[Any, Any]:
+        device_model, data = jax.tree.map(jnp.asarray, (host_model, host_data))
+        return device_model.replace(**body.model), data.replace(qpos=body.qpos, qvel=body.qvel)
+
     def step(body: Body, control: Array) -> Body:
-        device_model, template = jax.tree.map(jnp.asarray, (host_model, host_data))
-        device_model, template = device_model.replace(**body.model), template.replace(ctrl=control)
+        device_model, template = placed(body)
+        template = template.replace(ctrl=control)
 
         def substep(body: Body, _: None) -> tuple[Body, None]:
             data = template.replace(qpos=body.qpos, qvel=body.qvel)
@@ -133,9 +156,14 @@ def _in_mjx(model: mujoco.MjModel) -> Callable[[Body, Array], Body]:
                 data = mjx.step(device_model, data)
             return body._replace(qpos=data.qpos, qvel=data.qvel), None
 
-        return jax.lax.scan(substep, body, None, length=SUBSTEPS)[0]
+        return jax.lax.scan(substep, body, None, length=substeps)[0]
 
-    return step
+    def frames(body: Body) -> Frames:
+        with jax.numpy_rank_promotion("allow"):
+            data = mjx.kinematics(*placed(body))
+        return Frames(*(getattr(data, field) for field in Frames._fields))
+
+    return step, frames
 
 
 _C_MUJOCO = False
@@ -152,24 +180,44 @@ def in_c_mujoco() -> Iterator[None]:
         _C_MUJOCO = before
 
 
-def _in_c(model: mujoco.MjModel) -> Callable[[Body, Array], Body]:
-    def on_host(body: Body, control: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _in_c(model: mujoco.MjModel, substeps: int) -> tuple[Callable, Callable]:
+    def data_of(body: Body) -> tuple[mujoco.MjModel, mujoco.MjData]:
         own = copy.copy(model) if body.model else model
         data = mujoco.MjData(own)
         if body.model:
             _overwrite(own, body.model)
-            mujoco.mj_setConst(own, data)  # C MuJoCo derives more from masses on loading, as the inertia of free bodies
+            mujoco.mj_setConst(
+                own, data
+            )  # what C MuJoCo derives from masses on loading, such as the inertia of free bodies
             _overwrite(own, body.model)
-        data.qpos[:], data.qvel[:], data.ctrl[:] = body.qpos, body.qvel, control
-        mujoco.mj_step(own, data, nstep=SUBSTEPS)
+        data.qpos[:], data.qvel[:] = body.qpos, body.qvel
+        return own, data
+
+    def step_host(body: Body, control: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        own, data = data_of(body)
+        data.ctrl[:] = control
+        mujoco.mj_step(own, data, nstep=substeps)
         return data.qpos.astype(np.float32), data.qvel.astype(np.float32)
+
+    def frames_host(body: Body) -> Frames:
+        own, data = data_of(body)
+        mujoco.mj_kinematics(own, data)
+        flat = Frames(*(getattr(data, field).astype(np.float32) for field in Frames._fields))
+        return flat._replace(xmat=flat.xmat.reshape(-1, 3, 3), site_xmat=flat.site_xmat.reshape(-1, 3, 3))
+
+    at_start = frames_host(Body(jnp.asarray(model.qpos0), jnp.zeros(model.nv)))
+    shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), at_start)
 
     def step(body: Body, control: Array) -> Body:
         out = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), (body.qpos, body.qvel))
-        qpos, qvel = jax.pure_callback(on_host, out, body, control, vmap_method="sequential")
+        qpos, qvel = jax.pure_callback(step_host, out, body, control, vmap_method="sequential")
         return body._replace(qpos=qpos, qvel=qvel)
 
-    return step
+    def frames(body: Body) -> Frames:
+        found: Frames = jax.pure_callback(frames_host, shapes, body, vmap_method="sequential")
+        return found
+
+    return step, frames
 
 
 def _overwrite(model: mujoco.MjModel, fields: dict[str, Array]) -> None:

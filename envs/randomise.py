@@ -62,7 +62,7 @@ def _physics(env: Env, config: Randomise) -> Env:
     """Each reset draws fields of the model into ``physics.body.model``."""
     if env.scene is None:
         raise ValueError(f"{env.specs.name} has no MuJoCo model: randomise.mass, friction and size do not apply to it.")
-    model = env.scene().model
+    model = env.scene().physics
     free = np.isin(np.arange(model.nbody), model.jnt_bodyid[model.jnt_type == mujoco.mjtJoint.mjJNT_FREE])
     if config.size and not free.any():
         raise ValueError(f"{env.specs.name} has no freely moving object: randomise.size does not apply to it.")

@@ -24,7 +24,7 @@ from gcp_jax import algorithms, artifact, evaluation
 from gcp_jax import mesh as mesh_lib
 from gcp_jax import train as training
 from gcp_jax.config import ConfigError, Run, named
-from gcp_jax.statistics import judged_by, pooled
+from gcp_jax.statistics import MISSING, judged_by, pooled
 from gcp_jax.types import PyTree
 
 MEASURED = Path(envs.__file__).with_name("measured.json")
@@ -144,10 +144,17 @@ def demos(config: Run, out: Path, *, seed: int) -> dict[str, Any]:
 def list_envs(*, to_stderr: bool) -> dict[str, Any]:
     """Print the tasks, with what ``benchmarks/environments.py`` measured of them."""
     columns = ("task", "observation", "action", "horizon", "success", "demonstrator: noise, success of 256", "steps/s")
-    table, found = Table(*columns), {}
+    table = Table(*columns)
+    found: dict[str, Any] = {}
     measured = json.loads(MEASURED.read_text()) if MEASURED.exists() else {}
     for name in envs.names():
-        specs, levels, known = envs.make(name).specs, envs.load(name).quality, measured.get(name, {})
+        try:
+            specs = envs.make(name).specs
+        except ImportError as missing:
+            table.add_row(name, *[MISSING] * 3, str(missing))
+            found[name] = {"missing": str(missing)}
+            continue
+        levels, known = envs.load(name).quality, measured.get(name, {})
         horizon = f"{specs.horizon} × {1e3 * specs.control_dt:g} ms"
         demonstrator = "\n".join(_level(level, noise, known.get("demonstrator", {})) for level, noise in levels.items())
         speed = "\n".join(f"{v['task_steps_per_s']:,} at {n}" for n, v in known.get("speed", {}).items())

@@ -71,6 +71,20 @@ def test_tables_name_what_there_is(capsys):
     assert "--config.algorithm.conservative" in capsys.readouterr().out
 
 
+def test_a_task_whose_package_is_not_installed_stays_in_the_table(capsys, monkeypatch):
+    made = envs.make
+
+    def make(name):
+        if name == "reach":
+            raise ImportError('its model is elsewhere: pip install "gcp-jax[robots]"')
+        return made(name)
+
+    monkeypatch.setattr(envs, "make", make)
+    assert cli.main(["envs", "--json"]) == 0
+    shown = capsys.readouterr()
+    assert "elsewhere" in shown.err and "elsewhere" in json.loads(shown.out.splitlines()[-1])["reach"]["missing"]
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
