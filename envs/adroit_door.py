@@ -23,7 +23,7 @@ from envs.task import box, scatter, started, stepped
 
 Array = jax.Array
 
-QUALITY = {"expert": 0.0, "mixed": 1.1, "poor": 1.6, "bad": 2.4}  # success 100 %, 59 %, 28 %, 00 %
+QUALITY = {"expert": 0.0, "mixed": 1.1, "poor": 1.6, "bad": 3.0}  # success 100 %, 59 %, 28 %, 8 %
 
 ARM, HAND = 4, 28  # joints of the arm; of arm and hand together, all actuated
 HINGE, LATCH = 28, 29  # joints of the door and of its handle
