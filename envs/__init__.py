@@ -26,7 +26,6 @@ _NAMES = (
     "pick_place",
     "push_t",
     "reach",
-    "ur5e_insert",
     "ur5e_pick_place",
 )
 

@@ -28,7 +28,7 @@ REPLAYED = 100  # control steps compared with C MuJoCo
 DEVIATION = {
     "adroit_door": (1e-2, 0.5), "adroit_relocate": (3e-2, 1.0), "hand_cube": (3e-2, 5e-2), "handover": (1e-3, 3e-2),
     "multi_task": (2e-2, 3e-2), "nut_on_peg": (3e-3, 3e-2), "peg_insert": (1e-3, 5e-3), "pick_place": (1e-3, 5e-2),
-    "push_t": (1e-3, 1e-3), "ur5e_insert": (5e-3, 3e-2), "ur5e_pick_place": (1e-3, 3e-2),
+    "push_t": (1e-3, 1e-3), "ur5e_pick_place": (1e-3, 3e-2),
 }  # fmt: skip
 
 OTHER = {
@@ -65,7 +65,8 @@ def test_unknown_peg_is_told_with_what_is_allowed():
 
 @pytest.mark.parametrize("name", envs.names())
 def test_contracts(name):
-    measured = check_env(envs.make(name), jax.random.key(0), n=SHOWN, steps=250)
+    env = envs.make(name)
+    measured = check_env(env, jax.random.key(0), n=SHOWN, steps=env.specs.horizon + 20)
     assert set(measured) == {"shapes", *CONTRACTS}
 
 
