@@ -16,8 +16,6 @@ from envs.protocol import Env
 from envs.randomise import Randomise, randomised
 
 _NAMES = (
-    "adroit_door",
-    "adroit_relocate",
     "hand_cube",
     "handover",
     "multi_task",
