@@ -186,9 +186,7 @@ def _in_c(model: mujoco.MjModel, substeps: int) -> tuple[Callable, Callable]:
         data = mujoco.MjData(own)
         if body.model:
             _overwrite(own, body.model)
-            mujoco.mj_setConst(
-                own, data
-            )  # what C MuJoCo derives from masses on loading, such as the inertia of free bodies
+            mujoco.mj_setConst(own, data)  # C MuJoCo derives more from masses on loading, as the inertia of free bodies
             _overwrite(own, body.model)
         data.qpos[:], data.qvel[:] = body.qpos, body.qvel
         return own, data

@@ -53,8 +53,7 @@ def evaluate(path: Path, *, episodes: int, seed: int) -> dict[str, Any]:
     [row] = evaluation.rows(jax.tree.map(lambda x: x[None], outcome), seeds=[seed], specs=env.specs)
     judged, interval = judged_by(row), pooled([row])
     assert interval is not None
-    told = interval.percent() if judged == "success" else interval.number()
-    print(f"{path} on {env.specs.name}: {judged} {told} over {episodes} episodes", file=sys.stderr)
+    print(f"{path} on {env.specs.name}: {judged} {interval.told(judged)} over {episodes} episodes", file=sys.stderr)
     recorded = facts.get(judged)
     if recorded is not None:
         then = f"{recorded:.1%}" if judged == "success" else f"{recorded:,.1f}"

@@ -28,8 +28,8 @@ class Progress:
     """Progress of one stage, as a context manager.
 
     ``total`` counts ``unit`` ("env steps", or "updates" in pretraining); a resumed stage starts at ``start``, so that
-    the time left is judged by the speed of this process. ``judged``: by "success" or by "return". ``compile_seconds`` adds up what ``compiling`` timed, and is
-    kept out of the speed. ``every`` is the time between plain lines in seconds; ``stream`` is standard error if None.
+    the time left is judged by the speed of this process. ``judged``: the task, by "success" or by "return".
+    ``compile_seconds`` adds up what ``compiling`` timed, and is kept out of the speed. ``every`` is the time between plain lines in seconds; ``stream`` is standard error if None.
     """
 
     def __init__(

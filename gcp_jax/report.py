@@ -513,12 +513,11 @@ def _tiles(run: Run) -> str:
 def _comparison(runs: Sequence[Run]) -> dict[str, list[str]]:
     texts, judged = [_pooled_row(run).texts() for run in runs], _judged(runs)
     finals = [final_scores(run) for run in runs]
-    told = Interval.percent if judged == "success" else Interval.number
     return {
         f"{judged.capitalize()} before": [before for _, before, _, _ in texts],
         f"{judged.capitalize()} after": [after for _, _, after, _ in texts],
         _change(judged).capitalize(): [change for _, _, _, change in texts],
-        "Interquartile mean of the seeds": [told(interquartile_mean(f)) if f else MISSING for f in finals],
+        "Interquartile mean of the seeds": [interquartile_mean(f).told(judged) if f else MISSING for f in finals],
         f"P(a seed beats one of {runs[0].label})": [MISSING, *(_superiority(f, finals[0]) for f in finals[1:])],
     }
 

@@ -35,6 +35,10 @@ class Interval(NamedTuple):
         """``2,310 [2,101, 2,519]``, or with a decimal where it is below 100."""
         return self._numbers("")
 
+    def told(self, judged: str) -> str:
+        """``percent`` of what is judged by its "success", ``number`` of what is judged by its "return"."""
+        return self.percent() if judged == "success" else self.number()
+
     def change(self) -> str:
         """A difference of numbers: ``+349 [+201, +402]``"""
         return self._numbers("+")
@@ -80,12 +84,10 @@ class BeforeAfter(NamedTuple):
 
     def texts(self) -> tuple[str, str, str, str]:
         """label, before, after and change in words for a table."""
-        rate = self.judged == "success"
-        both = [
-            interval and (interval.percent() if rate else interval.number()) for interval in (self.before, self.after)
-        ]
-        change = self.change and (self.change.points() if rate else self.change.change())
-        before, after, change = (text or MISSING for text in (*both, change))
+        before, after = (interval.told(self.judged) if interval else MISSING for interval in (self.before, self.after))
+        change = MISSING
+        if self.change:
+            change = self.change.points() if self.judged == "success" else self.change.change()
         return self.label, before, after, change
 
 
