@@ -6,7 +6,7 @@ from setuptools import find_packages, setup
 
 BRAX = ["brax>=0.14"]
 PLAYGROUND = ["playground>=0.2"]
-ROBOTS = ["ogbench>=1.2"]  # for the models that it ships
+ROBOTS = ["gymnasium-robotics>=1.4", "ogbench>=1.2"]  # for the models that they ship
 TEST = [
     "pytest",
     "pytest-timeout",

@@ -16,6 +16,8 @@ from envs.protocol import Env
 from envs.randomise import Randomise, randomised
 
 _NAMES = (
+    "adroit_door",
+    "adroit_relocate",
     "hand_cube",
     "handover",
     "multi_task",
@@ -24,6 +26,7 @@ _NAMES = (
     "pick_place",
     "push_t",
     "reach",
+    "ur5e_insert",
     "ur5e_pick_place",
 )
 

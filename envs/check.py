@@ -49,16 +49,18 @@ class Probe(NamedTuple):
     record: Record
 
 
-def check_env(env: Env, key: Array, n: int = 8, steps: int = 1000) -> dict[str, str]:
+def check_env(
+    env: Env, key: Array, n: int = 8, steps: int = 1000, options: dict[str, Any] | None = None
+) -> dict[str, str]:
     """Check every contract on ``n`` environments over ``steps`` random steps each; ``key`` is consumed.
 
-    Returns what was measured, by the contract's name. Raises EnvError at the first broken contract, ValueError where
+    options: XLA's, of the batched step's compilation. Returns what was measured, by the contract's name. Raises EnvError at the first broken contract, ValueError where
     ``steps`` does not cover an episode.
     """
     if steps <= env.specs.horizon:
         raise ValueError(f"check_env needs more steps than the horizon {env.specs.horizon}; got {steps}")
     measured = {"shapes": _named(env, "shapes", functools.partial(shapes, env, key))}
-    probe = _probe(env, key, n, steps)
+    probe = _probe(env, key, n, steps, options)
     for name, contract in CONTRACTS.items():
         measured[name] = _named(env, name, functools.partial(contract, probe))
     return measured
@@ -77,12 +79,14 @@ def _require(holds: Any, complaint: str) -> None:
         raise EnvError(complaint)
 
 
-def compiled(env: Env) -> tuple[Callable[[Array], State], Callable[[State, Array], tuple[State, Step]]]:
+def compiled(
+    env: Env, options: dict[str, Any] | None = None
+) -> tuple[Callable[[Array], State], Callable[[State, Array], tuple[State, Step]]]:
     """reset: (keys [n]) -> State; step: (State, actions [n, A]) -> (State, Step), of many environments through the
     wrappers of training. Of one environment and one n, every process compiles the same program."""
     stack = training(env)
 
-    @jax.jit
+    @functools.partial(jax.jit, compiler_options=options)
     def step(state: State, actions: Array) -> tuple[State, Step]:
         new, record = stack.step(state, actions[:, None])
         return new, jax.tree.map(lambda x: x[:, 0], record)
@@ -90,10 +94,10 @@ def compiled(env: Env) -> tuple[Callable[[Array], State], Callable[[State, Array
     return jax.jit(stack.reset), step
 
 
-def _probe(env: Env, key: Array, n: int, steps: int) -> Probe:
+def _probe(env: Env, key: Array, n: int, steps: int, options: dict[str, Any] | None) -> Probe:
     """Compile reset and step, and roll out random actions."""
     reset_key, action_key, roll_key = jax.random.split(key, 3)
-    reset, step = compiled(env)
+    reset, step = compiled(env, options)
     keys = jax.random.split(reset_key, n)
     starts = reset(keys)
     actions = jax.random.uniform(action_key, (n, env.specs.action_dim), minval=-1.0, maxval=1.0)

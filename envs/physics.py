@@ -131,12 +131,12 @@ def scene(
 def simulation(source: str | mujoco.MjModel, substeps: int = SUBSTEPS) -> Simulation:
     """Compile MJCF text or a model for MJX; a control step is ``substeps`` physics steps.
 
-    Its arrays stay on the host until a program that uses them is compiled. Under ``in_c_mujoco`` the same functions
+    Its functions are compiled of themselves: an environment can be played with outside of a program. Its arrays stay on the host until a program that uses them is compiled. Under ``in_c_mujoco`` the same functions
     run plain MuJoCo.
     """
     model = mujoco.MjModel.from_xml_string(source) if isinstance(source, str) else source
     step, frames = (_in_c if _C_MUJOCO else _in_mjx)(model, substeps)
-    return Simulation(model, step, frames, substeps * model.opt.timestep)
+    return Simulation(model, jax.jit(step), jax.jit(frames), substeps * model.opt.timestep)
 
 
 def _in_mjx(model: mujoco.MjModel, substeps: int) -> tuple[Callable, Callable]:

@@ -52,8 +52,17 @@ def adapt(
         setattr(copied, model_field, jax.tree.map(jnp.asarray, on_host))
         return copied
 
-    with jax.numpy_rank_promotion("allow"):
-        example = jax.eval_shape(lambda key: placed().reset(key), jax.random.key(0))
+    @jax.jit
+    def begin(key: Array) -> PyTree:
+        with jax.numpy_rank_promotion("allow"):
+            return placed().reset(key)
+
+    @jax.jit
+    def advance(state: PyTree, action: Array) -> PyTree:
+        with jax.numpy_rank_promotion("allow"):
+            return placed().step(state, action)
+
+    example = jax.eval_shape(begin, jax.random.key(0))
     if not hasattr(example.obs, "shape"):
         raise ValueError(f"{name} observes {sorted(example.obs)}: a single array is needed.")
     layout, tree = jax.tree.flatten(example)
@@ -68,13 +77,11 @@ def adapt(
 
     def reset(key: Array) -> State:
         own_key, state_key = jax.random.split(key)
-        with jax.numpy_rank_promotion("allow"):
-            state = placed().reset(own_key)
+        state = begin(own_key)
         return started(pack(state), state.obs.astype(jnp.float32), state_key)
 
     def step(state: State, action: Array) -> State:
-        with jax.numpy_rank_promotion("allow"):
-            new = placed().step(unpack(state.physics), jnp.clip(action, -1.0, 1.0))
+        new = advance(unpack(state.physics), jnp.clip(action, -1.0, 1.0))
         return state._replace(
             physics=pack(new),
             obs=new.obs.astype(jnp.float32),
