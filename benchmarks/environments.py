@@ -2,7 +2,7 @@
 
     python -m benchmarks.environments [NAME …] [--quick]
 
-Writes ``envs/measured.json``, which ``gcp-jax envs`` shows. Speeds are medians of interleaved runs in one process; "of physics" is the
+Without names: the project's own tasks and those of other suites that have a demonstrator. Writes ``envs/measured.json``, which ``gcp-jax envs`` shows. Speeds are medians of interleaved runs in one process; "of physics" is the
 task's control steps/s over those of bare ``mjx.step`` on its model with the same number of environments and substeps.
 """
 
@@ -24,7 +24,7 @@ import numpy as np
 from mujoco import mjx
 
 import envs
-from envs import demonstrations
+from envs import brax_suite, demonstrations
 from envs.protocol import Env
 from gcp_jax.train import versions
 
@@ -42,7 +42,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="fewer episodes and environments; nothing is written")
     chosen = parser.parse_args()
     table = json.loads(TABLE.read_text()) if TABLE.exists() else {}
-    for name in chosen.names or envs.names():
+    for name in chosen.names or (*envs.names(), *(f"brax:{name}" for name in brax_suite.QUALITY)):
         table[name] = measure(name, quick=chosen.quick)
         print(json.dumps({name: table[name]}), file=sys.stderr)
         if not chosen.quick:
@@ -55,6 +55,7 @@ def measure(name: str, *, quick: bool = False) -> dict[str, Any]:
     found: dict[str, Any] = {
         "machine": f"{os.cpu_count()} × {jax.devices()[0].device_kind}",
         "versions": versions(),
+        "specs": env.specs._asdict(),
     }
     if env.demonstrator is not None:
         found["demonstrator"] = {
@@ -65,8 +66,11 @@ def measure(name: str, *, quick: bool = False) -> dict[str, Any]:
 
 
 def demonstrated(env: Env, noise: float, episodes: int) -> dict[str, Any]:
-    """Success of the demonstrator, overall and by the way it took (and by task, where the environment holds several)."""
-    _, info = jax.device_get(demonstrations.collect(env, noise, jax.random.key(0), episodes))
+    """Success of the demonstrator, overall and by the way it took; its mean return and their std where the task is judged so."""
+    steps, info = jax.device_get(demonstrations.collect(env, noise, jax.random.key(0), episodes))
+    if env.specs.by_return:
+        returns = np.where(steps.executed, steps.reward, 0.0).sum(0)
+        return {"return": float(returns.mean()), "std": float(returns.std(ddof=1)), "steps": int(info.length.sum())}
     by_mode = {str(int(m)): _share(info.success[info.mode == m]) for m in np.unique(info.mode)}
     return {"success": _share(info.success), "by_mode": by_mode, "steps": int(info.length.sum())}
 
@@ -110,7 +114,8 @@ def _task(env: Env, count: int) -> Callable[[], Any]:
 def _physics(env: Env, count: int) -> Callable[[], Any]:
     """Bare steps from the task's own starts, all with one control."""
     assert env.scene is not None
-    model: mujoco.MjModel = env.scene().physics
+    scene = env.scene()
+    model: mujoco.MjModel = scene.physics
     substeps = round(env.specs.control_dt / model.opt.timestep)
     starts = jax.jit(jax.vmap(env.reset))(jax.random.split(jax.random.key(0), count))
     device_model, data = mjx.put_model(model, impl="jax"), mjx.make_data(model, impl="jax")
@@ -126,7 +131,9 @@ def _physics(env: Env, count: int) -> Callable[[], Any]:
 
         return jax.vmap(one)(qpos)
 
-    return lambda: jax.block_until_ready(run(starts.physics.body.qpos))
+    own = hasattr(starts.physics, "body")  # a suite's task draws what it simulates
+    qpos = starts.physics.body.qpos if own else jax.vmap(lambda state: scene.pose(state)["qpos"])(starts)
+    return lambda: jax.block_until_ready(run(qpos))
 
 
 if __name__ == "__main__":

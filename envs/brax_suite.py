@@ -1,15 +1,36 @@
-"""brax's tasks on MJX by the prefix ``brax:``, e.g. ``brax:ant``: DPPO's locomotion tasks among them."""
+"""brax's tasks on MJX by the prefix ``brax:``, e.g. ``brax:ant``: DPPO's locomotion tasks among them.
+
+The demonstrators of those are policies that brax's own PPO trained (``experiments.brax_demonstrators``); their parameters
+are in ``envs/assets``.
+"""
 
 from __future__ import annotations
 
 import copy
 import dataclasses
 import functools
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
+import jax
+import jax.numpy as jnp
+import numpy as np
+
 from envs import Definition
-from envs.protocol import Env
+from envs.protocol import Demonstrator, Env, State
 from envs.suite import adapt
+from envs.task import scatter
+
+Array = jax.Array
+
+QUALITY = {
+    "ant": {"expert": 0.0, "mixed": 0.5, "poor": 1.0},
+    "halfcheetah": {"expert": 0.0, "mixed": 0.5, "poor": 1.0},
+    "hopper": {"expert": 0.0, "mixed": 0.5, "poor": 1.0},
+    "walker2d": {"expert": 0.0, "mixed": 0.5, "poor": 1.0},
+}
+"""Tasks with a demonstrator: std of the noise on every action, by level."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,7 +59,7 @@ def definition(name: str) -> Definition:
     """The task of brax called ``name``. Raises ValueError where it has none, ImportError without brax."""
     if name not in names():
         raise ValueError(f"brax has no environment {name!r}; allowed: {', '.join(names())}.")
-    return Definition(Config, functools.partial(_make, name), {})
+    return Definition(Config, functools.partial(_make, name), QUALITY.get(name, {}))
 
 
 @functools.lru_cache
@@ -47,7 +68,8 @@ def _made(name: str) -> Any:
     return _brax().get_environment(name, backend="mjx")
 
 
-def _make(name: str, config: Config) -> Env:
+def task(name: str, config: Config) -> Any:
+    """brax's own environment with the configured solver."""
     made = copy.copy(_made(name))
     options = made.sys.opt
     made.sys = made.sys.replace(
@@ -56,6 +78,11 @@ def _make(name: str, config: Config) -> Env:
             ls_iterations=config.ls_iterations or options.ls_iterations,
         )
     )
+    return made
+
+
+def _make(name: str, config: Config) -> Env:
+    made = task(name, config)
     return adapt(
         made,
         name=f"brax:{name}",
@@ -63,4 +90,32 @@ def _make(name: str, config: Config) -> Env:
         horizon=config.horizon,
         model=made.sys.mj_model,
         qpos=lambda state: state.pipeline_state.q,
+        demonstrator=functools.partial(demonstrator, name) if name in QUALITY else None,
     )
+
+
+def parameters_file(name: str) -> Path:
+    """Where the demonstrator's parameters are: a numpy archive of ``mean`` and ``std`` [O] of the observations, and
+    ``kernel_i`` [in, out] and ``bias_i`` [out] of its layers."""
+    return Path(__file__).with_name("assets") / f"brax_{name}.npz"
+
+
+def demonstrator(name: str, noise: float) -> Demonstrator:
+    """The trained policy's most likely action, shaken in every step by normal noise of this std."""
+    with np.load(parameters_file(name), allow_pickle=False) as archive:
+        parameters = dict(archive)
+
+    def step(memory: Array, state: State, key: Array) -> tuple[Array, Array]:
+        return scatter(act(parameters, state.obs), key, noise), memory
+
+    return Demonstrator(lambda key, state: jnp.zeros((), jnp.int32), step, mode=lambda memory: memory, modes=1)
+
+
+def act(parameters: Mapping[str, np.ndarray], obs: Array) -> Array:
+    """The mode [A] of brax's tanh-normal policy: obs [O], layers with swish between them, the mean squashed."""
+    hidden = (obs - parameters["mean"]) / parameters["std"]
+    last = len(parameters) // 2 - 2
+    for layer in range(last + 1):
+        hidden = hidden @ parameters[f"kernel_{layer}"] + parameters[f"bias_{layer}"]
+        hidden = jax.nn.swish(hidden) if layer < last else hidden
+    return jnp.tanh(jnp.split(hidden, 2)[0])

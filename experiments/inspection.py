@@ -18,7 +18,7 @@ from rich.table import Table
 import envs
 from envs import datasets, demonstrations, wrappers
 from envs.check import check_env
-from envs.protocol import Env
+from envs.protocol import Env, EnvSpecs
 from experiments import tasks
 from gcp_jax import algorithms, artifact, evaluation
 from gcp_jax import mesh as mesh_lib
@@ -142,21 +142,30 @@ def demos(config: Run, out: Path, *, seed: int) -> dict[str, Any]:
 
 def list_envs(*, to_stderr: bool) -> dict[str, Any]:
     """Print the tasks, with what ``benchmarks/environments.py`` measured of them."""
-    columns = ("task", "observation", "action", "horizon", "success", "demonstrator: noise, success of 256", "steps/s")
+    columns = (
+        "task",
+        "observation",
+        "action",
+        "horizon",
+        "success",
+        "demonstrator: noise, success of 256",
+        "steps/s (of mjx.step)",
+    )
     table = Table(*columns)
     found: dict[str, Any] = {}
     measured = json.loads(MEASURED.read_text()) if MEASURED.exists() else {}
-    for name in envs.names():
-        try:
-            specs = envs.make(name).specs
+    for name in dict.fromkeys((*envs.names(), *measured)):
+        try:  # a suite's task takes half a minute to make
+            specs = envs.make(name).specs if name in envs.names() else EnvSpecs(**measured[name]["specs"])
+            levels = envs.load(name).quality
         except ImportError as missing:
             table.add_row(name, *[MISSING] * 3, str(missing))
             found[name] = {"missing": str(missing)}
             continue
-        levels, known = envs.load(name).quality, measured.get(name, {})
+        known = measured.get(name, {})
         horizon = f"{specs.horizon} × {1e3 * specs.control_dt:g} ms"
         demonstrator = "\n".join(_level(level, noise, known.get("demonstrator", {})) for level, noise in levels.items())
-        speed = "\n".join(f"{v['task_steps_per_s']:,} at {n}" for n, v in known.get("speed", {}).items())
+        speed = "\n".join(_speed(n, rates) for n, rates in known.get("speed", {}).items())
         success = specs.success + (f"\n({', '.join(specs.tasks)})" if specs.tasks else "")
         table.add_row(name, str(specs.obs_dim), str(specs.action_dim), horizon, success, demonstrator, speed)
         found[name] = {**specs._asdict(), "quality": levels, "measured": known}
@@ -175,8 +184,16 @@ def _level(level: str, noise: float, measured: Mapping[str, Any]) -> str:
     """One quality level: its noise, success overall and by the demonstrator's ways."""
     if level not in measured:
         return f"{level} {noise:g}"
+    if "return" in measured[level]:
+        return f"{level} {noise:g}: return {measured[level]['return']:,.0f} ± {measured[level]['std']:,.0f}"
     share = [f"{100 * k / n:.0f}" for k, n in (measured[level]["success"], *measured[level]["by_mode"].values())]
     return f"{level} {noise:g}: {share[0]} % (by way {', '.join(share[1:])})"
+
+
+def _speed(count: str, rates: Mapping[str, float]) -> str:
+    """Steps/s of so many environments, and their fraction of plain physics."""
+    told = f"{rates['task_steps_per_s']:,} at {count}"
+    return f"{told} ({rates['of_physics']:.2f})" if "of_physics" in rates else told
 
 
 def list_algorithms(*, to_stderr: bool) -> dict[str, Any]:

@@ -4,10 +4,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from brax.training.acme import running_statistics
+from brax.training.agents.ppo import networks as ppo_networks
 
 import envs
+from envs import brax_suite
 from envs.check import check_env
-from envs.protocol import NO_SUCCESS
+from envs.protocol import NO_SUCCESS, State
 
 pytestmark = [  # of theirs, not ours
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),
@@ -95,3 +98,29 @@ def test_solver_iterations_of_brax_are_a_setting():
         for e in (env, other)
     ]
     assert text[0] != text[1]
+
+
+@pytest.mark.parametrize("name", sorted(brax_suite.QUALITY))
+def test_the_shipped_policies_act_as_brax_does(name):
+    with np.load(brax_suite.parameters_file(name)) as archive:
+        parameters = dict(archive)
+    layers = len(parameters) // 2 - 1
+    widths = [parameters[f"bias_{i}"].size for i in range(layers)]
+    networks = ppo_networks.make_ppo_networks(
+        parameters["mean"].size,
+        widths[-1] // 2,
+        preprocess_observations_fn=running_statistics.normalize,
+        policy_hidden_layer_sizes=widths[:-1],
+    )
+    own = {f"hidden_{i}": {"kernel": parameters[f"kernel_{i}"], "bias": parameters[f"bias_{i}"]} for i in range(layers)}
+    normaliser = running_statistics.NestedMeanStd(parameters["mean"], parameters["std"])
+    obs = parameters["mean"] + parameters["std"] * jax.random.normal(jax.random.key(0), parameters["mean"].shape)
+    policy = ppo_networks.make_inference_fn(networks)((normaliser, {"params": own}), deterministic=True)
+    with jax.numpy_rank_promotion("allow"):
+        expected, _ = policy(obs, jax.random.key(1))
+    demonstrator = brax_suite.demonstrator(name, 0.0)
+    no = jnp.zeros((), bool)
+    state = State(None, obs, no, no, no, no, no, jnp.zeros((), jnp.int32), jax.random.key(2))
+    action, _ = demonstrator.act(demonstrator.init(jax.random.key(3), state), state, jax.random.key(4))
+    np.testing.assert_allclose(action, expected, atol=1e-6)
+    assert brax_suite.parameters_file(name).stat().st_size < 100_000

@@ -1,0 +1,100 @@
+"""Train the demonstrators of brax's locomotion tasks by brax's own PPO and keep their parameters with the project.
+
+    python -m experiments.brax_demonstrators hopper --steps=5000000
+
+Writes ``envs/assets/brax_hopper.npz``, which ``envs.brax_suite`` acts with. It trains on the task itself, solver and all,
+unless told otherwise. A file that exists is only replaced with --replace.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import sys
+import time
+from typing import Any
+
+import brax.envs
+import jax
+import jax.numpy as jnp
+import numpy as np
+from brax.training.agents.ppo import networks as ppo_networks
+from brax.training.agents.ppo import train as ppo
+
+from envs import brax_suite
+
+ENVS, UNROLL, EVALUATED = 256, 20, 64  # environments, steps between updates' data, episodes of an evaluation
+
+
+def _replicated(tree: Any, devices: list[Any]) -> Any:
+    return jax.tree.map(lambda x: jnp.stack([x] * len(devices)), tree)
+
+
+if not hasattr(jax, "device_put_replicated"):  # brax 0.14 calls it; JAX 0.10 has taken it away
+    jax.device_put_replicated = _replicated  # type: ignore[attr-defined]
+
+
+def main() -> None:
+    """Train and write one task's demonstrator."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("name", choices=sorted(brax_suite.QUALITY))
+    parser.add_argument("--steps", type=int, default=5_000_000, help="environment steps")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--iterations", type=int, default=0, help="of MJX's solver while training; 0: the task's own")
+    parser.add_argument("--ls_iterations", type=int, default=0, help="the same of its line search")
+    parser.add_argument("--reward_scaling", type=float, default=1.0)
+    parser.add_argument("--entropy_cost", type=float, default=1e-3)
+    parser.add_argument("--discounting", type=float, default=0.99)
+    parser.add_argument("--learning_rate", type=float, default=3e-4)
+    parser.add_argument("--replace", action="store_true", help="overwrite the demonstrator that is there")
+    chosen = parser.parse_args()
+    path = brax_suite.parameters_file(chosen.name)
+    if path.exists() and not chosen.replace:
+        sys.exit(f"{path} exists; --replace overwrites it.")
+    path.parent.mkdir(exist_ok=True)
+    np.savez(path, **train(chosen))
+    print(f"{path}: {path.stat().st_size / 1024:.0f} KiB")
+
+
+def train(chosen: argparse.Namespace) -> dict[str, np.ndarray]:
+    """The normaliser and the layers of the trained policy, as ``envs.brax_suite.act`` takes them."""
+    config = brax_suite.Config(iterations=chosen.iterations, ls_iterations=chosen.ls_iterations)
+    began = time.monotonic()
+
+    def tell(steps: int, metrics: dict[str, Any]) -> None:
+        told = f"return {metrics['eval/episode_reward']:.0f} ± {metrics['eval/episode_reward_std']:.0f}"
+        print(f"{steps} steps, {time.monotonic() - began:.0f} s: {told}", file=sys.stderr, flush=True)
+
+    _, (normaliser, policy, _), _ = ppo.train(
+        environment=brax_suite.task(chosen.name, config),
+        wrap_env_fn=brax.envs.training.wrap,
+        num_timesteps=chosen.steps,
+        episode_length=config.horizon,
+        num_envs=ENVS,
+        unroll_length=UNROLL,
+        batch_size=ENVS // 2,
+        num_minibatches=8,
+        num_updates_per_batch=8,
+        normalize_observations=True,
+        reward_scaling=chosen.reward_scaling,
+        entropy_cost=chosen.entropy_cost,
+        discounting=chosen.discounting,
+        learning_rate=chosen.learning_rate,
+        network_factory=functools.partial(
+            ppo_networks.make_ppo_networks, policy_hidden_layer_sizes=(64,) * 3, value_hidden_layer_sizes=(128,) * 3
+        ),
+        seed=chosen.seed,
+        num_evals=11,
+        num_eval_envs=EVALUATED,
+        deterministic_eval=True,
+        progress_fn=tell,
+    )
+    layers = policy["params"]
+    found = {"mean": normaliser.mean, "std": normaliser.std}
+    for index, name in enumerate(sorted(layers)):
+        found |= {f"kernel_{index}": layers[name]["kernel"], f"bias_{index}": layers[name]["bias"]}
+    return {name: np.asarray(value, np.float32) for name, value in jax.device_get(found).items()}
+
+
+if __name__ == "__main__":
+    main()

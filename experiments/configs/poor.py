@@ -1,0 +1,25 @@
+"""Any task with a demonstrator: cloned from its poor demonstrations (about a third succeed), then OGPO+CA.
+
+    gcp-jax train --config=experiments/configs/poor.py:nut_on_peg --config.run_dir=runs/nut_on_peg
+
+What came out, with the budget of each task, is in the README's table. Cloning is not cut at a success rate: a clone is as
+good as its demonstrations make it.
+"""
+
+import ml_collections
+
+from experiments.tasks import defaults, vectorised
+
+
+def get_config(task: str = "nut_on_peg") -> ml_collections.ConfigDict:
+    """The configuration of ``task``."""
+    config = defaults(env=task, algorithm="ogpo")
+    vectorised(config)
+    config.demonstrations.quality = "poor"
+    config.pretrain.stop_at = 1.0
+    config.pretrain.updates = 3000
+    config.pretrain.evaluate_every = 1500
+    config.finetune.env_steps = 36_864
+    config.evaluation.every = 9_216
+    config.evaluation.episodes = 128
+    return config
