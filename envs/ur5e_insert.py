@@ -28,6 +28,7 @@ FIXTURE = 1  # number of the body, the first of the world
 HEIGHT = 0.06  # metres of the fixture, the hole's mouth above the floor
 LENGTH = 0.07  # metres of the peg
 GRASP = 0.05  # metres from the tip to the tool
+SUNK = 0.0005  # metres the pads start inside the peg: at a bare touch, rounding decides which pad pushes first
 LEAD = 0.012  # metres the commanded position may run ahead of the tool: bounds the force of a jam
 AHEAD = np.array([LEAD, LEAD, LEAD, YAW_LEAD, SQUEEZE])  # metres and radians, the command before the tool
 LIMITS = np.array([[-0.15, -0.14, 0.07, -0.6, CLOSED], [0.14, 0.14, 0.18, 0.6, OPEN]])  # metres, radians; command
@@ -196,7 +197,7 @@ def make(config: Config) -> Env:
     robot = ur5e.robot("ur5e_insert", world=_world(config), pairs=_pairs(config), home=home, iterations=_SOLVER)
     model = robot.simulation.model
     pace = np.array([*[0.001 * config.speed_mm] * 3, config.turn, 0.001 * config.grip_mm])
-    opening = 0.0005 * config.width_mm
+    opening = 0.0005 * config.width_mm - SUNK
 
     def reset(key: Array) -> State:
         hand_key, turn_key, hole_key, state_key = jax.random.split(key, 4)
