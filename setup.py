@@ -30,7 +30,7 @@ setup(
     python_requires=">=3.11",
     packages=find_packages(include=["gcp_jax", "gcp_jax.*", "envs", "envs.*", "experiments", "experiments.*"]),
     include_package_data=True,
-    package_data={"envs": ["assets/*.xml", "measured.json"]},
+    package_data={"envs": ["assets/*.npz", "measured.json"]},
     install_requires=[
         "jax>=0.10,<0.12",
         "flax>=0.12,<0.13",

@@ -11,9 +11,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import statistics
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -24,15 +22,17 @@ import numpy as np
 from mujoco import mjx
 
 import envs
+from benchmarks import timing
 from envs import brax_suite, demonstrations
 from envs.protocol import Env
+from experiments import cpu
 from gcp_jax.train import versions
 
 TABLE = Path(envs.__file__).with_name("measured.json")
 EPISODES = 256
 COUNTS = (256, 1024)
 REPEATS = 5
-STEPS = 20  # control steps of one timed run
+STEPS = 5120  # control steps of one timed run, all environments together, of which each takes 20 at most
 
 
 def main() -> None:
@@ -41,6 +41,7 @@ def main() -> None:
     parser.add_argument("names", nargs="*", default=[])
     parser.add_argument("--quick", action="store_true", help="fewer episodes and environments; nothing is written")
     chosen = parser.parse_args()
+    cpu.prepare()
     table = json.loads(TABLE.read_text()) if TABLE.exists() else {}
     for name in chosen.names or (*envs.names(), *(f"brax:{name}" for name in brax_suite.QUALITY)):
         table[name] = measure(name, quick=chosen.quick)
@@ -55,7 +56,7 @@ def measure(name: str, *, quick: bool = False) -> dict[str, Any]:
     found: dict[str, Any] = {
         "machine": f"{os.cpu_count()} × {jax.devices()[0].device_kind}",
         "versions": versions(),
-        "specs": env.specs._asdict(),
+        "specs": {**env.specs._asdict(), "tasks": list(env.specs.tasks)},
     }
     if env.demonstrator is not None:
         found["demonstrator"] = {
@@ -81,38 +82,34 @@ def _share(success: np.ndarray) -> list[int]:
 
 def speed(env: Env, count: int, repeats: int) -> dict[str, float]:
     """Control steps/s of ``count`` environments, of plain physics, and the ratio of each pair of runs."""
-    programs = {"task": _task(env, count)}
+    steps = min(STEPS // count, 20)
+    programs = {"task": _task(env, count, steps)}
     if env.scene is not None:
-        programs["physics"] = _physics(env, count)
-    for run in programs.values():
-        run()
-    seconds: dict[str, list[float]] = {name: [] for name in programs}
-    for _ in range(repeats):
-        for name, run in programs.items():
-            began = time.perf_counter()
-            run()
-            seconds[name].append(time.perf_counter() - began)
-    rates = {name: count * STEPS / statistics.median(times) for name, times in seconds.items()}
+        programs["physics"] = physics(env, count, steps)
+    spent = timing.measure(programs, repeats)
+    rates = {name: count * steps / spent[name].seconds for name in programs}
     told: dict[str, float] = {f"{name}_steps_per_s": round(rate) for name, rate in rates.items()}
-    if "physics" in seconds:
-        ratios = [plain / own for own, plain in zip(seconds["task"], seconds["physics"], strict=True)]
-        told |= {"of_physics": round(statistics.median(ratios), 3), "spread": round(max(ratios) - min(ratios), 3)}
+    if "physics" in spent:
+        found = timing.ratio(spent["physics"].wall, spent["task"].wall)
+        told |= {"of_physics": round(found.median, 3), "spread": round(found.spread, 3)}
     return told
 
 
-def _task(env: Env, count: int) -> Callable[[], Any]:
+def _task(env: Env, count: int, steps: int) -> Callable[[], Any]:
     start = jax.jit(jax.vmap(env.reset))(jax.random.split(jax.random.key(0), count))
     actions = jax.random.uniform(jax.random.key(1), (count, env.specs.action_dim), minval=-1, maxval=1)
 
     @jax.jit
     def run(state: Any, actions: jax.Array) -> Any:
-        return jax.lax.scan(lambda s, _: (jax.vmap(env.step)(s, actions), None), state, None, length=STEPS)[0].obs
+        return jax.lax.scan(lambda s, _: (jax.vmap(env.step)(s, actions), None), state, None, length=STEPS // count)[
+            0
+        ].obs
 
-    return lambda: jax.block_until_ready(run(start, actions))
+    return lambda: run(start, actions)
 
 
-def _physics(env: Env, count: int) -> Callable[[], Any]:
-    """Bare steps from the task's own starts, all with one control."""
+def physics(env: Env, count: int, steps: int) -> Callable[[], Any]:
+    """Bare ``mjx.step`` for so many control steps from the task's own starts, all with one control."""
     assert env.scene is not None
     scene = env.scene()
     model: mujoco.MjModel = scene.physics
@@ -127,13 +124,13 @@ def _physics(env: Env, count: int) -> Callable[[], Any]:
                 with jax.numpy_rank_promotion("allow"):
                     return mjx.step(device_model, data), None
 
-            return jax.lax.scan(step, data.replace(qpos=qpos), None, length=STEPS * substeps)[0].qpos
+            return jax.lax.scan(step, data.replace(qpos=qpos), None, length=steps * substeps)[0].qpos
 
         return jax.vmap(one)(qpos)
 
     own = hasattr(starts.physics, "body")  # a suite's task draws what it simulates
     qpos = starts.physics.body.qpos if own else jax.vmap(lambda state: scene.pose(state)["qpos"])(starts)
-    return lambda: jax.block_until_ready(run(qpos))
+    return lambda: run(qpos)
 
 
 if __name__ == "__main__":

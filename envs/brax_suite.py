@@ -1,7 +1,6 @@
 """brax's tasks on MJX by the prefix ``brax:``, e.g. ``brax:ant``: DPPO's locomotion tasks among them.
 
-The demonstrators of those are policies that brax's own PPO trained (``experiments.brax_demonstrators``); their parameters
-are in ``envs/assets``.
+A demonstrator is a policy that brax's own PPO trained (``experiments.brax_demonstrators``), its parameters in ``envs/assets``.
 """
 
 from __future__ import annotations
@@ -24,12 +23,7 @@ from envs.task import scatter
 
 Array = jax.Array
 
-QUALITY = {
-    "ant": {"expert": 0.0, "mixed": 0.5, "poor": 1.0},
-    "halfcheetah": {"expert": 0.0, "mixed": 0.5, "poor": 1.0},
-    "hopper": {"expert": 0.0, "mixed": 0.5, "poor": 1.0},
-    "walker2d": {"expert": 0.0, "mixed": 0.5, "poor": 1.0},
-}
+QUALITY = {"hopper": {"expert": 0.0, "mixed": 0.5, "poor": 0.8}}
 """Tasks with a demonstrator: std of the noise on every action, by level."""
 
 

@@ -37,6 +37,16 @@ class Record(NamedTuple):
     following: Array  # [T, n, O] observation the next step starts from, after autoreset
 
 
+class Programs(NamedTuple):
+    """Of many environments through the wrappers of training.
+
+    reset: (keys [n]) -> State;  step: (State, actions [n, A]) -> (State, Step)
+    """
+
+    reset: Callable[[Array], State]
+    step: Callable[[State, Array], tuple[State, Step]]
+
+
 class Probe(NamedTuple):
     """What the contracts look at, made once."""
 
@@ -49,18 +59,16 @@ class Probe(NamedTuple):
     record: Record
 
 
-def check_env(
-    env: Env, key: Array, n: int = 8, steps: int = 1000, options: dict[str, Any] | None = None
-) -> dict[str, str]:
+def check_env(env: Env, key: Array, n: int = 8, steps: int = 1000, programs: Programs | None = None) -> dict[str, str]:
     """Check every contract on ``n`` environments over ``steps`` random steps each; ``key`` is consumed.
 
-    options: XLA's, of the batched step's compilation. Returns what was measured, by the contract's name. Raises EnvError at the first broken contract, ValueError where
+    programs: ``compiled(env)``, where it is at hand. Returns what was measured, by the contract's name. Raises EnvError at the first broken contract, ValueError where
     ``steps`` does not cover an episode.
     """
     if steps <= env.specs.horizon:
         raise ValueError(f"check_env needs more steps than the horizon {env.specs.horizon}; got {steps}")
     measured = {"shapes": _named(env, "shapes", functools.partial(shapes, env, key))}
-    probe = _probe(env, key, n, steps, options)
+    probe = _probe(env, programs or compiled(env), key, n, steps)
     for name, contract in CONTRACTS.items():
         measured[name] = _named(env, name, functools.partial(contract, probe))
     return measured
@@ -79,11 +87,8 @@ def _require(holds: Any, complaint: str) -> None:
         raise EnvError(complaint)
 
 
-def compiled(
-    env: Env, options: dict[str, Any] | None = None
-) -> tuple[Callable[[Array], State], Callable[[State, Array], tuple[State, Step]]]:
-    """reset: (keys [n]) -> State; step: (State, actions [n, A]) -> (State, Step), of many environments through the
-    wrappers of training. Of one environment and one n, every process compiles the same program."""
+def compiled(env: Env, options: dict[str, Any] | None = None) -> Programs:
+    """The programs of an environment, which compile at their first call; options: XLA's, of the step's compilation."""
     stack = training(env)
 
     @functools.partial(jax.jit, compiler_options=options)
@@ -91,13 +96,13 @@ def compiled(
         new, record = stack.step(state, actions[:, None])
         return new, jax.tree.map(lambda x: x[:, 0], record)
 
-    return jax.jit(stack.reset), step
+    return Programs(jax.jit(stack.reset), step)
 
 
-def _probe(env: Env, key: Array, n: int, steps: int, options: dict[str, Any] | None) -> Probe:
-    """Compile reset and step, and roll out random actions."""
+def _probe(env: Env, programs: Programs, key: Array, n: int, steps: int) -> Probe:
+    """Roll out random actions."""
     reset_key, action_key, roll_key = jax.random.split(key, 3)
-    reset, step = compiled(env, options)
+    reset, step = programs
     keys = jax.random.split(reset_key, n)
     starts = reset(keys)
     actions = jax.random.uniform(action_key, (n, env.specs.action_dim), minval=-1.0, maxval=1.0)

@@ -17,6 +17,8 @@ import ml_collections
 from absl import flags
 from ml_collections import config_flags
 
+from experiments import cpu
+
 HELP = """gcp-jax: finetune generative control policies with reinforcement learning
 
 usage: gcp-jax COMMAND [--flag=value …]
@@ -77,7 +79,7 @@ def _execute(name: str, command: Command, rest: list[str]) -> int:
         with aside:
             sys.path.append(os.getcwd())  # where a user's own method may lie
             values, positional = _parse(name, command, rest)
-            _cpu(values["config"].value.data if command.configured else 1)
+            cpu.prepare(values["config"].value.data if command.configured else 1)
             _compilation_cache()
             result = command.run(values, positional)
     except Interrupted as stop:
@@ -176,18 +178,6 @@ def _given(rest: list[str], prefix: str) -> str:
     return next((word.removeprefix(prefix) for word in reversed(rest) if word.startswith(prefix)), "")
 
 
-def _cpu(count: int) -> None:
-    """Let a CPU stand for ``count`` devices, so that config.data splits a run over cores; accelerators are not affected.
-
-    NPROC sizes XLA's thread pool: programs that step many contacts, and collectives of virtual devices, deadlock in one smaller than 4.
-    """
-    count = count if isinstance(count, int) else 1
-    given, threads = os.environ.get("XLA_FLAGS", ""), os.environ.get("NPROC") or os.cpu_count() or 1
-    if count > 1 and "host_platform_device_count" not in given:
-        os.environ["XLA_FLAGS"] = f"{given} --xla_force_host_platform_device_count={count}".strip()
-    os.environ["NPROC"] = str(max(4, 2 * count, int(threads)))
-
-
 def _compilation_cache() -> None:
     """Compiled programs are kept between processes; a user's own setting stands."""
     import jax
@@ -248,7 +238,7 @@ def benchmark(values: Any, positional: list[str]) -> dict[str, Any]:
         steps=values["steps"].value,
         overrides=values["override"].value,
     )
-    _cpu(chosen.data)
+    cpu.prepare(chosen.data)
     return benchmarks.run(chosen, Path(values["run_dir"].value), shlex.join(["gcp-jax", *sys.argv[1:]]))
 
 

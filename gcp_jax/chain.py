@@ -60,6 +60,14 @@ class Walk(NamedTuple):
         """log N(x_{i+1}; mean_i, std_i²) of every number, [..., K, D]."""
         return normal_log_density(self.points[..., 1:, :], self.mean, self.std)
 
+    @property
+    def log_density(self) -> Array:
+        """Normalised log-density of the whole chain, OGPO: ``[log N(x_0; 0, I) + Σ_i log N(x_{i+1}; mu_i, σ_i²)] / (K+1) / D``,
+        [...]."""
+        prior = jnp.sum(normal_log_density(self.points[..., 0, :], 0.0, 1.0), -1)
+        steps = jnp.sum(self.log_densities, (-2, -1))
+        return (prior + steps) / (self.points.shape[-2] * self.points.shape[-1])
+
 
 def draw(key: Array, count: int, shape: tuple[int, ...]) -> Array:
     """Standard normal noise [count, *shape] with one key a sample; key is consumed."""
@@ -146,16 +154,6 @@ def along(transition: Transition, chain: Array, times: Array) -> Walk:
     x = chain[..., :-1, :]
     mean, std = transition(x, _grid(times, x))
     return Walk(chain, mean, std)
-
-
-def log_density(transition: Transition, chain: Array, times: Array) -> Array:
-    """Normalised log-density of whole chains [..., K+1, D], OGPO: ``[log N(x_0; 0, I) + Σ_i log N(x_{i+1}; mu_i, σ_i²)] / (K+1) / D``.
-
-    Returns [...].
-    """
-    prior = jnp.sum(normal_log_density(chain[..., 0, :], 0.0, 1.0), -1)
-    steps = jnp.sum(along(transition, chain, times).log_densities, (-2, -1))
-    return (prior + steps) / (chain.shape[-2] * chain.shape[-1])
 
 
 def step_kl(first: Walk, second: Walk) -> Array:

@@ -49,7 +49,7 @@ def seed_key(seed: Array) -> Array:
     return jax.random.fold_in(jax.random.key(RUN_STREAM), seed)
 
 
-def _item(specs: Specs, act: Callable[[Array], tuple[Array, PyTree]], local: int) -> Segment:
+def segment_item(specs: Specs, act: Callable[[Array], tuple[Array, PyTree]], local: int) -> Segment:
     """Shapes of a segment's rows without running physics."""
     rows = (1, local, specs.chunk)
     floats, flags = jnp.zeros(rows), jnp.zeros(rows, bool)
@@ -68,7 +68,7 @@ def initial(
     if collection is None:
         return Train(state, pretrained, None, None, key, jnp.int32(0))
     local = collection.envs // mesh_lib.data_size()
-    item = _item(specs, lambda obs: algorithm.act(state, obs, init_key), local)
+    item = segment_item(specs, lambda obs: algorithm.act(state, obs, init_key), local)
     workers = rollout.start(collection.env, env_key, local)
     return Train(state, pretrained, workers, algorithm.source.init(item), key, jnp.int32(0))
 

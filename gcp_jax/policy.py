@@ -61,7 +61,7 @@ class Policy(NamedTuple):
 
     init:           (key) -> params
     sample:         (params, obs, z [..., D]) -> action [..., D]                deterministic sampler
-    chain:          (params, obs, noise [..., K+1, D]) -> chain [..., K+1, D]   stochastic sampler
+    walk:           (params, obs, noise [..., K+1, D]) -> chain.Walk            stochastic sampler
     action:         (chain) -> action [..., D]
     log_density:    (params, obs, chain) -> [...]                               normalised, of the whole chain
     imitation_loss: (params, obs, action, mask [..., h], z, t [...]) -> [...]   per sample
@@ -73,7 +73,7 @@ class Policy(NamedTuple):
 
     init: Callable[[Array], PyTree]
     sample: Callable[[PyTree, Array, Array], Array]
-    chain: Callable[[PyTree, Array, Array], Array]
+    walk: Callable[[PyTree, Array, Array], chains.Walk]
     action: Callable[[Array], Array]
     log_density: Callable[[PyTree, Array, Array], Array]
     imitation_loss: Callable[..., Array]
@@ -95,10 +95,14 @@ class Policy(NamedTuple):
         """[..., D] -> [..., h, A]."""
         return action.reshape(*action.shape[:-1], self.specs.chunk, self.specs.action_dim)
 
-    def draw_chains(self, params: PyTree, obs: Array, key: Array, count: int) -> Array:
-        """``count`` chains for each normalised obs [B, O], with one key a state: [B, count, K+1, D]; key is consumed."""
+    def draw_walks(self, params: PyTree, obs: Array, key: Array, count: int) -> chains.Walk:
+        """``count`` chains for each normalised obs [B, O], with one key a state, leaves [B, count, …]; key is consumed."""
         shape = (count, self.config.steps + 1, self.specs.flat_action_dim)
-        return self.chain(params, obs[:, None], chains.draw(key, obs.shape[0], shape))
+        return self.walk(params, obs[:, None], chains.draw(key, obs.shape[0], shape))
+
+    def draw_chains(self, params: PyTree, obs: Array, key: Array, count: int) -> Array:
+        """The points of ``draw_walks``, [B, count, K+1, D]."""
+        return self.draw_walks(params, obs, key, count).points
 
     def draw(self, params: PyTree, obs: Array, key: Array, count: int) -> Array:
         """``count`` actions of the deterministic sampler for each normalised obs [B, O]: [B, count, D]; key is consumed."""
@@ -151,9 +155,11 @@ def make(config: PolicyConfig, specs: Specs) -> Policy:
     return Policy(
         init=init,
         sample=lambda params, obs, z: chains.integrate(advance(params, obs), z, sampler.times),
-        chain=lambda params, obs, noise: chains.walk(transition(params, obs), noise, sampler.times).points,
+        walk=lambda params, obs, noise: chains.walk(transition(params, obs), noise, sampler.times),
         action=chains.action,
-        log_density=lambda params, obs, chain: chains.log_density(transition(params, obs, 1), chain, sampler.times),
+        log_density=lambda params, obs, chain: (
+            chains.along(transition(params, obs, 1), chain, sampler.times).log_density
+        ),
         imitation_loss=imitation_loss,
         transition=transition,
         advance=advance,

@@ -4,9 +4,10 @@ import json
 
 import jax
 import numpy as np
+import pytest
 
 import envs
-from benchmarks import environments
+from benchmarks import environments, rollout, run
 from envs import demonstrations
 from envs.protocol import NO_SUCCESS
 from experiments import cli, inspection
@@ -28,10 +29,11 @@ def test_environments_are_measured_and_shown(tmp_path, monkeypatch, capsys):
 
 
 def test_physics_alone_is_timed_beside_the_task():
-    speed = environments.speed(environments.envs.make("pick_place"), 4, 2)
+    speed = environments.speed(environments.envs.make("push_t"), 4, 2)
     assert speed["physics_steps_per_s"] > 0 and speed["of_physics"] > 0 and speed["spread"] >= 0
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # brax's
 def test_a_task_without_success_is_measured_and_shown_by_its_return(tmp_path, monkeypatch, capsys):
     env = envs.make("reach")
     env = env._replace(specs=env.specs._replace(name="brax:hopper", success=NO_SUCCESS))
@@ -45,5 +47,34 @@ def test_a_task_without_success_is_measured_and_shown_by_its_return(tmp_path, mo
     found = {"machine": "m", "specs": env.specs._asdict(), "demonstrator": {"expert": measured}}
     table.write_text(json.dumps({"brax:hopper": found}))
     monkeypatch.setattr(inspection, "MEASURED", table)
-    assert inspection.list_envs(to_stderr=True)["brax:hopper"]["measured"] == found
+    assert (
+        inspection.list_envs(to_stderr=True)["brax:hopper"]["measured"] == json.loads(table.read_text())["brax:hopper"]
+    )
     assert f"expert 0: return {measured['return']:,.0f} ±" in capsys.readouterr().err
+
+
+def test_the_speed_benchmarks_run_and_write_nothing_when_quick(tmp_path, capsys):
+    assert run.main(["segment", "--quick", "--json"], tmp_path) == 0
+    [case] = json.loads(capsys.readouterr().out.splitlines()[-1])["segment"].values()
+    assert sum(case[part] for part in ("physics", "sampling", "updates", "rest")) == pytest.approx(1.0, abs=0.01)
+    assert not list(tmp_path.iterdir())
+
+
+def test_acting_is_compared_with_plain_physics():
+    found = rollout.measure("push_t", 4, 2)
+    assert found["of_physics"]["ratio"] > 0 and found["rollout_steps_per_s"] > 0
+
+
+def test_results_are_appended_and_the_newest_make_the_page(tmp_path):
+    for ms in (1.5, 2500.0):
+        run.keep(tmp_path, "update", {"ogpo": {"ms": ms, "of_products": {"ratio": 0.9, "spread": 0.01}}})
+    entries = json.loads((tmp_path / "results" / "update.json").read_text())
+    assert [entry["figures"]["ogpo"]["ms"] for entry in entries] == [1.5, 2500.0]
+    assert all(entry["versions"]["jax"] and entry["machine"] for entry in entries)
+    page = (tmp_path / "README.md").read_text()
+    assert "| ogpo | 2,500.0 | 0.90 (spread 0.01) |" in page
+
+
+def test_a_benchmark_that_does_not_exist_is_told(capsys):
+    assert run.main(["updates"]) == 2
+    assert "there is no 'updates'; allowed: update, rollout, segment." in capsys.readouterr().err

@@ -10,6 +10,7 @@ from jax.sharding import PartitionSpec as P
 from scipy.special import gammaln
 
 from gcp_jax import diagnostics
+from gcp_jax.chain import Walk
 from gcp_jax.networks import Normaliser
 from gcp_jax.policy import Policy, PolicyConfig
 from gcp_jax.types import Segment, Specs, Step
@@ -32,17 +33,17 @@ def policy():
         obs = obs.reshape(*obs.shape[:-1], *(1,) * inner, WIDTH)
         return lambda x, t: (row(params["bias"], x) + 0.5 * x + 0.1 * obs, params["std"] * (1 + t)[..., None])
 
-    def chain(params, obs, noise):
+    def walk(params, obs, noise):
         """Points from the waves of a fixed start, as its own transition would have drawn them."""
         points = [noise[..., 0, :]]
         for i in range(K):
             mean, std = transition(params, obs)(points[-1], jnp.full((1,) * (obs.ndim - 1), i / K))
             points.append(mean + std * noise[..., i + 1, :])
-        return jnp.stack(points, -2)
+        return Walk(jnp.stack(points, -2), None, None)
 
     settings = {
         "sample": lambda params, obs, z: row(params["bias"], z) + 0.25 * z,
-        "chain": chain, "transition": transition, "config": PolicyConfig(chunk=H, steps=K), "specs": SPECS,
+        "walk": walk, "transition": transition, "config": PolicyConfig(chunk=H, steps=K), "specs": SPECS,
     }  # fmt: skip
     return Policy(**{**dict.fromkeys(Policy._fields), **settings})
 

@@ -99,7 +99,7 @@ def test_densities_equal_scipy_and_sigma_is_the_floor(scheme):
     again = chain_lib.along(sampler.transition(curved_epsilon), walk.points, sampler.times)
     np.testing.assert_allclose(again.log_densities, expected, rtol=1e-3, atol=1e-3)
     prior = stats.norm.logpdf(noise[..., 0, :]).sum(-1)
-    whole = chain_lib.log_density(sampler.transition(curved_epsilon), walk.points, sampler.times)
+    whole = chain_lib.along(sampler.transition(curved_epsilon), walk.points, sampler.times).log_density
     np.testing.assert_allclose(whole, (prior + expected.sum((-2, -1))) / 6 / 2, rtol=1e-4)
 
 

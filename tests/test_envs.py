@@ -1,6 +1,7 @@
 """The registry and the tasks: contracts, quality of the demonstrators, fidelity to C MuJoCo, and no dead setting."""
 
 import dataclasses
+import functools
 import importlib
 from typing import NamedTuple
 
@@ -20,7 +21,7 @@ from envs.task import axes
 
 SIMULATED = tuple(name for name in envs.names() if name != "reach")
 CLEAN, NOISY = 32, 16  # episodes; the noisy ones also bump into things
-SHOWN = CLEAN + NOISY  # as many as the contracts are checked on: one compile for both
+SHOWN = CLEAN + NOISY  # as many as the contracts are checked on
 REPLAYED = 100  # control steps compared with C MuJoCo
 
 # Allowed median distance of MJX from C MuJoCo over 100 steps of an episode, metres and radians: clean episodes, and noisy
@@ -42,6 +43,13 @@ OTHER = {
     tuple: lambda value: value[1:] if isinstance(value[0], str) else tuple(1.1 * part + 1.0 for part in value),
     str: lambda value: {"square": "round"}[value],
 }
+
+
+@functools.cache
+def made(name):
+    """A task and its programs: contracts and demonstrations share one compile."""
+    env = envs.make(name)
+    return env, compiled(env, OPTIONS.get(name))
 
 
 def test_names_are_made():
@@ -69,8 +77,8 @@ def test_unknown_peg_is_told_with_what_is_allowed():
 
 @pytest.mark.parametrize("name", envs.names())
 def test_contracts(name):
-    env = envs.make(name)
-    measured = check_env(env, jax.random.key(0), n=SHOWN, steps=env.specs.horizon + 20, options=OPTIONS.get(name))
+    env, programs = made(name)
+    measured = check_env(env, jax.random.key(0), n=SHOWN, steps=env.specs.horizon + 20, programs=programs)
     assert set(measured) == {"shapes", *CONTRACTS}
 
 
@@ -111,10 +119,10 @@ class Shown(NamedTuple):
     mode: np.ndarray
 
 
-def _show(env, level, options):
+def _show(name, level):
     """``CLEAN`` episodes without noise, then ``NOISY`` ones at noise ``level``; they go on after success."""
+    env, (reset, step) = made(name)
     noise = np.repeat(np.float32([0.0, level]), [CLEAN, NOISY])
-    reset, step = compiled(env, options)
     plan_key, *keys = jax.random.split(jax.random.key(7), 1 + env.specs.horizon)
 
     @jax.jit
@@ -143,7 +151,7 @@ def _show(env, level, options):
 def task(request):
     """The name of a simulated task and demonstrations of it."""
     name = request.param
-    return name, _show(envs.make(name), envs.load(name).quality["mixed"], OPTIONS.get(name))
+    return name, _show(name, envs.load(name).quality["mixed"])
 
 
 def test_clean_demonstrations_succeed_both_ways(task):

@@ -26,7 +26,7 @@ def step_log_densities(velocity, chain, sampler):
 
 
 def chain_log_density(velocity, chain, sampler):
-    return chain_lib.log_density(sampler.transition(velocity), chain, sampler.times)
+    return chain_lib.along(sampler.transition(velocity), chain, sampler.times).log_density
 
 
 def gaussian_velocity(x, t):

@@ -122,3 +122,9 @@ def test_a_share_of_a_negative_return_is_refused(tmp_path, rewarded):
         train.RunError, match=r"pretrain.stop_at is 0.45, a share of .* which is -8.0: it must be positive"
     ):
         run.run()
+
+
+def test_what_xla_flags_set_goes_before_the_project_s_own_choice(monkeypatch):
+    assert train._options() == {}  # conftest sets the level
+    monkeypatch.setenv("XLA_FLAGS", "")
+    assert train._options() == train.CPU_COMPILE

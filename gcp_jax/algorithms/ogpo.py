@@ -21,6 +21,7 @@ import jax.numpy as jnp
 import optax
 
 from gcp_jax import returns
+from gcp_jax.chain import Walk
 from gcp_jax.critic import adam, at_least, choose, hold
 from gcp_jax.critic import heads as critic_heads
 from gcp_jax.mesh import batch_mean, descend, sample_keys
@@ -247,18 +248,17 @@ def make(config: Config, policy: Policy, source: Source) -> Algorithm:
         return (jnp.maximum(advantage, 0.0) if config.no_negative else advantage), upper
 
     def extraction_loss(
-        net: PyTree, state: State, obs: Array, chain: Array, advantage: Array, upper: Array, key: Array
+        net: PyTree, state: State, obs: Array, drawn: Walk, advantage: Array, upper: Array, key: Array
     ) -> tuple[Array, dict[str, Array]]:
-        """The policy loss of one batch of chains [B, G, K+1, D], by ``config.extraction``."""
-        wide = obs[:, None]
+        """The policy loss of one batch of chains [B, G, K+1, D] of θ̄, by ``config.extraction``."""
+        wide, chain = obs[:, None], drawn.points
         weight = jnp.minimum(jnp.exp(advantage / config.temperature), 100.0)
         if config.extraction == "backprop":
             action = policy.sample(net, wide, chain[..., 0, :])
             return -jnp.mean(q_values(state.critic_target, wide, action)), {}
         if config.extraction in ("awfm", "fpo"):
             return matching_loss(net, state, wide, policy.action(chain), advantage, weight, upper, key)
-        log_ratio = policy.log_density(net, wide, chain) - policy.log_density(state.target, wide, chain)
-        ratio = jnp.exp(log_ratio)
+        ratio = jnp.exp(policy.log_density(net, wide, chain) - drawn.log_density)
         if config.extraction == "awr":
             return -jnp.mean(weight * ratio), ratio_metrics(ratio, upper)
         return clipped(ratio, advantage, upper), ratio_metrics(ratio, upper)
@@ -295,11 +295,11 @@ def make(config: Config, policy: Policy, source: Source) -> Algorithm:
         chain_key, imitate_key, kl_key, match_key = jax.random.split(key, 4)
         stride = max(source.batch_size // config.actor_states, 1)
         obs = state.normaliser(batch.transitions.obs[::stride])
-        chain = policy.draw_chains(state.target, obs, chain_key, config.chains)
-        advantage, upper = advantages(state, obs, chain)
+        drawn = policy.draw_walks(state.target, obs, chain_key, config.chains)
+        advantage, upper = advantages(state, obs, drawn.points)
 
         def loss(net: PyTree) -> tuple[Array, dict[str, Array]]:
-            value, metrics = extraction_loss(net, state, obs, chain, advantage, upper, match_key)
+            value, metrics = extraction_loss(net, state, obs, drawn, advantage, upper, match_key)
             metrics = {**metrics, "policy_loss": value}
             if config.success_weight:
                 imitation = success_loss(net, state, batch, imitate_key)

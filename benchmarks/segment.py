@@ -1,0 +1,74 @@
+"""Where the time of a segment goes: physics, sampling, updates, and everything else."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from benchmarks import environments, setup, timing
+from gcp_jax import learner
+from gcp_jax.types import Array, PyTree
+
+METHODS = ("ogpo", "dsrl", "residual", "expo", "qc", "fql", "dppo")
+
+
+def run(*, quick: bool) -> dict[str, Any]:
+    """Every method on ``peg_insert`` with its defaults for many environments."""
+    methods, envs = (("qc",), 8) if quick else (METHODS, 64)
+    return {method: measure("peg_insert", method, envs, 2 if quick else 5) for method in methods}
+
+
+def measure(task: str, method: str, envs: int, repeats: int) -> dict[str, Any]:
+    """Milliseconds of a segment and of its parts alone; ``rest`` is what is left: rewards, resets, replay, diagnostics."""
+    made = setup.make(task, method, finetune__envs=envs)
+    algorithm, rows, specs = made.algorithm, made.size.rows, made.size.specs
+    train = made.start()
+    segment = made.learner.segment.lower(train).compile()
+    state = jax.tree.map(lambda x: jnp.copy(x[0]), train.state)
+    obs, key = jnp.zeros((envs, specs.obs_dim)), jax.random.key(0)
+
+    def whole() -> PyTree:
+        nonlocal train
+        train, metrics = segment(train)
+        return metrics
+
+    @jax.jit
+    def sample(state: PyTree, key: Array) -> Array:
+        def act(total: Array, key: Array) -> tuple[Array, None]:
+            chunk, _ = algorithm.act(state, obs + total, key)
+            return total + jnp.mean(chunk), None
+
+        return jax.lax.scan(act, jnp.float32(0), jax.random.split(key, rows))[0]
+
+    shapes = jax.eval_shape(lambda: _batches(made, state, key))
+    batches = jax.tree.map(lambda x: jnp.ones(x.shape, x.dtype), shapes)
+
+    @jax.jit
+    def update(state: PyTree, batches: PyTree, key: Array) -> PyTree:
+        keys = jax.random.split(key, algorithm.source.updates)
+        return jax.lax.scan(lambda state, inputs: algorithm.update(state, *inputs), state, (batches, keys))
+
+    programs = {
+        "segment": whole,
+        "physics": environments.physics(environments.envs.make(task), envs, rows * specs.chunk),
+        "sampling": lambda: sample(state, key),
+        "updates": lambda: update(state, batches, key),
+    }
+    spent = timing.measure(programs, repeats)
+    parts = ("physics", "sampling", "updates")
+    alone = [sum(spent[part].wall[i] for part in parts) for i in range(repeats)]
+    shares = {part: round(timing.ratio(spent[part].wall, spent["segment"].wall).median, 3) for part in parts}
+    rest = timing.ratio(alone, spent["segment"].wall)
+    told = {f"{name}_ms": round(1e3 * times.seconds, 2) for name, times in spent.items()}
+    return {**told, **shares, "rest": round(1.0 - rest.median, 3), "spread": round(rest.spread, 3)}
+
+
+def _batches(made: setup.Setup, state: PyTree, key: Array) -> PyTree:
+    """The batches of one segment; for their shapes."""
+    algorithm, envs = made.algorithm, made.config.finetune.envs
+    item = learner.segment_item(made.size.specs, lambda obs: algorithm.act(state, obs, key), envs)
+    segment = jax.tree.map(lambda x: jnp.broadcast_to(x, (made.size.rows, *x.shape[1:])), item)
+    _, segment = algorithm.prepare(state, segment)
+    return algorithm.source.step(algorithm.source.init(item), segment, key, jnp.int32(0))[1]

@@ -1,0 +1,65 @@
+"""The learner of a run as ``gcp-jax train`` builds it, without its folder."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+
+from experiments import tasks
+from gcp_jax import diagnostics, learner, policy
+from gcp_jax import mesh as mesh_lib
+from gcp_jax import train as training
+from gcp_jax.config import Run
+from gcp_jax.networks import Normaliser
+from gcp_jax.types import Algorithm, PyTree
+
+
+class Setup(NamedTuple):
+    """A configured run with an untrained policy; learning starts in the first segment."""
+
+    config: Run
+    task: training.Task
+    size: training.Sizes
+    algorithm: Algorithm
+    collection: learner.Collection
+    learner: learner.Learner
+    pretrained: PyTree
+
+    def start(self) -> PyTree:
+        """The initial Train."""
+        return self.learner.init(jnp.arange(self.config.seeds), self.pretrained)
+
+
+def configured(env: str, method: str, fields: Mapping[str, Any]) -> ml_collections.ConfigDict:
+    """The defaults of many environments at once with other ``fields``, by their dotted names."""
+    config = tasks.defaults(env=env, algorithm=method)
+    tasks.vectorised(config)
+    tasks.override(config, fields)
+    return config
+
+
+def make(env: str, method: str = "ogpo", **fields: Any) -> Setup:
+    """Build a run; ``fields`` by their names with ``__`` for the dot, as ``finetune__envs=1024``."""
+    config = tasks.checked(configured(env, method, {name.replace("__", "."): value for name, value in fields.items()}))
+    task = tasks.make(config, film=False)
+    size = training.sizes(config, task.env.specs)
+    base = policy.make(config.policy, size.specs)
+    algorithm = training.method(config, base, size)
+    collection = learner.Collection(task.env, config.finetune.envs, size.rows, config.finetune.fresh)
+    built = learner.build(
+        algorithm,
+        size.specs,
+        mesh=mesh_lib.make(config.seeds, data=config.data),
+        seeds=config.seeds,
+        collection=collection,
+        diagnose=diagnostics.make(algorithm, base, config.algorithm_config.gamma),
+    )
+    pretrained = {
+        "net": jax.jit(base.init)(jax.random.key(0)),
+        "normaliser": Normaliser(jnp.zeros(size.specs.obs_dim), jnp.ones(size.specs.obs_dim)),
+    }
+    return Setup(config, task, size, algorithm, collection, built, pretrained)
