@@ -25,6 +25,7 @@ import mujoco
 import numpy as np
 
 from envs.physics import Body, Frames, Simulation, scene, simulation
+from envs.task import command
 
 Array = jax.Array
 
@@ -242,7 +243,27 @@ def held(body: Body, tool: Tool) -> Array:
     return jnp.concatenate([tool.position, tool.yaw[None], jnp.mean(openings(body))[None]])
 
 
-def move(robot: Robot, body: Body, tool: Tool, target: Array) -> Body:
+def driven(
+    robot: Robot,
+    body: Body,
+    tool: Tool,
+    target: Array,
+    action: Array,
+    *,
+    pace: np.ndarray,
+    limits: np.ndarray,
+    lead: float,
+) -> tuple[Body, Tool, Array]:
+    """One control step of ``action`` [5], which changes the commanded position, yaw and opening ``target`` [5] by ``pace`` [5] per
+    unit, within ``limits`` [2, 5] and at most ``lead`` metres before the tool: (body, tool, target)."""
+    ahead = np.array([lead, lead, lead, YAW_LEAD, SQUEEZE])
+    low, high = limits
+    target = command(target, action, reach=pace, low=low, high=high, held=held(body, tool), lead=ahead)
+    moved = _moved(robot, body, tool, target)
+    return moved, sense(robot, moved), target
+
+
+def _moved(robot: Robot, body: Body, tool: Tool, target: Array) -> Body:
     """One control step towards ``target`` [5]: position, yaw and opening of the tool."""
     joints = _least_squares(tool.jacobian, _error(tool, target[:3], target[3]))
     joints = joints / jnp.maximum(1.0, jnp.max(jnp.abs(joints) / TARGET_LEAD))

@@ -17,8 +17,8 @@ import numpy as np
 from envs import ur5e
 from envs.physics import CONTROL_DT, Body, at_rest
 from envs.protocol import Demonstrator, Env, EnvSpecs, Scene, State
-from envs.task import axes, box, command, scatter, started, stepped, toward, yawed
-from envs.ur5e import CLOSED, OPEN, SPEED, SQUEEZE, YAW, YAW_LEAD, Tool
+from envs.task import axes, box, scatter, started, stepped, toward, yawed
+from envs.ur5e import CLOSED, OPEN, SPEED, YAW, Tool
 
 Array = jax.Array
 
@@ -30,7 +30,6 @@ LENGTH = 0.07  # metres of the peg
 GRASP = 0.05  # metres from the tip to the tool
 SUNK = 0.0005  # metres the pads start inside the peg: at a bare touch, rounding decides which pad pushes first
 LEAD = 0.012  # metres the commanded position may run ahead of the tool: bounds the force of a jam
-AHEAD = np.array([LEAD, LEAD, LEAD, YAW_LEAD, SQUEEZE])  # metres and radians, the command before the tool
 LIMITS = np.array([[-0.15, -0.14, 0.07, -0.6, CLOSED], [0.14, 0.14, 0.18, 0.6, OPEN]])  # metres, radians; command
 
 NEAR = 0.05  # metres of one unit of relative position in the observation
@@ -214,10 +213,7 @@ def make(config: Config) -> Env:
 
     def step(state: State, action: Array) -> State:
         body, tool, target = state.physics
-        held = ur5e.held(body, tool)
-        target = command(target, action, reach=pace, low=LIMITS[0], high=LIMITS[1], held=held, lead=AHEAD)
-        body = ur5e.move(robot, body, tool, target)
-        physics = Physics(body, ur5e.sense(robot, body), target)
+        physics = Physics(*ur5e.driven(robot, body, tool, target, action, pace=pace, limits=LIMITS, lead=LEAD))
         return stepped(
             state,
             physics=physics,

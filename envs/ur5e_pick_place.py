@@ -16,15 +16,14 @@ import numpy as np
 from envs import ur5e
 from envs.physics import CONTROL_DT, Body, at_rest
 from envs.protocol import Demonstrator, Env, EnvSpecs, Scene, State
-from envs.task import axes, box, command, scatter, started, stepped, toward, yawed
-from envs.ur5e import CLOSED, LEAD, OPEN, SPEED, SQUEEZE, YAW_LEAD, Tool
+from envs.task import axes, box, scatter, started, stepped, toward, yawed
+from envs.ur5e import CLOSED, LEAD, OPEN, SPEED, SQUEEZE, Tool
 
 Array = jax.Array
 
 QUALITY = {"expert": 0.0, "mixed": 1.4, "poor": 2.1, "bad": 3.0}  # success 100 %, 69 %, 28 %, 11 %
 
 HALF = 0.02  # metres, half the side of the cube
-AHEAD = np.array([LEAD, LEAD, LEAD, YAW_LEAD, SQUEEZE])  # metres and radians, the command before the tool
 LIMITS = np.array([[-0.18, -0.16, 0.015, -0.8, CLOSED], [0.16, 0.16, 0.16, 0.8, OPEN]])  # metres, radians; command
 
 NEAR = 0.05  # metres of one unit of relative position in the observation
@@ -138,10 +137,8 @@ def make(config: Config) -> Env:
 
     def step(state: State, action: Array) -> State:
         body, tool, target, goal = state.physics
-        held = ur5e.held(body, tool)
-        target = command(target, action, reach=pace, low=LIMITS[0], high=LIMITS[1], held=held, lead=AHEAD)
-        body = ur5e.move(robot, body, tool, target)
-        physics = Physics(body, ur5e.sense(robot, body), target, goal)
+        moved = ur5e.driven(robot, body, tool, target, action, pace=pace, limits=LIMITS, lead=LEAD)
+        physics = Physics(*moved, goal)
         return stepped(
             state,
             physics=physics,
