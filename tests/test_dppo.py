@@ -54,7 +54,7 @@ def affine_policy(family):
     return Policy(
         init=None,
         sample=lambda params, obs, z: chain_lib.integrate(advance(params, obs), z, config.sampler.times),
-        chain=None,
+        walk=None,
         action=chain_lib.action,
         log_density=None,
         imitation_loss=None,
