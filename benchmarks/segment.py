@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -56,13 +57,18 @@ def measure(task: str, method: str, envs: int, repeats: int) -> dict[str, Any]:
         "sampling": lambda: sample(state, key),
         "updates": lambda: update(state, batches, key),
     }
-    spent = timing.measure(programs, repeats)
-    parts = ("physics", "sampling", "updates")
-    alone = [sum(spent[part].wall[i] for part in parts) for i in range(repeats)]
-    shares = {part: round(timing.ratio(spent[part].wall, spent["segment"].wall).median, 3) for part in parts}
-    rest = timing.ratio(alone, spent["segment"].wall)
-    told = {f"{name}_ms": round(1e3 * times.seconds, 2) for name, times in spent.items()}
-    return {**told, **shares, "rest": round(1.0 - rest.median, 3), "spread": round(rest.spread, 3)}
+    return told(timing.measure(programs, repeats))
+
+
+def told(spent: Mapping[str, timing.Spent]) -> dict[str, Any]:
+    """Milliseconds of the segment and of its parts, their shares of it, and what they leave over."""
+    parts = [name for name in spent if name != "segment"]
+    whole = spent["segment"].wall
+    together = [sum(spent[part].wall[i] for part in parts) for i in range(len(whole))]
+    shares = {part: round(timing.ratio(spent[part].wall, whole).median, 3) for part in parts}
+    rest = timing.ratio(together, whole)
+    milliseconds = {f"{name}_ms": round(1e3 * times.seconds, 2) for name, times in spent.items()}
+    return {**milliseconds, **shares, "rest": round(1.0 - rest.median, 3), "spread": round(rest.spread, 3)}
 
 
 def _batches(made: setup.Setup, state: PyTree, key: Array) -> PyTree:

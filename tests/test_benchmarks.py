@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import envs
-from benchmarks import environments, rollout, run
+from benchmarks import environments, rollout, run, segment, timing
 from envs import demonstrations
 from envs.protocol import NO_SUCCESS
 from experiments import cli, inspection
@@ -53,11 +53,18 @@ def test_a_task_without_success_is_measured_and_shown_by_its_return(tmp_path, mo
     assert f"expert 0: return {measured['return']:,.0f} ±" in capsys.readouterr().err
 
 
-def test_the_speed_benchmarks_run_and_write_nothing_when_quick(tmp_path, capsys):
-    assert run.main(["segment", "--quick", "--json"], tmp_path) == 0
-    [case] = json.loads(capsys.readouterr().out.splitlines()[-1])["segment"].values()
-    assert sum(case[part] for part in ("physics", "sampling", "updates", "rest")) == pytest.approx(1.0, abs=0.01)
+def test_quick_measures_and_writes_nothing(tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(run.BENCHMARKS, "update", lambda quick: {"ogpo": {"ms": 1.0 if quick else 2.0}})
+    assert run.main(["update", "--quick", "--json"], tmp_path) == 0
+    assert json.loads(capsys.readouterr().out.splitlines()[-1]) == {"update": {"ogpo": {"ms": 1.0}}}
     assert not list(tmp_path.iterdir())
+
+
+def test_what_the_parts_leave_over_of_a_segment_is_the_rest():
+    times = {"segment": [2.0, 4.0], "physics": [1.0, 1.0], "sampling": [0.2, 0.4], "updates": [0.6, 1.4]}
+    found = segment.told({name: timing.Spent(wall, wall) for name, wall in times.items()})
+    assert found["segment_ms"] == 3000.0 and found["physics"] == pytest.approx((0.5 + 0.25) / 2)
+    assert found["rest"] == pytest.approx(1 - (0.9 + 0.7) / 2) and found["spread"] == pytest.approx(0.2)
 
 
 def test_acting_is_compared_with_plain_physics():
