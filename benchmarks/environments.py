@@ -2,15 +2,15 @@
 
     python -m benchmarks.environments [NAME …] [--quick]
 
-Without names: the project's own tasks and those of other suites that have a demonstrator. Writes ``envs/measured.json``, which ``gcp-jax envs`` shows. Speeds are medians of interleaved runs in one process; "of physics" is the
-task's control steps/s over those of bare ``mjx.step`` on its model with the same number of environments and substeps.
+Without names: the project's own tasks and those of other suites that have a demonstrator. Writes ``envs/measured.json``, which
+``gcp-jax envs`` shows. Speeds are medians of interleaved runs in one process; "of physics" is the task's control steps/s over those of
+bare ``mjx.step`` on its model with the same number of environments and substeps.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -54,7 +54,7 @@ def measure(name: str, *, quick: bool = False) -> dict[str, Any]:
     """Everything that is told of a task."""
     env, levels = envs.make(name), envs.load(name).quality
     found: dict[str, Any] = {
-        "machine": f"{os.cpu_count()} × {jax.devices()[0].device_kind}",
+        "machine": timing.machine(),
         "versions": versions(),
         "specs": {**env.specs._asdict(), "tasks": list(env.specs.tasks)},
     }
@@ -101,9 +101,7 @@ def _task(env: Env, count: int, steps: int) -> Callable[[], Any]:
 
     @jax.jit
     def run(state: Any, actions: jax.Array) -> Any:
-        return jax.lax.scan(lambda s, _: (jax.vmap(env.step)(s, actions), None), state, None, length=STEPS // count)[
-            0
-        ].obs
+        return jax.lax.scan(lambda s, _: (jax.vmap(env.step)(s, actions), None), state, None, length=steps)[0].obs
 
     return lambda: run(start, actions)
 

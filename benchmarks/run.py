@@ -15,15 +15,12 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import jax
-
-from benchmarks import rollout, segment, update
+from benchmarks import rollout, segment, timing, update
 from experiments import cpu
 from gcp_jax.train import commit, versions, write_json
 
@@ -64,8 +61,7 @@ def keep(folder: Path, name: str, figures: Mapping[str, Any]) -> None:
     path = folder / "results" / f"{name}.json"
     path.parent.mkdir(exist_ok=True)
     entries = json.loads(path.read_text()) if path.exists() else []
-    machine = f"{os.cpu_count()} × {jax.devices()[0].device_kind}"
-    entry = {"machine": machine, "versions": versions(), "commit": commit(), "figures": figures}
+    entry = {"machine": timing.machine(), "versions": versions(), "commit": commit(), "figures": figures}
     write_json(path, [*entries, entry])
     (folder / "README.md").write_text(page(folder / "results"))
 

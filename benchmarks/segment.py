@@ -9,7 +9,6 @@ import jax
 import jax.numpy as jnp
 
 from benchmarks import environments, setup, timing
-from gcp_jax import learner
 from gcp_jax.types import Array, PyTree
 
 METHODS = ("ogpo", "dsrl", "residual", "expo", "qc", "fql", "dppo")
@@ -43,7 +42,7 @@ def measure(task: str, method: str, envs: int, repeats: int) -> dict[str, Any]:
 
         return jax.lax.scan(act, jnp.float32(0), jax.random.split(key, rows))[0]
 
-    shapes = jax.eval_shape(lambda: _batches(made, state, key))
+    shapes = setup.batches(algorithm, specs, state, rows=rows, columns=envs)
     batches = jax.tree.map(lambda x: jnp.ones(x.shape, x.dtype), shapes)
 
     @jax.jit
@@ -69,12 +68,3 @@ def told(spent: Mapping[str, timing.Spent]) -> dict[str, Any]:
     rest = timing.ratio(together, whole)
     milliseconds = {f"{name}_ms": round(1e3 * times.seconds, 2) for name, times in spent.items()}
     return {**milliseconds, **shares, "rest": round(1.0 - rest.median, 3), "spread": round(rest.spread, 3)}
-
-
-def _batches(made: setup.Setup, state: PyTree, key: Array) -> PyTree:
-    """The batches of one segment; for their shapes."""
-    algorithm, envs = made.algorithm, made.config.finetune.envs
-    item = learner.segment_item(made.size.specs, lambda obs: algorithm.act(state, obs, key), envs)
-    segment = jax.tree.map(lambda x: jnp.broadcast_to(x, (made.size.rows, *x.shape[1:])), item)
-    _, segment = algorithm.prepare(state, segment)
-    return algorithm.source.step(algorithm.source.init(item), segment, key, jnp.int32(0))[1]

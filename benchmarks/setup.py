@@ -15,7 +15,7 @@ from gcp_jax import mesh as mesh_lib
 from gcp_jax import train as training
 from gcp_jax.config import Run
 from gcp_jax.networks import Normaliser
-from gcp_jax.types import Algorithm, PyTree
+from gcp_jax.types import Algorithm, Array, PyTree, Specs
 
 
 class Setup(NamedTuple):
@@ -58,8 +58,22 @@ def make(env: str, method: str = "ogpo", **fields: Any) -> Setup:
         collection=collection,
         diagnose=diagnostics.make(algorithm, base, config.algorithm_config.gamma),
     )
-    pretrained = {
-        "net": jax.jit(base.init)(jax.random.key(0)),
-        "normaliser": Normaliser(jnp.zeros(size.specs.obs_dim), jnp.ones(size.specs.obs_dim)),
-    }
-    return Setup(config, task, size, algorithm, collection, built, pretrained)
+    return Setup(config, task, size, algorithm, collection, built, untrained(base))
+
+
+def untrained(base: policy.Policy) -> PyTree:
+    """A policy as cloning leaves it, but for the cloning."""
+    width = base.specs.obs_dim
+    return {"net": jax.jit(base.init)(jax.random.key(0)), "normaliser": Normaliser(jnp.zeros(width), jnp.ones(width))}
+
+
+def batches(algorithm: Algorithm, specs: Specs, state: PyTree, *, rows: int, columns: int) -> PyTree:
+    """Shapes of the batches [U, B, ...] that a first segment of ``rows`` chunks in ``columns`` environments makes."""
+
+    def made(state: PyTree, key: Array) -> PyTree:
+        item = learner.segment_item(specs, lambda obs: algorithm.act(state, obs, key), columns)
+        segment = jax.tree.map(lambda x: jnp.broadcast_to(x, (rows, *x.shape[1:])), item)
+        _, segment = algorithm.prepare(state, segment)
+        return algorithm.source.step(algorithm.source.init(item), segment, key, jnp.int32(0))[1]
+
+    return jax.eval_shape(made, state, jax.random.key(0))

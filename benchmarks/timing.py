@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -56,3 +57,8 @@ def ratio(over: Sequence[float], under: Sequence[float]) -> Ratio:
     """over/under of each pair of runs."""
     found = [a / b for a, b in zip(over, under, strict=True)]
     return Ratio(statistics.median(found), max(found) - min(found))
+
+
+def machine() -> str:
+    """Cores and device, as results tell them."""
+    return f"{os.cpu_count()} × {jax.devices()[0].device_kind}"

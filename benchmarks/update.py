@@ -11,9 +11,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from benchmarks import products, timing
-from gcp_jax import algorithms, learner, policy, sources
-from gcp_jax.networks import Normaliser
+from benchmarks import products, setup, timing
+from gcp_jax import algorithms, policy, sources
 from gcp_jax.policy import PolicyConfig
 from gcp_jax.types import Array, PyTree, Specs
 
@@ -87,21 +86,11 @@ def program(method: str, fields: dict[str, Any], config: PolicyConfig, batch: in
         source = sources.replay(capacity=4, batch_size=batch, updates=1, **algorithms.replay_needs(module, settings))
     algorithm = module.make(settings, base, source)
     rows, columns = (needs["minibatches"], batch) if algorithms.on_policy(module) else (1, 4)
-    pretrained = {
-        "net": jax.jit(base.init)(jax.random.key(0)),
-        "normaliser": Normaliser(jnp.zeros(SPECS.obs_dim), jnp.ones(SPECS.obs_dim)),
-    }
-    state = jax.jit(algorithm.init)(jax.random.key(1), pretrained)
-
-    def first_batch(state: PyTree, key: Array) -> PyTree:
-        item = learner.segment_item(SPECS, lambda obs: algorithm.act(state, obs, key), columns)
-        store = source.init(item)
-        segment = jax.tree.map(lambda x: jnp.broadcast_to(x, (rows, *x.shape[1:])), item)
-        _, segment = algorithm.prepare(state, segment)
-        _, batches = source.step(store, segment, key, jnp.int32(0))
-        return jax.tree.map(lambda x: x[0], batches)
-
-    shapes = jax.eval_shape(first_batch, state, jax.random.key(2))
+    state = jax.jit(algorithm.init)(jax.random.key(1), setup.untrained(base))
+    shapes = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype),
+        setup.batches(algorithm, SPECS, state, rows=rows, columns=columns),
+    )
     return algorithm.update, (state, _made_up(shapes), jax.random.key(3))
 
 

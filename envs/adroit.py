@@ -7,9 +7,7 @@ pairs of geoms touch, so its fingers pass through each other.
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Callable, Iterable
-from pathlib import Path
 from typing import NamedTuple
 
 import jax
@@ -17,11 +15,12 @@ import jax.numpy as jnp
 import mujoco
 import numpy as np
 
+from envs.shipped import delete, folder
+
 Array = jax.Array
 
 TIMESTEP = 0.004  # seconds of one physics step
 SUBSTEPS = 8  # physics steps of one control step
-CONTROL_DT = TIMESTEP * SUBSTEPS  # seconds
 ARM_GAIN, ARM_STIFFNESS = 500.0, 200.0  # N or N·m of an arm's actuator per unit of command, and per metre or radian
 ARM_DAMPING = 20.0  # N·s/m or N·m·s/rad that demonstrators add to an arm's joint: without it the slides ring
 
@@ -66,24 +65,18 @@ def models(task: str, edit: Callable[[mujoco.MjSpec, bool], None]) -> Models:
 
     Raises ImportError, in one line, where gymnasium-robotics is not installed.
     """
-    path = str(_assets() / f"adroit_{task}.xml")
+    assets = folder("gymnasium_robotics", "envs", "assets", "adroit_hand", holds="the Adroit models are")
+    path = str(assets / f"adroit_{task}.xml")
     compiled = []
     for drawn in (False, True):
         spec = mujoco.MjSpec.from_file(path)
         _prune(spec)
         if not drawn:
-            _delete(spec, (geom for geom in spec.geoms if geom.type == mujoco.mjtGeom.mjGEOM_MESH))
-            _delete(spec, spec.meshes)
+            delete(spec, (geom for geom in spec.geoms if geom.type == mujoco.mjtGeom.mjGEOM_MESH))
+            delete(spec, spec.meshes)
         edit(spec, drawn)
         compiled.append(spec.compile())
     return Models(*compiled)
-
-
-def _assets() -> Path:
-    found = importlib.util.find_spec("gymnasium_robotics")
-    if found is None or not found.submodule_search_locations:
-        raise ImportError('the Adroit models are in gymnasium-robotics: pip install "gcp-jax[robots]"')
-    return Path(found.submodule_search_locations[0], "envs", "assets", "adroit_hand")
 
 
 def _prune(spec: mujoco.MjSpec) -> None:
@@ -91,7 +84,7 @@ def _prune(spec: mujoco.MjSpec) -> None:
 
     Fingers and thumb lose the limits of their joints, 22 rows of the solver: their commands end there.
     """
-    _delete(spec, (*spec.sensors, *spec.tendons, *spec.pairs, spec.body("vive_tracker")))
+    delete(spec, (*spec.sensors, *spec.tendons, *spec.pairs, spec.body("vive_tracker")))
     option = spec.option
     option.timestep, option.integrator = TIMESTEP, mujoco.mjtIntegrator.mjINT_EULER
     option.iterations, option.ls_iterations, option.noslip_iterations = 2, 4, 0
@@ -105,11 +98,6 @@ def _prune(spec: mujoco.MjSpec) -> None:
         geom.margin = 0.0
         if geom.type == mujoco.mjtGeom.mjGEOM_CYLINDER:
             geom.type = mujoco.mjtGeom.mjGEOM_CAPSULE
-
-
-def _delete(spec: mujoco.MjSpec, elements: Iterable) -> None:
-    for element in list(elements):
-        spec.delete(element)
 
 
 def touching(spec: mujoco.MjSpec, one: str, others: Iterable[str], friction: float = 0.0) -> None:

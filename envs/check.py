@@ -62,8 +62,8 @@ class Probe(NamedTuple):
 def check_env(env: Env, key: Array, n: int = 8, steps: int = 1000, programs: Programs | None = None) -> dict[str, str]:
     """Check every contract on ``n`` environments over ``steps`` random steps each; ``key`` is consumed.
 
-    programs: ``compiled(env)``, where it is at hand. Returns what was measured, by the contract's name. Raises EnvError at the first broken contract, ValueError where
-    ``steps`` does not cover an episode.
+    programs: ``compiled(env)``, where it is at hand. Returns what was measured, by the contract's name. Raises EnvError at
+    the first broken contract, ValueError where ``steps`` does not cover an episode.
     """
     if steps <= env.specs.horizon:
         raise ValueError(f"check_env needs more steps than the horizon {env.specs.horizon}; got {steps}")

@@ -131,8 +131,8 @@ def scene(
 def simulation(source: str | mujoco.MjModel, substeps: int = SUBSTEPS) -> Simulation:
     """Compile MJCF text or a model for MJX; a control step is ``substeps`` physics steps.
 
-    Its functions are compiled of themselves: an environment can be played with outside of a program. Its arrays stay on the host until a program that uses them is compiled. Under ``in_c_mujoco`` the same functions
-    run plain MuJoCo.
+    Its functions are compiled of themselves: an environment can be played with outside of a program. Its arrays stay on
+    the host until a program that uses them is compiled. Under ``in_c_mujoco`` the same functions run plain MuJoCo.
     """
     model = mujoco.MjModel.from_xml_string(source) if isinstance(source, str) else source
     step, frames = (_in_c if _C_MUJOCO else _in_mjx)(model, substeps)

@@ -14,9 +14,7 @@ object, which comes first: qpos [15] = object 7, arm 6, fingers 2; qvel [14] = o
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Iterable
-from pathlib import Path
 from typing import NamedTuple
 
 import jax
@@ -25,6 +23,7 @@ import mujoco
 import numpy as np
 
 from envs.physics import Body, Frames, Simulation, scene, simulation
+from envs.shipped import delete, folder
 from envs.task import command
 
 Array = jax.Array
@@ -120,13 +119,13 @@ def drawn(name: str, *, world: str) -> mujoco.MjModel:
 def _compiled(source: str, meshes: bool) -> mujoco.MjModel:
     """The task of the MJCF ``source`` with the arm and the gripper."""
     spec = mujoco.MjSpec.from_string(source)
-    folder = _descriptions()
-    arm = mujoco.MjSpec.from_file(str(folder / "universal_robots_ur5e" / "ur5e.xml"))
-    gripper = mujoco.MjSpec.from_file(str(folder / "robotiq_2f85" / "2f85.xml"))
+    models = folder("ogbench", "manipspace", "descriptions", holds="the UR5e model is")
+    arm = mujoco.MjSpec.from_file(str(models / "universal_robots_ur5e" / "ur5e.xml"))
+    gripper = mujoco.MjSpec.from_file(str(models / "robotiq_2f85" / "2f85.xml"))
     for part in (arm, gripper):
         part.option = spec.option
         unseen = [geom for geom in part.geoms if geom.type != mujoco.mjtGeom.mjGEOM_MESH or geom.group != SEEN]
-        _delete(part, (*part.keys, *part.lights, *(unseen if meshes else (*part.geoms, *part.meshes))))
+        delete(part, (*part.keys, *part.lights, *(unseen if meshes else (*part.geoms, *part.meshes))))
     if not meshes:
         _soften(arm)
         _simplify(gripper)
@@ -135,18 +134,6 @@ def _compiled(source: str, meshes: bool) -> mujoco.MjModel:
     spec.attach(arm, frame=spec.worldbody.add_frame(pos=[-REACH, 0.0, 0.0]), prefix="arm/")
     spec.attach(gripper, site=spec.site("arm/attachment_site"), prefix="gripper/")
     return spec.compile()
-
-
-def _descriptions() -> Path:
-    found = importlib.util.find_spec("ogbench")
-    if found is None or not found.submodule_search_locations:
-        raise ImportError('the UR5e model is in ogbench: pip install "gcp-jax[robots]"')
-    return Path(found.submodule_search_locations[0], "manipspace", "descriptions")
-
-
-def _delete(spec: mujoco.MjSpec, elements: Iterable) -> None:
-    for element in list(elements):
-        spec.delete(element)
 
 
 def _soften(arm: mujoco.MjSpec) -> None:
@@ -159,7 +146,7 @@ def _soften(arm: mujoco.MjSpec) -> None:
 def _simplify(gripper: mujoco.MjSpec) -> None:
     """Two driven fingers, each a hinge with the two balls of its pad, and the geoms that meet obstacles."""
     linkage = [gripper.body(f"{side}_{part}") for side in ("left", "right") for part in ("driver", "spring_link")]
-    _delete(gripper, (*gripper.excludes, *gripper.equalities, *gripper.actuators, *gripper.tendons, *linkage))
+    delete(gripper, (*gripper.excludes, *gripper.equalities, *gripper.actuators, *gripper.tendons, *linkage))
     base, capsule, ball = gripper.body("base"), mujoco.mjtGeom.mjGEOM_CAPSULE, mujoco.mjtGeom.mjGEOM_SPHERE
     base.add_geom(name="palm", type=capsule, fromto=[0, 0, 0.03, 0, 0, 0.06], size=[0.04, 0, 0], mass=0)
     base.add_geom(name="knuckles", type=capsule, fromto=[0, -0.05, 0.08, 0, 0.05, 0.08], size=[0.02, 0, 0], mass=0)
