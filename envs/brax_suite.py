@@ -23,7 +23,8 @@ from envs.task import scatter
 
 Array = jax.Array
 
-QUALITY = {"hopper": {"expert": 0.0, "mixed": 0.5, "poor": 0.8}}
+_LEVELS = {"expert": 0.0, "mixed": 0.5, "poor": 0.8}
+QUALITY = {name: _LEVELS for name in ("ant", "halfcheetah", "hopper", "walker2d")}
 """Tasks with a demonstrator: std of the noise on every action, by level."""
 
 

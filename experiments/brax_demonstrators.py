@@ -27,6 +27,7 @@ from envs import brax_suite
 from experiments import cpu
 
 ENVS, UNROLL, EVALUATED = 256, 20, 32  # environments, steps between updates' data, episodes of an evaluation
+LARGEST = 1e4  # a position, velocity, observation or reward beyond it has diverged; NaN is beyond everything
 
 
 def _replicated(x: Any, devices: Sequence[Any]) -> Any:
@@ -35,6 +36,18 @@ def _replicated(x: Any, devices: Sequence[Any]) -> Any:
 
 if not hasattr(jax, "device_put_replicated"):  # brax 0.14 calls it; JAX 0.10 has taken it away
     jax.device_put_replicated = _replicated
+
+
+class Guarded(brax.envs.Wrapper):
+    """Ends an episode whose physics diverges where it was last finite; one such number would make all of PPO's statistics NaN."""
+
+    def step(self, state: Any, action: jax.Array) -> Any:
+        """One step, or the state before it and ``done``."""
+        new = self.env.step(state, action)
+        numbers = (new.obs, new.reward, new.pipeline_state.q, new.pipeline_state.qd)
+        fine = functools.reduce(jnp.logical_and, [jnp.all(jnp.abs(x) < LARGEST) for x in numbers])
+        kept = jax.tree.map(lambda after, before: jnp.where(fine, after, before), new, state)
+        return kept.replace(done=jnp.where(fine, new.done, 1.0), reward=jnp.where(fine, new.reward, 0.0))
 
 
 def main() -> None:
@@ -70,7 +83,7 @@ def train(chosen: argparse.Namespace, keep: Callable[..., None]) -> None:
         print(f"{steps} steps, {time.monotonic() - began:.0f} s: {told}", file=sys.stderr, flush=True)
 
     ppo.train(
-        environment=brax_suite.task(chosen.name, config),
+        environment=Guarded(brax_suite.task(chosen.name, config)),
         wrap_env_fn=brax.envs.training.wrap,
         num_timesteps=chosen.steps,
         episode_length=config.horizon,

@@ -1,5 +1,7 @@
 """Environments of brax and of MuJoCo Playground behind our protocol, against those suites themselves."""
 
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -124,3 +126,34 @@ def test_the_shipped_policies_act_as_brax_does(name):
     action, _ = demonstrator.act(demonstrator.init(jax.random.key(3), state), state, jax.random.key(4))
     np.testing.assert_allclose(action, expected, atol=1e-6)
     assert brax_suite.parameters_file(name).stat().st_size < 100_000
+
+
+class Joints(NamedTuple):
+    """As much of a pipeline state as is looked at."""
+
+    q: jax.Array
+    qd: jax.Array
+
+
+class Adds:
+    """Two numbers that the action is added to."""
+
+    def step(self, state, action):
+        q = state.pipeline_state.q + action
+        return state.replace(pipeline_state=state.pipeline_state._replace(q=q), obs=q, reward=jnp.sum(q))
+
+
+@pytest.mark.parametrize("far", [jnp.nan, jnp.inf, 2e4])
+def test_training_a_demonstrator_ends_an_episode_that_diverges_where_it_was_finite(far):
+    from brax.envs.base import State as BraxState
+
+    from experiments import brax_demonstrators
+
+    guarded = brax_demonstrators.Guarded(Adds())
+    start = BraxState(Joints(jnp.zeros(2), jnp.zeros(2)), jnp.zeros(2), jnp.float32(0), jnp.float32(0))
+    state = guarded.step(start, jnp.array([1.0, 2.0]))
+    assert (state.done, state.reward) == (0.0, 3.0)
+    state = guarded.step(state, jnp.array([0.0, far]))
+    assert (state.done, state.reward) == (1.0, 0.0)
+    np.testing.assert_array_equal(state.obs, [1.0, 2.0])
+    np.testing.assert_array_equal(state.pipeline_state.q, [1.0, 2.0])
