@@ -15,6 +15,7 @@ from __future__ import annotations
 import ast
 import importlib
 import importlib.util
+import itertools
 import json
 import sys
 import time
@@ -68,6 +69,9 @@ def chosen(
         task: {name: _run(fields, method, common) for name, method in method_fields.items()}
         for task, fields in task_fields.items()
     }
+    for name, run in itertools.chain.from_iterable(methods.items() for methods in runs.values()):
+        if run.population:
+            raise ConfigError(f"{name}: a benchmark compares methods, not a population; list each setting as a method.")
     first = next(iter(next(iter(runs.values())).values()))
     return Chosen(first.seeds, first.finetune.env_steps, first.data, runs)
 

@@ -35,6 +35,7 @@ CONFIG_HELP = """  --config=FILE            a configuration file, e.g. experimen
                            --config.algorithm.conservative=False --config.policy.hidden="(256,256)"
 """
 
+POPULATION = "--config.population."
 EXPECTED = (ValueError, RuntimeError, OSError, ImportError, flags.Error)
 
 
@@ -54,7 +55,8 @@ class UsageError(ValueError):
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Entry point; returns the exit code: 0, 2 for bad input, 128+signal where a signal stopped the run."""
+    """Entry point; returns the exit code: 0, 2 for bad input, 128+signal where a signal stopped the run, 3 where another host has
+    gone."""
     argv = list(sys.argv[1:] if argv is None else argv)
     if not argv or argv[0] in ("--help", "-h", "help"):
         rows = "\n".join(f"  {name:<11} {command.summary}" for name, command in COMMANDS.items())
@@ -72,6 +74,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _execute(name: str, command: Command, rest: list[str]) -> int:
+    from gcp_jax.hosts import Lost
     from gcp_jax.train import Interrupted
 
     aside = contextlib.redirect_stdout(sys.stderr) if "--json" in rest else contextlib.nullcontext()
@@ -81,16 +84,34 @@ def _execute(name: str, command: Command, rest: list[str]) -> int:
             values, positional = _parse(name, command, rest)
             cpu.prepare(values["config"].value.data if command.configured else 1)
             _compilation_cache()
+            reports = _join_hosts(values)
             result = command.run(values, positional)
     except Interrupted as stop:
         print(f"gcp-jax: {stop}", file=sys.stderr)
         return stop.code
+    except Lost as error:
+        print(f"gcp-jax {name}: {error}", file=sys.stderr, flush=True)
+        os._exit(3)  # leaving as usual waits for the host that has gone, and then aborts
     except EXPECTED as error:
         print(f"gcp-jax {name}: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
-    if values["json"].value:
+    if values["json"].value and reports:
         print(json.dumps(result), flush=True)
     return 0
+
+
+def _join_hosts(values: Any) -> bool:
+    """Join the other hosts of --hosts; is this the one that reports?"""
+    if "hosts" not in values or not values["hosts"].value:
+        return True
+    from gcp_jax import hosts
+
+    hosts.join(values["hosts"].value)
+    return hosts.first()
+
+
+def _train_flags(values: Any) -> None:
+    flags.DEFINE_string("hosts", "", "auto, or ADDRESS:PORT,COUNT,INDEX.", flag_values=values)
 
 
 def _parse(name: str, command: Command, rest: list[str]) -> tuple[Any, list[str]]:
@@ -155,6 +176,12 @@ def _configuration(rest: list[str]) -> tuple[Any, list[str]]:
         tasks.choose_env(config, env or env_module, env_module)
     if module or algorithm:
         tasks.choose_algorithm(config, algorithm or module, module)
+    for name in dict.fromkeys(
+        word.split("=")[0].removeprefix(POPULATION) for word in rest if word.startswith(POPULATION)
+    ):
+        if name not in config.population:
+            with config.unlocked():
+                config.population[name] = ()
     return config, [word for word in rest if word not in files]
 
 
@@ -209,7 +236,7 @@ def train(values: Any, positional: list[str]) -> dict[str, Any]:
     """Clone, finetune, evaluate, report."""
     _no_positional(positional)
     from experiments import planning, tasks
-    from gcp_jax import progress, report
+    from gcp_jax import hosts, progress, report
     from gcp_jax import train as training
     from gcp_jax.metrics import rows
 
@@ -219,9 +246,12 @@ def train(values: Any, positional: list[str]) -> dict[str, Any]:
     print(planning.text(planning.plan(config, task)), file=sys.stderr)
     command = shlex.join(["gcp-jax", *sys.argv[1:]])
     summary = training.Training(config, task, folder, command).run()
-    progress.table(rows(folder / "eval.jsonl"), stream=sys.stderr)
-    page = report.write(folder)
-    print(f"report: {page}", file=sys.stderr)
+    if hosts.first():
+        evaluated = rows(folder / "eval.jsonl")
+        for point in report.points_of(evaluated) or [""]:
+            print(point, file=sys.stderr)
+            progress.table(report.of_point(evaluated, point), stream=sys.stderr)
+        print(f"report: {report.write(folder)}", file=sys.stderr)
     return summary
 
 
@@ -318,7 +348,7 @@ def plan(values: Any, positional: list[str]) -> dict[str, Any]:
     from experiments import planning, tasks
 
     config = _run_config(values)
-    numbers = planning.plan(config, tasks.make(config, film=False))
+    numbers = planning.plan(config, tasks.make(config, film=False), peak=True)
     print(planning.text(numbers), file=sys.stderr if values["json"].value else sys.stdout)
     return numbers
 
@@ -363,10 +393,14 @@ The same command again resumes an unfinished run; Ctrl-C and SIGTERM save at the
 
   --config.run_dir=DIR     the run folder (default: runs/ENV-ALGORITHM/HASH)
   --config.seeds=N         seeds trained in one program
+  --config.population.FIELD=1e-4,3e-4   values of a numeric field of the method, trained in the same program with all seeds
   --config.finetune.env_steps=N   environment steps of each seed
   --config.pretrain.stop_at=P     success at which cloning is cut
+  --hosts=auto             several processes as one run, found by JAX on SLURM, Kubernetes and TPU pods; elsewhere
+                           ADDRESS:PORT,COUNT,INDEX: the first host's address, how many, and which this is; all see run_dir
   --json                   last line: base_success, success, success_per_seed (or …return), env_steps, updates, seconds,
-                           compile_seconds, run_dir""",
+                           compile_seconds, run_dir; from the first host""",
+        flags=_train_flags,
     ),
     "benchmark": Command(
         benchmark,

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import itertools
 import typing
 from collections.abc import Mapping
 from types import ModuleType
-from typing import Any
+from typing import Any, NamedTuple
 
 from gcp_jax import algorithms
 from gcp_jax.algorithms import bc
@@ -124,10 +125,24 @@ class Checkpoint:
         _at_least(self, "checkpoint.", every=1, keep=1)
 
 
+class Member(NamedTuple):
+    """One of the trainings that share a program: its seed, and the values of the fields that vary."""
+
+    seed: int
+    values: dict[str, float]
+
+    @property
+    def label(self) -> str:
+        """What tells it from members of the same seed: ``actor_lr=0.0001,clip=0.01``; empty where nothing varies."""
+        return ",".join(f"{name}={value:g}" for name, value in self.values.items())
+
+
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """One run. seed: index of the first seed; seeds: how many, in one program; data: devices that share a seed's
-    environments and batches; writers: any of jsonl (always on), tensorboard, wandb; video: write before.mp4 and after.mp4."""
+    """One run. seed: index of the first seed; seeds: how many, in one program; population: numeric fields of the method and the
+    values they take in this program, the first of every field together, the second of every field, …, each with all seeds; data:
+    devices that share a seed's environments and batches; writers: any of jsonl (always on), tensorboard, wandb; video: write
+    before.mp4 and after.mp4."""
 
     env: dict[str, Any]
     algorithm: dict[str, Any]
@@ -139,6 +154,7 @@ class Run:
     checkpoint: Checkpoint = Checkpoint()
     seed: int = 0
     seeds: int = 1
+    population: dict[str, Any] = dataclasses.field(default_factory=dict)
     data: int = 1
     run_dir: str = ""
     writers: tuple[str, ...] = ()
@@ -158,6 +174,27 @@ class Run:
     def algorithm_module(self) -> ModuleType:
         """The method's module."""
         return algorithms.load(named(self.algorithm, "algorithm")[0], self.algorithm.get("module", ""))
+
+    @property
+    def all_seeds(self) -> list[int]:
+        """Every seed once."""
+        return list(range(self.seed, self.seed + self.seeds))
+
+    @property
+    def points(self) -> list[dict[str, float]]:
+        """The combinations of values in the population; one empty one where nothing varies."""
+        return [
+            dict(zip(self.population, point, strict=True)) for point in zip(*self.population.values(), strict=True)
+        ] or [{}]
+
+    @property
+    def members(self) -> list[Member]:
+        """Every training of this program, point by point."""
+        return [Member(seed, point) for point, seed in itertools.product(self.points, self.all_seeds)]
+
+    def of(self, point: Mapping[str, float]) -> Run:
+        """The run of one point by itself."""
+        return dataclasses.replace(self, algorithm={**self.algorithm, **point}, population={})
 
 
 def named(section: Mapping[str, Any], where: str) -> tuple[str, dict[str, Any]]:
@@ -216,4 +253,32 @@ def resolve(values: Mapping[str, Any]) -> Run:
     name, _ = named(run.algorithm, "algorithm")
     module = run.algorithm.get("module", "")
     filled = {"name": name, "module": module, **dataclasses.asdict(run.algorithm_config)}
-    return dataclasses.replace(run, algorithm=filled)
+    run = dataclasses.replace(run, algorithm=filled, population=_population(run))
+    for point in run.points:
+        _ = run.of(point).algorithm_config
+    return run
+
+
+def _population(run: Run) -> dict[str, tuple[float, ...]]:
+    """The values of each field that varies, as many for one as for another. Raises ConfigError."""
+    name, fields = run.algorithm["name"], {f.name: f for f in dataclasses.fields(run.algorithm_module.Config)}
+    numeric = [field for field, about in fields.items() if type(about.default) in (int, float)]
+    found: dict[str, tuple[float, ...]] = {}
+    for field, values in run.population.items():
+        where = f"population.{field}"
+        if field not in numeric:
+            close = difflib.get_close_matches(field, numeric, n=1)
+            hint = f"did you mean {close[0]!r}? " if close else ""
+            raise ConfigError(f"{where}: {name} has no numeric field {field!r}; {hint}allowed: {', '.join(numeric)}.")
+        values = tuple(values) if isinstance(values, (list, tuple)) else (values,)
+        kind = type(fields[field].default)
+        found[field] = tuple(_convert(value, kind, where) for value in values)
+        if not values:
+            raise ConfigError(f"{where} has no values; give some, e.g. --config.{where}=1e-4,3e-4.")
+    if len({len(values) for values in found.values()}) > 1:
+        sizes = ", ".join(f"{field} has {len(values)}" for field, values in found.items())
+        raise ConfigError(f"population: {sizes} values; the fields vary together, so each needs as many as the others.")
+    points = list(zip(*found.values(), strict=True))
+    if len(set(points)) < len(points):
+        raise ConfigError("population: two members have the same values; give each combination once.")
+    return found

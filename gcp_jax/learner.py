@@ -23,6 +23,7 @@ RUN_STREAM = 0x67637021  # all keys of training derive from it; evaluation has a
 
 
 Diagnose = Callable[[PyTree, PyTree, Segment, Array], dict[str, Array]]  # (state, base, segment, key) -> metrics
+Vary = Callable[[PyTree], tuple[Algorithm, Diagnose | None]]  # (values of one member) -> its method and its diagnostics
 
 
 class Collection(NamedTuple):
@@ -36,7 +37,8 @@ class Collection(NamedTuple):
 
 
 class Learner(NamedTuple):
-    """init: (seed indices [S], pretrained) -> Train;  segment: jitted (Train) -> (Train, metrics [S]), Train donated."""
+    """init: (seed indices [S], pretrained, values {field: [S]} = {}) -> Train;
+    segment: jitted (Train) -> (Train, metrics [S]), Train donated."""
 
     init: Callable[..., Train]
     segment: Any
@@ -60,17 +62,18 @@ def segment_item(specs: Specs, act: Callable[[Array], tuple[Array, PyTree]], loc
 
 
 def initial(
-    algorithm: Algorithm, specs: Specs, collection: Collection | None, seed: Array, pretrained: PyTree
+    member: Vary, specs: Specs, collection: Collection | None, seed: Array, pretrained: PyTree, values: PyTree
 ) -> Train:
     """The Train of one seed (its part on this device): networks, environments at their starts, an empty store."""
+    algorithm, _ = member(values)
     key, init_key, env_key = jax.random.split(seed_key(seed), 3)
     state = algorithm.init(init_key, pretrained)
     if collection is None:
-        return Train(state, pretrained, None, None, key, jnp.int32(0))
+        return Train(state, pretrained, None, None, key, jnp.int32(0), values)
     local = collection.envs // mesh_lib.data_size()
     item = segment_item(specs, lambda obs: algorithm.act(state, obs, init_key), local)
     workers = rollout.start(collection.env, env_key, local)
-    return Train(state, pretrained, workers, algorithm.source.init(item), key, jnp.int32(0))
+    return Train(state, pretrained, workers, algorithm.source.init(item), key, jnp.int32(0), values)
 
 
 class _Keys(NamedTuple):
@@ -83,22 +86,18 @@ class _Keys(NamedTuple):
     diagnose: Array
 
 
-def _collect(algorithm: Algorithm, collection: Collection, train: Train, key: Array) -> tuple[PyTree, Segment, PyTree]:
+def _collect(member: Vary, collection: Collection, train: Train, key: Array) -> tuple[PyTree, Segment, PyTree]:
     """One seed's segment of experience by the current policy."""
+    algorithm, _ = member(train.values)
     act = partial(algorithm.act, train.state)
     return rollout.collect(collection.env, act, train.env, key, length=collection.length, pool=collection.pool)
 
 
 def _learn(
-    algorithm: Algorithm,
-    warmup: int,
-    diagnose: Diagnose | None,
-    train: Train,
-    segment: Segment | None,
-    keys: _Keys,
+    member: Vary, warmup: int, train: Train, segment: Segment | None, keys: _Keys
 ) -> tuple[PyTree, PyTree, dict[str, Array]]:
     """One seed's updates from its source: (state, store, metrics)."""
-    state, clock = train.state, train.clock
+    (algorithm, diagnose), state, clock = member(train.values), train.state, train.clock
     if segment is not None:
         state, segment = algorithm.prepare(state, segment)
     store, batches = algorithm.source.step(train.store, segment, keys.source, clock)
@@ -113,7 +112,7 @@ def _learn(
 def layout_of(store: PyTree) -> Any:
     """A ``Train`` of PartitionSpecs; ``store`` is the source's part."""
     seed, data = mesh_lib.SEED, mesh_lib.DATA
-    return Train._make((P(seed), P(), P(seed, data), store, P(seed), P()))
+    return Train._make((P(seed), P(), P(seed, data), store, P(seed), P(), P(seed)))
 
 
 def build(
@@ -124,12 +123,13 @@ def build(
     seeds: int,
     collection: Collection | None = None,
     diagnose: Diagnose | None = None,
+    vary: Vary | None = None,
 ) -> Learner:
-    """Compile-ready init and segment for ``seeds`` seeds.
+    """Compile-ready init and segment for ``seeds`` seeds, or members of a population.
 
     collection: None for a source that needs no environment (cloning). diagnose: numbers to add to those of the updates, once a
-    segment (``diagnostics``). Raises ValueError where environments, pool, batch
-    or seeds do not divide over the devices.
+    segment (``diagnostics``). vary: makes a member's own method from its traced values, in place of ``algorithm`` and
+    ``diagnose`` (``population``). Raises ValueError where environments, pool, batch or seeds do not divide over the devices.
 
     The segment is one program of two ``shard_map`` parts. Learning is checked (``check_vma``): a parameter that would come
     to differ between devices does not compile. Collecting takes no gradients and is not, since MJX cannot be typed so.
@@ -146,26 +146,27 @@ def build(
         mapped = jax.vmap(function, in_axes=mesh_lib.vmap_axes(in_specs), out_axes=mesh_lib.vmap_axes(out_specs))
         return jax.shard_map(mapped, mesh=mesh, in_specs=in_specs, out_specs=out_specs, check_vma=check)
 
-    start = sharded(partial(initial, algorithm, specs, collection), (P(seed), P()), layout, check=False)
+    member: Vary = vary or (lambda values: (algorithm, diagnose))
+    start = sharded(partial(initial, member, specs, collection), (P(seed), P(), P(seed)), layout, check=False)
     start = jax.jit(start, out_shardings=pinned)
     warmup = collection.warmup if collection else 0
-    updates = partial(_learn, algorithm, warmup, diagnose)
+    updates = partial(_learn, member, warmup)
     learn = sharded(updates, (layout._replace(env=P()), rows, P(seed)), (P(seed), layout.store, P(seed)), check=True)
 
     def segment(train: Train) -> tuple[Train, dict[str, Array]]:
         keys = _Keys(*jnp.moveaxis(jax.vmap(lambda k: jax.random.split(k, len(_Keys._fields)))(train.key), 1, 0))
         workers, collected, metrics = train.env, None, {}
         if collection is not None:
-            rollouts = partial(_collect, algorithm, collection)
+            rollouts = partial(_collect, member, collection)
             collect = sharded(rollouts, (layout, P(seed)), (layout.env, rows, P(seed)), check=False)
             workers, collected, episodes = collect(train._replace(store=None), keys.collect)
             metrics = {f"episode/{name}": value for name, value in episodes._asdict().items()}
         state, store, learned = learn(train._replace(env=None, key=keys.following), collected, keys)
         metrics |= {f"train/{name}": value for name, value in learned.items()}
-        return Train(state, train.base, workers, store, keys.following, train.clock + 1), metrics
+        return Train(state, train.base, workers, store, keys.following, train.clock + 1, train.values), metrics
 
-    def init(seeds: Array, pretrained: PyTree) -> Train:
-        train = start(seeds, pretrained)
+    def init(seeds: Array, pretrained: PyTree, values: PyTree | None = None) -> Train:
+        train = start(seeds, pretrained, values or {})
         if collection is not None:
             return train
         return train._replace(store=jax.device_put(algorithm.source.init(None), pinned.store))

@@ -1,9 +1,10 @@
-"""Devices: a mesh of axes ("seed", "data"), and the few helpers that let an algorithm stay ignorant of it.
+"""Devices: a mesh of axes ("seed", "data", "copy"), and the few helpers that let an algorithm stay ignorant of it.
 
 Seeds are vmapped and sharded first, which needs no communication. The data axis splits environments and batches; each
 device samples its own environments' columns and only means over the batch cross (``batch_mean``, ``descend``).
 Randomness is drawn per sample (``sample_keys``) from the sample's place in the whole batch, so the result does not depend
-on the number of devices beyond rounding.
+on the number of devices beyond rounding. Copies do the same work again: only where several hosts have more devices than there is
+work for, since every host must have a part in a program.
 """
 
 from __future__ import annotations
@@ -21,22 +22,26 @@ from jax.sharding import PartitionSpec as P
 Array = jax.Array
 PyTree = Any
 
-SEED, DATA = "seed", "data"
+SEED, DATA, COPY = "seed", "data", "copy"
 
 
 def make(seeds: int, *, data: int = 1) -> Mesh:
-    """Mesh of the local devices: ``data`` devices for each seed group, as many groups as divide ``seeds``.
+    """Mesh of the devices of all hosts: ``data`` devices for each seed group, as many groups as divide ``seeds``.
 
-    Raises ValueError if the devices cannot be split so.
+    What is left over stays idle on one host, and repeats others' work on several. Raises ValueError if the devices cannot be
+    split so.
     """
     devices = jax.devices()
     if data < 1 or len(devices) % data:
         raise ValueError(
             f"mesh.data is {data}, but {len(devices)} devices are visible; choose a divisor of {len(devices)}."
         )
-    groups = max(g for g in range(1, len(devices) // data + 1) if seeds % g == 0)
-    grid = np.asarray(devices[: groups * data]).reshape(groups, data)
-    return Mesh(grid, (SEED, DATA), axis_types=(AxisType.Auto, AxisType.Auto))
+    places = len(devices) // data
+    several = jax.process_count() > 1
+    groups = max(g for g in range(1, places + 1) if seeds % g == 0 and (not several or places % g == 0))
+    copies = places // groups if several else 1
+    grid = np.asarray(devices[: groups * copies * data]).reshape(groups, copies, data).swapaxes(1, 2)
+    return Mesh(grid, (SEED, DATA, COPY), axis_types=(AxisType.Auto,) * 3)
 
 
 def is_spec(x: object) -> bool:

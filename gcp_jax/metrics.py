@@ -1,7 +1,7 @@
 """Where the numbers of a run go: JSON lines that survive a crash and a resume, TensorBoard, Weights & Biases.
 
 A row is one flat record: ``stage``, ``seed``, ``env_steps``, ``updates``, ``seconds`` and numbers named
-``train/ episode/ eval/ time/``. A run folder keeps two files of rows, ``metrics.jsonl`` and ``eval.jsonl``.
+``train/ episode/ eval/ time/``; in finetuning a population also ``population``, which of its points (``config.Member.label``). A run folder keeps two files of rows, ``metrics.jsonl`` and ``eval.jsonl``.
 """
 
 from __future__ import annotations
@@ -81,7 +81,7 @@ class TensorBoardWriter:
         self._writers: dict[Path, Any] = {}
 
     def write(self, row: Row) -> None:
-        folder, step = self._folder / row["stage"] / f"seed_{row['seed']}", _step(row)
+        folder, step = self._folder / row["stage"] / member(row), _step(row)
         if folder not in self._writers:
             # Event files are named by the second; without the suffix a quick restart would overwrite the last one.
             self._writers[folder] = self._open(str(folder), purge_step=step, filename_suffix=f".from{step}")
@@ -115,8 +115,8 @@ class WandbWriter:
             self._run.define_metric(f"{stage}/*", step_metric=f"{stage}/step")
 
     def write(self, row: Row) -> None:
-        stage, seed = row["stage"], row["seed"]
-        named = {f"{stage}/{key}/seed_{seed}": value for key, value in _numbers(row).items()}
+        stage = row["stage"]
+        named = {f"{stage}/{key}/{member(row)}": value for key, value in _numbers(row).items()}
         self._run.log({f"{stage}/step": _step(row), **named})
 
     def close(self) -> None:
@@ -142,6 +142,12 @@ class FanOut:
 
     def __exit__(self, *exception: object) -> None:
         self.close()
+
+
+def member(row: Row) -> str:
+    """What a row's training is called among those of its run: ``seed_0``, or ``actor_lr=0.0001/seed_0``."""
+    point = row.get("population", "")
+    return f"{point}/seed_{row['seed']}" if point else f"seed_{row['seed']}"
 
 
 def writers(names: Sequence[str], run_dir: str | Path, config: Mapping[str, Any]) -> FanOut:

@@ -130,13 +130,16 @@ XLABEL = {"env_steps": "environment steps per seed", "updates": "gradient update
 def write(run_dirs: str | Path | Sequence[str | Path], out: str | Path | None = None) -> Path:
     """Writes ``report.html``, ``curves.png`` and ``table.csv``; returns the path of the page.
 
-    One run is reported in its own ``report`` folder unless ``out`` names another; several need ``out``, and are told
+    A population counts as a run for each of its points. One run is reported in its own ``report`` folder unless ``out`` names another; several need ``out``, and are told
     apart by ``label`` in their configuration or else by their folder's name. Raises ReportError.
     """
     folders = [Path(run_dirs)] if isinstance(run_dirs, (str, Path)) else [Path(folder) for folder in run_dirs]
     if not folders or (len(folders) > 1 and out is None):
         raise ReportError(f"report of {len(folders)} run folders: pass one folder, or several and an output folder")
-    runs = _told_apart([read_run(folder.resolve()) for folder in folders])
+    if len({folder.resolve() for folder in folders}) < len(folders):
+        raise ReportError("the same run folder is given twice; name each once")
+    read = [read_run(folder.resolve()) for folder in folders]
+    runs = _told_apart([point for run in read for point in _points(run, alone=len(read) == 1)])
     judged = {run.judged: run.label for run in runs if run.evals}
     if len(judged) > 1:
         raise ReportError(
@@ -214,9 +217,32 @@ def is_number(value: object) -> TypeGuard[float]:
     return isinstance(value, (int, float)) and math.isfinite(value)
 
 
+def points_of(rows: Iterable[Mapping[str, Any]]) -> list[str]:
+    """The points of a population that finetuning rows belong to; none where nothing varies."""
+    return list(dict.fromkeys(str(row["population"]) for row in rows if "population" in row))
+
+
+def of_point(rows: Iterable[dict[str, Any]], point: str) -> list[dict[str, Any]]:
+    """The rows of one point, and those that all points share."""
+    return [row for row in rows if row.get("population", point) == point]
+
+
+def _points(run: Run, *, alone: bool) -> list[Run]:
+    """A population as one run for each of its points."""
+    points = points_of((*run.metrics, *run.evals))
+    if not points:
+        return [run]
+    return [
+        run._replace(
+            label=point if alone else f"{run.label} · {point}",
+            metrics=of_point(run.metrics, point),
+            evals=of_point(run.evals, point),
+        )
+        for point in points
+    ]
+
+
 def _told_apart(runs: list[Run]) -> list[Run]:
-    if len({run.folder for run in runs}) < len(runs):
-        raise ReportError("the same run folder is given twice; name each once")
     if len({run.label for run in runs}) == len(runs):
         return runs
     return [run._replace(label=f"{run.label} · {run.folder.parent.name}/{run.folder.name}") for run in runs]
@@ -437,7 +463,8 @@ def _colours(theme: Theme, runs: Sequence[Run]) -> list[str]:
 def png_bytes(figure: Figure) -> bytes:
     """The figure as PNG."""
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=150)
+    figure.set_dpi(150)
+    FigureCanvasAgg(figure).print_png(buffer)  # savefig would draw it twice
     return buffer.getvalue()
 
 

@@ -26,12 +26,24 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from gcp_jax import algorithms, artifact, checkpoint, diagnostics, evaluation, learner, metrics, policy, sources
+from gcp_jax import (
+    algorithms,
+    artifact,
+    checkpoint,
+    diagnostics,
+    evaluation,
+    hosts,
+    learner,
+    metrics,
+    policy,
+    population,
+    sources,
+)
 from gcp_jax import mesh as mesh_lib
 from gcp_jax import progress as progress_lib
 from gcp_jax.algorithms import bc
-from gcp_jax.config import ConfigError, Run, to_dict
-from gcp_jax.networks import fit_normaliser
+from gcp_jax.config import ConfigError, Member, Run, to_dict
+from gcp_jax.networks import Normaliser, fit_normaliser
 from gcp_jax.statistics import score
 from gcp_jax.types import Algorithm, PyTree, Specs, Step
 
@@ -111,9 +123,16 @@ def sizes(config: Run, env_specs: Any) -> Sizes:
     )
 
 
-def method(config: Run, base: policy.Policy, size: Sizes, demonstrations: sources.Windows | None = None) -> Algorithm:
-    """The configured finetuning method over its source; ``demonstrations`` are needed where ``demo_fraction`` is positive."""
-    module, settings, fine = config.algorithm_module, config.algorithm_config, config.finetune
+def method(
+    config: Run,
+    base: policy.Policy,
+    size: Sizes,
+    demonstrations: sources.Windows | None = None,
+    values: Mapping[str, Any] | None = None,
+) -> Algorithm:
+    """The configured finetuning method over its source; ``demonstrations`` are needed where ``demo_fraction`` is positive.
+    values: those of one member of a population, traced."""
+    module, settings, fine = config.algorithm_module, population.varied(config, values or {}), config.finetune
     if algorithms.on_policy(module):
         _refuse_demonstrations(config, remembers=True)
         source = sources.rollout(rows=size.rows, columns=fine.envs, **module.rollout_needs(settings))
@@ -194,15 +213,19 @@ class _Stage(NamedTuple):
     """One stage of a run: its rhythm, its compiled loop, what it starts from and when it may stop early."""
 
     cadence: Cadence
-    algorithm: Algorithm
     learner: learner.Learner
-    seeds: list[int]
+    members: list[Member]
+    values: dict[str, Any]
     pretrained: PyTree
+    evaluated: list[Member]
+    greedy: Callable[..., Any]  # (deployed, obs, key) -> chunks
+    export: Callable[[Any], PyTree]  # (Train) -> deployed
     stop: Callable[[list[dict[str, Any]]], bool]
 
     def init(self) -> Any:
         """The initial Train."""
-        return self.learner.init(jnp.asarray(self.seeds, jnp.int32), self.pretrained)
+        seeds = np.asarray([member.seed for member in self.members], np.int32)
+        return self.learner.init(seeds, jax.device_get(self.pretrained), self.values)
 
 
 class Training:
@@ -212,38 +235,45 @@ class Training:
         self.config, self.task, self.folder = config, task, folder
         self.size = sizes(config, task.env.specs)
         self.clone, self.finetune = cadences(config, self.size)
-        self.seeds = list(range(config.seed, config.seed + config.seeds))
-        self.mesh = mesh_lib.make(config.seeds, data=config.data)
+        self.seeds = [Member(seed, {}) for seed in config.all_seeds]
         self.judged = "return" if task.env.specs.by_return else "success"
         self.compile_seconds = self.seconds_before = self.train_seconds = 0.0
         self.began = time.monotonic()
         self._evaluate: dict[Any, Any] = {}
         self._signal = 0
         self.command = command
+        if config.population:
+            population.check(config, self.dry)
 
     def run(self) -> dict[str, Any]:
         """Clone (unless an artifact exists), finetune, save the policies; the summary is also ``summary.json``."""
-        with _owned(self.folder), _signals(self):
+        with hosts.together(), _owned(self.folder), _signals(self):
             finished = self.folder / "summary.json"
             self._open()
-            if finished.exists():
+            if hosts.agreed(finished.exists()):
                 print(f"{self.folder} holds a finished run; nothing to do.", file=sys.stderr)
                 return json.loads(finished.read_text())
-            self._drop_late_rows()
-            with metrics.writers(("jsonl", *self.config.writers), self.folder, to_dict(self.config)) as self.writer:
+            with self._writing() as self.writer:
                 base, deployed = self._base()
                 summary = self._finetune(base, deployed)
-            write_json(finished, summary)
+            if hosts.first():
+                write_json(finished, summary)
             return summary
 
     def pretrain(self) -> Path:
         """Clone only; where the policy lies. Already cloned, nothing is done."""
-        with _owned(self.folder), _signals(self):
+        with hosts.together(), _owned(self.folder), _signals(self):
             self._open()
-            self._drop_late_rows()
-            with metrics.writers(("jsonl", *self.config.writers), self.folder, to_dict(self.config)) as self.writer:
+            with self._writing() as self.writer:
                 self._base()
         return self.folder / "policy" / "base"
+
+    def _writing(self) -> metrics.FanOut:
+        """The writers of this run, on the first host; rows later than the checkpoint to continue from are dropped."""
+        if not hosts.first():
+            return metrics.FanOut(())
+        self._drop_late_rows()
+        return metrics.writers(("jsonl", *self.config.writers), self.folder, to_dict(self.config))
 
     @property
     def seconds(self) -> float:
@@ -258,9 +288,9 @@ class Training:
         config = to_dict(self.config)
         known = {"config": config, "command": self.command, "versions": versions(), "commit": commit()}
         path = self.folder / "config.json"
-        if not path.exists():
+        if not path.exists() and hosts.first():
             write_json(path, known)
-            return
+        hosts.wait("config.json")
         for field, there, here in _differences(json.loads(path.read_text())["config"], config):
             raise RunError(
                 f"{self.folder} holds a run with {field}={there!r}, not {here!r}; use the same configuration to resume it, "
@@ -284,14 +314,14 @@ class Training:
     def _base(self) -> tuple[policy.Policy, PyTree]:
         """The policy to finetune: the run's own clone, or ``pretrain.artifact``."""
         given, own = self.config.pretrain.artifact, self.folder / "policy" / "base"
-        if own.exists():
+        if hosts.agreed(own.exists()):
             base, deployed, *_ = artifact.load(own)
         elif given:
             base, deployed, facts, _ = artifact.load(given)
             self._check_fits(base, deployed, given)
-            artifact.save(
-                own, policy=base, deployed=deployed, facts={k: v for k, v in facts.items() if k in ("env", self.judged)}
-            )
+            if hosts.first():
+                known = {k: v for k, v in facts.items() if k in ("env", self.judged)}
+                artifact.save(own, policy=base, deployed=deployed, facts=known)
         else:
             base, deployed = self._clone(own)
         return base, deployed
@@ -318,10 +348,13 @@ class Training:
         algorithm = bc.make(pre.algorithm, base, source)
         stage = _Stage(
             cadence=self.clone,
-            algorithm=algorithm,
             learner=learner.build(algorithm, self.size.specs, mesh=mesh_lib.make(1, data=self.config.data), seeds=1),
-            seeds=[self.config.seed],
+            members=self.seeds[:1],
+            values={},
             pretrained={"normaliser": normaliser},
+            evaluated=self.seeds,
+            greedy=algorithm.greedy,
+            export=lambda train: algorithm.export(train.state),
             stop=lambda rows: _mean_score(rows) >= enough,
         )
         deployed, rows = self._loop(stage)
@@ -331,7 +364,7 @@ class Training:
                 f"cloning ended at {self._told(rows)}, below pretrain.stop_at={pre.stop_at:.0%}",
                 file=sys.stderr,
             )
-        self._save_policy(own, base, deployed, rows)
+        self._save_policy(own, self.config, base, deployed, rows)
         return base, deployed
 
     def _enough(self, demonstrations: sources.Windows) -> float:
@@ -357,54 +390,88 @@ class Training:
         key = jax.random.fold_in(jax.random.key(CLONE_STREAM), self.config.seed)
         steps, facts = self.task.demonstrate(key)
         print(f"demonstrations: {facts}", file=sys.stderr)
-        return sources.windows(steps, self.config.policy.chunk)
+        return sources.windows(hosts.agreed(steps), self.config.policy.chunk)
 
     # Stage 2: finetune ------------------------------------------------------------------------------------------------
 
     def _finetune(self, base: policy.Policy, deployed: PyTree) -> dict[str, Any]:
-        size, fine = self.size, self.config.finetune
-        demonstrations = self._demonstrations() if fine.demo_fraction else None
-        algorithm = method(self.config, base, size, demonstrations)
-        collection = learner.Collection(self.task.env, fine.envs, size.rows, fine.fresh, size.warmup)
-        stage = _Stage(
-            cadence=self.finetune,
-            algorithm=algorithm,
-            learner=learner.build(
-                algorithm,
-                size.specs,
-                mesh=self.mesh,
-                seeds=self.config.seeds,
-                collection=collection,
-                diagnose=diagnostics.make(algorithm, base, self.config.algorithm_config.gamma),
-            ),
-            seeds=self.seeds,
-            pretrained=deployed,
-            stop=lambda rows: False,
-        )
+        demonstrations = self._demonstrations() if self.config.finetune.demo_fraction else None
+        stage = self._finetuning(base, deployed, demonstrations)
         before = self._evaluate_base(base, deployed)
         final, rows = self._loop(stage)
-        for index, row in enumerate(rows):
-            path = self.folder / "policy" / f"seed_{row['seed']}"
-            self._save_policy(path, base, _take(final, index), [row], algorithm.greedy)
+        for index, (member, row) in enumerate(zip(stage.members, rows, strict=True)):
+            alone, own = self.config.of(member.values), _take(final, index)
+            greedy = method(alone, base, self.size, demonstrations).greedy
+            self._save_policy(
+                self.folder / "policy" / metrics.member(row), alone, base, own.get("policy", own), [row], greedy
+            )
+        scores: dict[str, list[float]] = {}
+        for member, row in zip(stage.members, rows, strict=True):
+            scores.setdefault(member.label, []).append(score(row))
         return {
             f"base_{self.judged}": _mean_score(before),
             self.judged: _mean_score(rows),
-            f"{self.judged}_per_seed": [score(row) for row in rows],
+            f"{self.judged}_per_seed": scores if self.config.population else scores[""],
             **self.finetune.counters(self.finetune.segments),
             "seconds": round(self.seconds, 1),
             "compile_seconds": round(self.compile_seconds, 1),
             "run_dir": str(self.folder),
         }
 
+    def _finetuning(
+        self, base: policy.Policy, deployed: PyTree, demonstrations: sources.Windows | None = None
+    ) -> _Stage:
+        """The stage; every member of a population has the method its own values make."""
+        config, size, fine = self.config, self.size, self.config.finetune
+
+        def member(values: Mapping[str, Any]) -> tuple[Algorithm, learner.Diagnose]:
+            algorithm = method(config, base, size, demonstrations, values)
+            return algorithm, diagnostics.make(algorithm, base, population.varied(config, values).gamma)
+
+        algorithm, diagnose = member({})
+        greedy, export = algorithm.greedy, algorithm.export
+        return _Stage(
+            cadence=self.finetune,
+            learner=learner.build(
+                algorithm,
+                size.specs,
+                mesh=mesh_lib.make(len(config.members), data=config.data),
+                seeds=len(config.members),
+                collection=learner.Collection(self.task.env, fine.envs, size.rows, fine.fresh, size.warmup),
+                diagnose=diagnose,
+                vary=member if config.population else None,
+            ),
+            members=config.members,
+            values=population.values(config),
+            pretrained=deployed,
+            evaluated=config.members,
+            greedy=(lambda own, *rest: member(own["values"])[0].greedy(own["policy"], *rest))
+            if config.population
+            else greedy,
+            export=(lambda train: {"policy": export(train.state), "values": train.values})
+            if config.population
+            else (lambda train: export(train.state)),
+            stop=lambda rows: False,
+        )
+
+    def dry(self) -> Any:
+        """The first segment of finetuning, from an untrained policy: to be traced for its shapes."""
+        specs = self.size.specs
+        base = policy.make(self.config.policy, specs)
+        normaliser = Normaliser(jnp.zeros(specs.obs_dim), jnp.ones(specs.obs_dim))
+        deployed = {"net": base.init(jax.random.key(0)), "normaliser": normaliser}
+        stage = self._finetuning(base, deployed)
+        seeds = jnp.asarray([member.seed for member in stage.members], jnp.int32)
+        return stage.learner.segment(stage.learner.init(seeds, deployed, stage.values))
+
     def _evaluate_base(self, base: policy.Policy, deployed: PyTree) -> list[dict[str, Any]]:
         path = self.folder / "eval.jsonl"
         known = [row for row in (metrics.rows(path) if path.exists() else []) if row["stage"] == "base"]
-        if len(known) == len(self.seeds):
+        if hosts.agreed(len(known) == len(self.seeds)):
             return known
-        with progress_lib.Progress(1, "base", unit="evaluation", judged=self.judged) as shown:
-            rows = self._evaluated(
-                base.greedy, jax.tree.map(lambda x: x[None], deployed), shown, self._film_to("before")
-            )
+        with progress_lib.Progress(1, hosts.named("base"), unit="evaluation", judged=self.judged) as shown:
+            deployed = jax.tree.map(lambda x: x[None], deployed)
+            rows = self._evaluated(base.greedy, deployed, self.seeds, shown, self._film_to("before"))
             self.compile_seconds += shown.compile_seconds
         rows = [{"stage": "base", "env_steps": 0, "updates": 0, **self._times(), **row} for row in rows]
         for row in rows:
@@ -421,15 +488,17 @@ class Training:
         restored = saved.restore(stage.init, mesh_lib.shardings(stage.learner.mesh, stage.learner.layout))
         clock, rows = self._resume(cadence, restored)
         total, start = cadence.done(cadence.segments), cadence.done(clock)
-        with progress_lib.Progress(total, cadence.name, unit=cadence.unit, start=start, judged=self.judged) as shown:
+        name = hosts.named(cadence.name)
+        with progress_lib.Progress(total, name, unit=cadence.unit, start=start, judged=self.judged) as shown:
             train, segment = self._compiled(stage, restored, shown)
             while clock < cadence.segments and not (rows and stage.stop(rows)):
                 began = time.monotonic()
                 train, numbers = segment(train)
                 clock += 1
-                found = jax.device_get(numbers)
+                found = hosts.fetch(numbers)
                 self.train_seconds += time.monotonic() - began
-                self._log(cadence, stage.seeds, clock, found, time.monotonic() - began, shown)
+                self._signal = hosts.largest(self._signal)
+                self._log(cadence, stage.members, clock, found, time.monotonic() - began, shown)
                 last = clock == cadence.segments
                 if last or clock % cadence.evaluate == 0:
                     rows = self._evaluate_at(stage, clock, train, shown)
@@ -437,13 +506,13 @@ class Training:
                     saved.save(clock, train, self._standing(rows, shown))
                 if self._signal:
                     where = f"{cadence.done(clock)} {cadence.unit} of {cadence.name}"
-                    name = signal.Signals(self._signal).name
+                    reason = signal.Signals(self._signal).name
                     raise Interrupted(
-                        f"stopped by {name}; saved at {where}. The same command continues from there.", self._signal
+                        f"stopped by {reason}; saved at {where}. The same command continues from there.", self._signal
                     )
             self.compile_seconds += shown.compile_seconds
         saved.close()
-        return jax.device_get(stage.algorithm.export(train.state)), rows
+        return hosts.fetch(stage.export(train)), rows
 
     def _resume(self, cadence: Cadence, found: tuple[Any, dict[str, Any]] | None) -> tuple[int, list[dict[str, Any]]]:
         """The clock and the last evaluation to go on from."""
@@ -471,7 +540,7 @@ class Training:
     def _evaluate_at(self, stage: _Stage, clock: int, train: Any, shown: Any) -> list[dict[str, Any]]:
         cadence = stage.cadence
         film = self._film_to("after") if clock == cadence.segments and cadence.name == "finetune" else None
-        rows = self._evaluated(stage.algorithm.greedy, stage.algorithm.export(train.state), shown, film)
+        rows = self._evaluated(stage.greedy, stage.export(train), stage.evaluated, shown, film)
         rows = [{"stage": cadence.name, **cadence.counters(clock), **self._times(), **row} for row in rows]
         for row in rows:
             self.writer.write(row)
@@ -487,7 +556,7 @@ class Training:
     def _log(
         self,
         cadence: Cadence,
-        seeds: list[int],
+        members: list[Member],
         clock: int,
         numbers: Mapping[str, np.ndarray],
         seconds: float,
@@ -495,20 +564,15 @@ class Training:
     ) -> None:
         """Write one row per seed, refuse numbers that are not finite, and show where the stage stands."""
         trained = clock > cadence.warmup
-        speeds = {"time/env_steps_per_s": cadence.env_steps * len(seeds) / seconds}
-        speeds["time/updates_per_s"] = cadence.updates * len(seeds) / seconds * trained
+        speeds = {"time/env_steps_per_s": cadence.env_steps * len(members) / seconds}
+        speeds["time/updates_per_s"] = cadence.updates * len(members) / seconds * trained
         scores: list[float] = []
-        for index, seed in enumerate(seeds):
-            row: dict[str, Any] = {
-                "stage": cadence.name,
-                "seed": seed,
-                **cadence.counters(clock),
-                **self._times(),
-            }
+        for index, member in enumerate(members):
+            row: dict[str, Any] = {"stage": cadence.name, **_who(member), **cadence.counters(clock), **self._times()}
             row |= _episode_means({k: float(v[index]) for k, v in numbers.items() if k.startswith("episode/")})
             row |= {k: float(v[index]) for k, v in numbers.items() if k.startswith("train/") and trained}
             row = {k: v for k, v in row.items() if k not in diagnostics.MAY_BE_MISSING or math.isfinite(v)}
-            _check_finite(row, cadence.name, seed)
+            _check_finite(row, cadence.name, metrics.member(row))
             scores += [row[f"episode/{self.judged}"]] if f"episode/{self.judged}" in row else []
             self.writer.write(row | speeds)
         shown.update(
@@ -519,48 +583,56 @@ class Training:
         )
 
     def _evaluated(
-        self, greedy: Callable[..., Any], deployed: PyTree, shown: Any, film: Callable[[PyTree], None] | None
+        self,
+        greedy: Callable[..., Any],
+        deployed: PyTree,
+        members: list[Member],
+        shown: Any,
+        film: Callable[[PyTree], None] | None,
     ) -> list[dict[str, Any]]:
-        """Evaluate deployed policies [S or 1, ...] on every seed's start states; one compile for all stages."""
-        count, seed = len(self.seeds), jnp.asarray(self.seeds, jnp.int32)
-        deployed = jax.tree.map(lambda x: jnp.broadcast_to(x, (count, *x.shape[1:])), jax.device_get(deployed))
-        if greedy not in self._evaluate:
-            build = partial(evaluation.build, mesh=self.mesh, episodes=self.config.evaluation.episodes)
+        """Evaluate deployed policies [S or 1, ...] on the start states of each member's seed; one compile for all stages."""
+        count, seed = len(members), np.asarray([member.seed for member in members], np.int32)
+        deployed = jax.tree.map(lambda x: np.broadcast_to(x, (count, *x.shape[1:])), hosts.fetch(deployed))
+        mesh = mesh_lib.make(count, data=self.config.data)
+        placed = jax.device_put((deployed, seed), mesh_lib.shardings(mesh, (mesh_lib.P("seed"), mesh_lib.P("seed"))))
+        if (greedy, count) not in self._evaluate:
+            build = partial(evaluation.build, mesh=mesh, episodes=self.config.evaluation.episodes)
             program = build(greedy, self.task.env, chunk=self.config.policy.chunk)
             with shown.compiling("evaluation"):
-                self._evaluate[greedy] = program.lower(deployed, seed).compile(_options())
-        placed = jax.device_put(
-            (deployed, seed), mesh_lib.shardings(self.mesh, (mesh_lib.P("seed"), mesh_lib.P("seed")))
-        )
-        outcome, states = jax.device_get(self._evaluate[greedy](*placed))
+                self._evaluate[greedy, count] = program.lower(*placed).compile(_options())
+        outcome, states = self._evaluate[greedy, count](*placed)
         if film is not None:
-            film(_take(states, 0))
-        return evaluation.rows(outcome, seeds=self.seeds, specs=self.task.env.specs)
+            film(_take(hosts.fetch(states), 0))
+        rows = evaluation.rows(hosts.fetch(outcome), seeds=[m.seed for m in members], specs=self.task.env.specs)
+        return [{**row, **_who(member)} for member, row in zip(members, rows, strict=True)]
 
     def _film_to(self, name: str) -> Callable[[PyTree], None] | None:
         film = self.task.film
         if film is None or not self.config.video:
             return None
+        if not hosts.first():
+            return lambda states: None
         return lambda states: film(states, self.folder / "report" / f"{name}.mp4")
 
     def _save_policy(
         self,
         path: Path,
+        config: Run,
         base: policy.Policy,
         deployed: PyTree,
         rows: list[dict[str, Any]],
         greedy: artifact.Greedy | None = None,
     ) -> None:
         facts = {
-            "env": self.config.env,
+            "env": config.env,
             self.judged: _mean_score(rows),
             "episodes": sum(row["eval/episodes"] for row in rows),
             "seeds": [row["seed"] for row in rows],
-            "config": to_dict(self.config),
+            "config": to_dict(config),
         }
         if deployed.keys() != artifact.PLAIN:
-            facts["algorithm"] = self.config.algorithm
-        if not path.exists():
+            facts["algorithm"] = config.algorithm
+        if not path.exists() and hosts.first():
             deployed = jax.tree.map(jnp.asarray, deployed)
             artifact.save(path, policy=base, deployed=deployed, facts=facts, greedy=greedy)
 
@@ -570,6 +642,11 @@ def _options() -> dict[str, Any]:
     given = os.environ.get("XLA_FLAGS", "")
     on_cpu = jax.default_backend() == "cpu"
     return {name: value for name, value in CPU_COMPILE.items() if on_cpu and name not in given}
+
+
+def _who(member: Member) -> dict[str, Any]:
+    """What a row says of whose it is."""
+    return {"seed": member.seed, **({"population": member.label} if member.label else {})}
 
 
 def _take(tree: PyTree, index: int) -> PyTree:
@@ -590,11 +667,11 @@ def _episode_means(sums: Mapping[str, float]) -> dict[str, float]:
     return {f"episode/{name}": sums[f"episode/{total}"] / count for name, total in means.items()} | counts
 
 
-def _check_finite(row: Mapping[str, Any], stage: str, seed: int) -> None:
+def _check_finite(row: Mapping[str, Any], stage: str, member: str) -> None:
     for name, value in row.items():
         if isinstance(value, float) and not math.isfinite(value):
             raise RunError(
-                f"{name} became {value} in {stage} of seed {seed} at {row['env_steps']} env steps, {row['updates']} updates; "
+                f"{name} became {value} in {stage} of {member} at {row['env_steps']} env steps, {row['updates']} updates; "
                 "the last checkpoint is from before. Lower the learning rates or raise the regularisation."
             )
 
@@ -620,7 +697,10 @@ def write_json(path: Path, content: Any) -> None:
 
 @contextlib.contextmanager
 def _owned(folder: Path) -> Iterator[None]:
-    """Hold the run folder against a second process."""
+    """Hold the run folder against a second process; the first host holds it for all."""
+    if not hosts.first():
+        yield
+        return
     folder.mkdir(parents=True, exist_ok=True)
     with open(folder / ".lock", "w") as lock:
         try:

@@ -1,6 +1,6 @@
 """The records everything else is made of, and the legend of symbols.
 
-    S   seeds, the outermost axis of a run       B   batch of transitions
+    S   seeds (members, where fields vary too)   B   batch of transitions
     N   environments of one seed                 T   capacity of a replay, in chunk rows
     L   chunk steps of one segment               U   gradient updates of one segment
     h   environment steps of one action chunk    K   denoising steps
@@ -133,3 +133,4 @@ class Train(NamedTuple):
     store: PyTree  # of the source
     key: Array  # typed keys [S]
     clock: Array  # int32 []: segments done, shared by all seeds
+    values: PyTree  # {field: [S]} of a population: what differs between the members; {} where nothing does
