@@ -5,6 +5,9 @@
     update    one gradient update of each method at its authors' shapes, against plain matrix products of the same shapes
     rollout   acting, policy sampling included, against bare physics stepping
     segment   a segment's time in physics, sampling, updates, and the rest
+    seeds     seeds in one program against as many separate runs
+    devices   one seed split over devices: speed, collectives, equality
+    startup   from the command to the first update, cold and warm; memory against the plan
 
 Results are appended to ``benchmarks/results/NAME.json`` with machine, versions and commit, and the newest of each make the table in
 ``benchmarks/README.md``; --quick, on the smallest sizes, writes nothing. What is printed goes to standard error; with --json the last line
@@ -15,12 +18,13 @@ from __future__ import annotations
 
 import argparse
 import json
+import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks import rollout, segment, timing, update
+from benchmarks import devices, rollout, seeds, segment, startup, timing, update
 from experiments import cpu
 from gcp_jax.train import commit, versions, write_json
 
@@ -28,32 +32,61 @@ BENCHMARKS: dict[str, Callable[..., dict[str, Any]]] = {
     "update": update.run,
     "rollout": rollout.run,
     "segment": segment.run,
+    "seeds": seeds.run,
+    "devices": devices.run,
+    "startup": startup.run,
 }
+VIRTUAL = {"devices": 8}  # devices that a CPU stands for, where it is more than one
 HERE = Path(__file__).parent
 
 
-def main(argv: Sequence[str] | None = None, folder: Path = HERE) -> int:
+def main(argv: Sequence[str] | None = None) -> int:
     """Measure the named benchmarks, or all; returns the exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(BENCHMARKS)}; all where none is given")
     parser.add_argument("--quick", action="store_true", help="the smallest sizes; nothing is written")
     parser.add_argument("--json", action="store_true", help="one JSON object as the last line of standard output")
+    parser.add_argument("--folder", type=Path, default=HERE, help="where results and page go")
     chosen = parser.parse_args(argv)
+    folder = chosen.folder
     unknown = [name for name in chosen.names if name not in BENCHMARKS]
     if unknown:
         print(f"benchmarks.run: there is no {unknown[0]!r}; allowed: {', '.join(BENCHMARKS)}.", file=sys.stderr)
         return 2
-    cpu.prepare()
-    found: dict[str, Any] = {}
-    for name in chosen.names or BENCHMARKS:
-        print(f"measuring {name} …", file=sys.stderr)
-        found[name] = BENCHMARKS[name](quick=chosen.quick)
-        print(table(found[name]), file=sys.stderr)
-        if not chosen.quick:
-            keep(folder, name, found[name])
+    names = chosen.names or list(BENCHMARKS)
+    found = measured(names[0], folder, quick=chosen.quick) if len(names) == 1 else {}
+    for name in names if len(names) > 1 else ():
+        found |= _apart(name, folder, quick=chosen.quick)
     if chosen.json:
         print(json.dumps(found))
     return 0
+
+
+def measured(name: str, folder: Path, *, quick: bool) -> dict[str, Any]:
+    """Measure one benchmark in this process."""
+    cpu.prepare(VIRTUAL.get(name, 1))
+    print(f"measuring {name} …", file=sys.stderr)
+    found = BENCHMARKS[name](quick=quick)
+    print(table(found), file=sys.stderr)
+    if not quick:
+        keep(folder, name, found)
+    return {name: found}
+
+
+def _apart(name: str, folder: Path, *, quick: bool) -> dict[str, Any]:
+    """Measure one benchmark in a process of its own, which leaves nothing behind for the next."""
+    words = [
+        sys.executable,
+        "-m",
+        "benchmarks.run",
+        name,
+        "--json",
+        f"--folder={folder}",
+        *(["--quick"] if quick else []),
+    ]
+    done = subprocess.run(words, stdout=subprocess.PIPE, text=True, check=True)
+    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return found
 
 
 def keep(folder: Path, name: str, figures: Mapping[str, Any]) -> None:

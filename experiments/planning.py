@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
+from experiments import memory
 from gcp_jax import learner, policy
 from gcp_jax import train as training
 from gcp_jax.config import Run
@@ -15,17 +17,22 @@ from gcp_jax.networks import Normaliser
 from gcp_jax.types import PyTree
 
 
-def plan(config: Run, task: training.Task) -> dict[str, Any]:
-    """Numbers of a run; nothing is compiled or allocated. Raises ConfigError where sizes do not fit."""
+def plan(config: Run, task: training.Task, *, peak: bool = False) -> dict[str, Any]:
+    """Numbers of a run; nothing is compiled or allocated. Raises ConfigError where sizes do not fit.
+
+    peak: also the memory of a segment of finetuning over all devices, for which the segment is traced (seconds).
+    """
     size = training.sizes(config, task.env.specs)
     base = policy.make(config.policy, size.specs)
     shapes = jax.eval_shape(lambda: _train(config, task, base, size))
     batch = config.finetune.batch_size
+    members = len(config.members)
     learning = max(size.segments - size.warmup, 0)
     return {
         "env": config.env["name"],
         "algorithm": config.algorithm["name"],
         "seeds": config.seeds,
+        **({"members": members} if config.population else {}),
         "env_steps_per_seed": size.segments * size.env_steps,
         "warmup_env_steps": size.warmup * size.env_steps,
         "env_steps_per_segment": size.env_steps,
@@ -37,11 +44,18 @@ def plan(config: Run, task: training.Task) -> dict[str, Any]:
         "evaluations": -(-size.segments // size.evaluate),
         "replay_steps": size.capacity * config.finetune.envs * config.policy.chunk,
         "policy_parameters": _count(shapes["net"]),
-        "state_bytes": config.seeds * _bytes(shapes["train"].state),
-        "replay_bytes": config.seeds * _bytes(shapes["train"].store),
-        "env_bytes": config.seeds * _bytes(shapes["train"].env),
-        "batches_bytes": config.seeds * size.updates * batch * _bytes_per_sample(size),
+        "state_bytes": members * _bytes(shapes["train"].state),
+        "replay_bytes": members * _bytes(shapes["train"].store),
+        "env_bytes": members * _bytes(shapes["train"].env),
+        "batches_bytes": members * size.updates * batch * _bytes_per_sample(size),
+        **({"peak_bytes": _peak(config, task)} if peak else {}),
     }
+
+
+def _peak(config: Run, task: training.Task) -> int:
+    """What is alive at once in a segment, the state it begins with included."""
+    dry = training.Training(config, task, Path(), "").dry
+    return memory.temporaries(jax.make_jaxpr(dry)().jaxpr)
 
 
 def _train(config: Run, task: training.Task, base: policy.Policy, size: training.Sizes) -> dict[str, PyTree]:
@@ -52,7 +66,8 @@ def _train(config: Run, task: training.Task, base: policy.Policy, size: training
     normaliser = Normaliser(jnp.zeros(specs.obs_dim), jnp.ones(specs.obs_dim))
     collection = learner.Collection(task.env, fine.envs, size.rows, fine.fresh, size.warmup)
     pretrained = {"net": net, "normaliser": normaliser}
-    return {"net": net, "train": learner.initial(algorithm, specs, collection, jnp.int32(0), pretrained)}
+    train = learner.initial(lambda values: (algorithm, None), specs, collection, jnp.int32(0), pretrained, {})
+    return {"net": net, "train": train}
 
 
 def _bytes_per_sample(size: training.Sizes) -> int:

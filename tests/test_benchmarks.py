@@ -3,14 +3,16 @@
 import json
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 import envs
-from benchmarks import environments, rollout, run, segment, timing
+from benchmarks import devices as device_benchmark
+from benchmarks import environments, rollout, run, seeds, segment, timing
 from envs import demonstrations
 from envs.protocol import NO_SUCCESS
-from experiments import cli, inspection
+from experiments import cli, inspection, memory
 
 
 def test_environments_are_measured_and_shown(tmp_path, monkeypatch, capsys):
@@ -55,7 +57,7 @@ def test_a_task_without_success_is_measured_and_shown_by_its_return(tmp_path, mo
 
 def test_quick_measures_and_writes_nothing(tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(run.BENCHMARKS, "update", lambda quick: {"ogpo": {"ms": 1.0 if quick else 2.0}})
-    assert run.main(["update", "--quick", "--json"], tmp_path) == 0
+    assert run.main(["update", "--quick", "--json", f"--folder={tmp_path}"]) == 0
     assert json.loads(capsys.readouterr().out.splitlines()[-1]) == {"update": {"ogpo": {"ms": 1.0}}}
     assert not list(tmp_path.iterdir())
 
@@ -84,4 +86,47 @@ def test_results_are_appended_and_the_newest_make_the_page(tmp_path):
 
 def test_a_benchmark_that_does_not_exist_is_told(capsys):
     assert run.main(["updates"]) == 2
-    assert "there is no 'updates'; allowed: update, rollout, segment." in capsys.readouterr().err
+    assert (
+        "there is no 'updates'; allowed: update, rollout, segment, seeds, devices, startup." in capsys.readouterr().err
+    )
+
+
+def test_collectives_of_a_compiled_program_are_counted_as_often_as_they_run(devices):
+    """Three turns of a loop with a sum over the devices in each, and a gather before it."""
+
+    def turn(total, x):
+        return total + jax.lax.psum(x, "data"), None
+
+    def program(x):
+        start = jnp.sum(jax.lax.all_gather(x, "data", tiled=True), 0)
+        return jax.lax.scan(turn, start, jnp.stack([x[0]] * 3))[0]
+
+    spec = jax.sharding.PartitionSpec("data")
+    mapped = jax.shard_map(program, mesh=devices(data=4), in_specs=spec, out_specs=spec, check_vma=False)
+    text = jax.jit(mapped).lower(jnp.zeros((4, 5))).compile().as_text()
+    found = {each.kind: each for each in device_benchmark.collectives(text)}
+    assert found["all-reduce"] == ("all-reduce", 20, 3) and found["all-gather"] == ("all-gather", 80, 1)
+
+
+def test_deviation_is_the_largest_relative_difference():
+    assert device_benchmark.deviation([np.ones(4), np.array([3.0, 4.5])], [np.ones(4), np.array([3.0, 4.0])]) == 0.1
+
+
+def test_seeds_are_told_against_separate_runs_that_compile_each_for_themselves():
+    found = seeds.told(4, 30.0, 2.0, (20.0, 1.0), 10)
+    assert (found["run_s"], found["separate_s"]) == (50.0, 120.0)
+    assert (found["throughput"], found["without_compiling"]) == (2.4, 2.0)
+
+
+def test_memory_is_what_is_alive_at_once():
+    def program(x):
+        y = jnp.sort(x) * 2.0 + 1.0  # fused into what takes it
+        z = jnp.sort(y)
+        return jnp.sum(jnp.sort(z) + y)
+
+    def loop(x):
+        return jax.lax.scan(lambda total, _: (total + program(x), None), 0.0, length=5)[0]
+
+    for function in (program, loop):
+        jaxpr = jax.make_jaxpr(function)(jnp.zeros(1000)).jaxpr
+        assert 8000 <= memory.temporaries(jaxpr) <= 12100

@@ -1,0 +1,83 @@
+"""Seconds from the command to the first update, with an empty and with a warm compilation cache, and memory against the plan.
+
+Every start is a process of its own: ``gcp-jax train`` on ``peg_insert`` with all its defaults but for a cloning of one segment and
+no warm-up, killed as soon as the first finetuned numbers are written. ``cloning`` is the first update of all, ``finetuning`` that of the
+method. ``memory`` is what XLA set aside for the compiled segment, over what ``gcp-jax plan`` foretold.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from benchmarks import setup
+from experiments import planning
+
+TASK = "peg_insert"
+FIELDS = {"pretrain.updates": 100, "finetune.warmup_steps": 0, "evaluation.every": 10**9, "video": False}
+SMALL = {"policy.hidden": "(16,)", "algorithm.critic_hidden": "(16,)", "evaluation.episodes": 4, "finetune.envs": 8}
+LIMIT = 900.0  # seconds
+
+
+def run(*, quick: bool) -> dict[str, Any]:
+    """Cold and warm, and the memory of a segment."""
+    repeats, task, fields = (1, "reach", {**FIELDS, **SMALL}) if quick else (5, TASK, FIELDS)
+    spent: dict[str, list[dict[str, float]]] = {"cold": [], "warm": []}
+    for _ in range(repeats):
+        with tempfile.TemporaryDirectory() as folder:
+            for name, found in spent.items():
+                found.append(start(Path(folder) / name, Path(folder) / "cache", task, fields))
+    times = {
+        name: {
+            f"{stage}_s": round(statistics.median(each[stage] for each in found), 1)
+            for stage in ("cloning", "finetuning")
+        }
+        for name, found in spent.items()
+    }
+    return {**times, "memory": memory(task, small=quick)}
+
+
+def start(folder: Path, cache: Path, task: str, fields: dict[str, Any]) -> dict[str, float]:
+    """Seconds to the first rows of cloning and of finetuning. Raises RuntimeError where the command ends before."""
+    words = [f"--config.{name}={value}" for name, value in fields.items()]
+    command = [sys.executable, "-m", "experiments.cli", "train", f"--config=experiments/configs/{task}.py", *words]
+    environment = {**os.environ, "JAX_COMPILATION_CACHE_DIR": str(cache)}
+    began, log = time.monotonic(), folder / "metrics.jsonl"
+    found: dict[str, float] = {}
+    with subprocess.Popen(
+        [*command, f"--config.run_dir={folder}"], env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    ) as process:
+        while "finetuning" not in found and time.monotonic() < began + LIMIT:
+            if process.poll() is not None:
+                raise RuntimeError(f"{' '.join(command)} ended with {process.returncode} before its first update.")
+            text = log.read_text() if log.exists() else ""
+            for stage, name in (("pretrain", "cloning"), ("finetune", "finetuning")):
+                if f'"stage": "{stage}"' in text:
+                    found.setdefault(name, time.monotonic() - began)
+            time.sleep(0.02)
+        process.send_signal(signal.SIGKILL)
+    return found
+
+
+def memory(task: str, *, small: bool) -> dict[str, Any]:
+    """Bytes of a compiled segment, and the plan's."""
+    fields: dict[str, Any] = {"finetune__envs": 8, "policy__hidden": (16,)} if small else {}
+    made = setup.make(task, **fields)
+    compiled = made.learner.segment.lower(made.start()).compile()
+    found = compiled.memory_analysis()
+    peak = (
+        found.argument_size_in_bytes + found.output_size_in_bytes - found.alias_size_in_bytes + found.temp_size_in_bytes
+    )
+    foretold = planning.plan(made.config, made.task, peak=True)["peak_bytes"]
+    return {
+        "segment_mib": round(peak / 2**20, 1),
+        "planned_mib": round(foretold / 2**20, 1),
+        "of_plan": round(peak / foretold, 2),
+    }
