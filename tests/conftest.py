@@ -8,7 +8,8 @@ from typing import NamedTuple
 JAX = tuple(int(part) for part in importlib.metadata.version("jax").split(".")[:2])
 XLA_FLAGS = [
     "--xla_force_host_platform_device_count=8",
-    "--xla_backend_optimization_level=0",  # with the next, a third of the compile time; tests compile more than they run
+    "--xla_backend_optimization_level=0",  # with the next two, a third of the compile time; tests compile more than they run
+    "--xla_cpu_parallel_codegen_split_count=1",  # the other core runs tests of its own
     *(["--xla_cpu_use_fusion_emitters=false"] if JAX < (0, 11) else []),  # an unknown flag aborts the process
 ]
 os.environ["XLA_FLAGS"] = " ".join((os.environ.get("XLA_FLAGS", ""), *XLA_FLAGS)).strip()
