@@ -99,9 +99,9 @@ class Heads(NamedTuple):
     smallest: Callable[[PyTree, Array, Array, Array], Array]
 
 
-def heads(members: int, obs_dim: int, action_dim: int, hidden: tuple[int, ...]) -> Heads:
-    """The ensemble's networks on observations [O] and flattened actions [D]."""
-    every, pair = (ensemble(n, obs_dim, action_dim, hidden) for n in (members, 2))
+def heads(members: int, obs_dim: int, action_dim: int, hidden: tuple[int, ...], compute: str = "float32") -> Heads:
+    """The ensemble's networks on observations [O] and flattened actions [D], evaluated in ``compute``."""
+    every, pair = (ensemble(n, obs_dim, action_dim, hidden, compute) for n in (members, 2))
 
     def init(key: Array) -> PyTree:
         return every.init(key, jnp.zeros((1, obs_dim)), jnp.zeros((1, action_dim)))["params"]
@@ -117,9 +117,9 @@ def heads(members: int, obs_dim: int, action_dim: int, hidden: tuple[int, ...]) 
     return Heads(init, q, smallest)
 
 
-def make(config: Config, obs_dim: int, action_dim: int) -> Critics:
-    """The ensemble on observations [O] and flattened actions [D]."""
-    net_init, q, smallest = heads(config.critics, obs_dim, action_dim, config.critic_hidden)
+def make(config: Config, obs_dim: int, action_dim: int, compute: str = "float32") -> Critics:
+    """The ensemble on observations [O] and flattened actions [D], evaluated in ``compute``."""
+    net_init, q, smallest = heads(config.critics, obs_dim, action_dim, config.critic_hidden, compute)
     optimiser = adam(config.critic_lr, config.grad_clip)
 
     def init(key: Array) -> CriticState:

@@ -1,4 +1,7 @@
-"""Networks: the denoising net of a policy, critic ensembles, and the observation normaliser."""
+"""Networks: the denoising net of a policy, critic ensembles, and the observation normaliser.
+
+``dtype`` is what a network computes in; its parameters, inputs and outputs are float32.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +12,7 @@ from typing import NamedTuple
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 
 Array = jax.Array
 
@@ -49,6 +53,7 @@ class SplitDense(nn.Module):
 
     sizes: Sequence[int]
     features: int
+    dtype: DTypeLike = jnp.float32
 
     def setup(self) -> None:
         """One kernel for all parts."""
@@ -58,8 +63,9 @@ class SplitDense(nn.Module):
     def part(self, index: int, x: Array) -> Array:
         """x [..., sizes[index]] -> [..., features]; part 0 carries the bias."""
         start = sum(self.sizes[:index])
-        out = x @ self.kernel[start : start + self.sizes[index]]
-        return out + self.bias.reshape((1,) * (out.ndim - 1) + (-1,)) if index == 0 else out
+        kernel, bias = (jnp.asarray(p, self.dtype) for p in (self.kernel, self.bias))
+        out = jnp.asarray(x, self.dtype) @ kernel[start : start + self.sizes[index]]
+        return out + bias.reshape((1,) * (out.ndim - 1) + (-1,)) if index == 0 else out
 
 
 class DenoisingNet(nn.Module):
@@ -74,13 +80,15 @@ class DenoisingNet(nn.Module):
     out_dim: int
     hidden: Sequence[int]
     time_dim: int = 32
+    dtype: DTypeLike = jnp.float32
 
     def setup(self) -> None:
         """Layers in order of use."""
-        self.time_layers = [nn.Dense(2 * self.time_dim), nn.Dense(self.time_dim)]
-        self.first = SplitDense((self.obs_dim, self.out_dim, self.time_dim), self.hidden[0])
-        self.layers = [nn.Dense(width) for width in self.hidden[1:]]
-        self.last = nn.Dense(self.out_dim)
+        dense = functools.partial(nn.Dense, dtype=self.dtype)
+        self.time_layers = [dense(2 * self.time_dim), dense(self.time_dim)]
+        self.first = SplitDense((self.obs_dim, self.out_dim, self.time_dim), self.hidden[0], self.dtype)
+        self.layers = [dense(width) for width in self.hidden[1:]]
+        self.last = dense(self.out_dim)
 
     def encode(self, obs: Array) -> Array:
         """The observation's share of the first layer: [..., O] -> [..., H]; constant over the denoising steps."""
@@ -93,7 +101,7 @@ class DenoisingNet(nn.Module):
         y = nn.gelu(encoded + self.first.part(1, x) + self.first.part(2, time))
         for layer in self.layers:
             y = nn.gelu(layer(y))
-        return self.last(y)
+        return jnp.asarray(self.last(y), jnp.float32)
 
     def __call__(self, obs: Array, x: Array, t: Array) -> Array:
         """Both together."""
@@ -106,16 +114,17 @@ class Critic(nn.Module):
     obs_dim: int
     action_dim: int
     hidden: Sequence[int]
+    dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(self, obs: Array, action: Array) -> Array:
         """One value for each (state, chunk)."""
-        first = SplitDense((self.obs_dim, self.action_dim), self.hidden[0])
+        first = SplitDense((self.obs_dim, self.action_dim), self.hidden[0], self.dtype)
         y = first.part(0, obs) + first.part(1, action)
-        y = nn.gelu(nn.LayerNorm()(y))
+        y = nn.gelu(nn.LayerNorm(dtype=self.dtype)(y))
         for width in self.hidden[1:]:
-            y = nn.gelu(nn.LayerNorm()(nn.Dense(width)(y)))
-        return nn.Dense(1)(y)[..., 0]
+            y = nn.gelu(nn.LayerNorm(dtype=self.dtype)(nn.Dense(width, dtype=self.dtype)(y)))
+        return jnp.asarray(nn.Dense(1, dtype=self.dtype)(y)[..., 0], jnp.float32)
 
 
 class Head(nn.Module):
@@ -155,9 +164,11 @@ class Value(nn.Module):
         return nn.Dense(1)(y)[..., 0]
 
 
-def ensemble(members: int, obs_dim: int, action_dim: int, hidden: Sequence[int]) -> nn.Module:
+def ensemble(
+    members: int, obs_dim: int, action_dim: int, hidden: Sequence[int], dtype: DTypeLike = jnp.float32
+) -> nn.Module:
     """M critics with their own initialisation, evaluated as one batched product: (obs, action) -> [M, ...]."""
     many = nn.vmap(
         Critic, variable_axes={"params": 0}, split_rngs={"params": True}, in_axes=None, out_axes=0, axis_size=members
     )
-    return many(obs_dim, action_dim, tuple(hidden))
+    return many(obs_dim, action_dim, tuple(hidden), dtype)

@@ -20,13 +20,14 @@ from gcp_jax.networks import DenoisingNet
 from gcp_jax.types import Array, PyTree, Specs
 
 FAMILIES = {"flow": flow, "diffusion": diffusion}
+COMPUTE = ("float32", "bfloat16")
 
 
 @dataclasses.dataclass(frozen=True)
 class PolicyConfig:
     """The policy's network and sampler. ``family`` is "flow" or "diffusion", ``chunk`` is h, ``steps`` is K; for ``sigma``,
     ``scheme`` ("auto": the family's first) and ``train_steps`` (diffusions only) see ``flow.Sampler`` and
-    ``diffusion.Sampler``."""
+    ``diffusion.Sampler``. ``compute`` is "float32" or "bfloat16", in which this network and critics are evaluated."""
 
     family: str = "flow"
     chunk: int = 4
@@ -35,10 +36,13 @@ class PolicyConfig:
     sigma: float = 0.05
     scheme: str = "auto"
     train_steps: int = 0
+    compute: str = "float32"
 
     def __post_init__(self) -> None:
         if self.family not in FAMILIES:
             raise ValueError(f"policy.family is {self.family!r}; allowed: {', '.join(FAMILIES)}.")
+        if self.compute not in COMPUTE:
+            raise ValueError(f"policy.compute is {self.compute!r}; allowed: {', '.join(COMPUTE)}.")
         if self.chunk < 1:
             raise ValueError(f"policy.chunk is {self.chunk}; a chunk has at least 1 action (4 is usual).")
         if not self.hidden or min(self.hidden) < 1:
@@ -130,7 +134,7 @@ class Policy(NamedTuple):
 
 def make(config: PolicyConfig, specs: Specs) -> Policy:
     """Build a policy of ``config.family``."""
-    net = DenoisingNet(specs.obs_dim, specs.flat_action_dim, config.hidden)
+    net = DenoisingNet(specs.obs_dim, specs.flat_action_dim, config.hidden, dtype=config.compute)
     sampler = config.sampler
 
     def init(key: Array) -> PyTree:

@@ -1,5 +1,7 @@
 """Networks against plain numpy and against the layers they are made of."""
 
+from functools import partial
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -179,3 +181,24 @@ def test_a_heads_last_layer_starts_as_small_as_asked(scale, expected):
     """``last_scale`` is the variance scaling's, so the kernel's spread goes with its root."""
     kernel = Head((3,), 400, (64,), scale).init(jax.random.key(0), jnp.zeros((1, 3)))["params"]["Dense_0"]["kernel"]
     assert np.std(kernel) * np.sqrt(64) == pytest.approx(expected, rel=0.05)
+
+
+@pytest.mark.parametrize("make", [partial(DenoisingNet, 4, 2, (32, 32)), partial(ensemble, 3, 4, 2, (32, 32))])
+def test_bfloat16_rounds_what_is_computed_and_nothing_that_is_kept(make):
+    """Parameters, outputs and gradients are float32; values are those of float32 to three digits and not to six."""
+    exact, rounded = make(dtype=jnp.float32), make(dtype=jnp.bfloat16)
+    inputs = (normal(1, 5, 4), normal(2, 5, 2), *([jnp.linspace(0, 0.9, 5)] if make.func is DenoisingNet else []))
+    params = jax.jit(rounded.init)(jax.random.key(0), *inputs)["params"]
+    assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(params))
+
+    def loss(params, net):
+        out = net.apply({"params": params}, *inputs)
+        return jnp.mean(out**2), out
+
+    graded = jax.jit(jax.grad(loss, has_aux=True), static_argnums=1)
+    (gradient, near), (true, expected) = (graded(params, net) for net in (rounded, exact))
+    assert near.dtype == jnp.float32 and all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(gradient))
+    scale = np.abs(expected).max()
+    assert 1e-6 < np.abs(near - expected).max() / scale < 0.03
+    flat, reference = (np.concatenate([np.ravel(x) for x in jax.tree.leaves(tree)]) for tree in (gradient, true))
+    assert 1e-6 < np.linalg.norm(flat - reference) / np.linalg.norm(reference) < 0.05

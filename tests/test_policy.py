@@ -68,6 +68,7 @@ def test_greedy_is_the_ode_on_normalised_observations(flow):
     ("settings", "message"),
     [
         ({"family": "vae"}, "policy.family is 'vae'; allowed: flow, diffusion"),
+        ({"compute": "float16"}, "policy.compute is 'float16'; allowed: float32, bfloat16"),
         ({"scheme": "ddpm"}, "policy.scheme is 'ddpm'; a flow allows: paper, marginal"),
         ({"train_steps": 10}, "only policy.family='diffusion' has any"),
         ({"family": "diffusion", "scheme": "paper"}, "a diffusion allows: ddpm, ddim"),

@@ -17,9 +17,9 @@ def get_config(task: str = "nut_on_peg") -> ml_collections.ConfigDict:
     vectorised(config)
     config.demonstrations.quality = "poor"
     config.pretrain.stop_at = 1.0
-    config.pretrain.updates = 3000
-    config.pretrain.evaluate_every = 1500
-    config.finetune.env_steps = 36_864
-    config.evaluation.every = 9_216
+    config.pretrain.updates = 20_000
+    config.pretrain.evaluate_every = 5_000
+    config.finetune.env_steps = 55_296
+    config.evaluation.every = 18_432
     config.evaluation.episodes = 128
     return config

@@ -61,7 +61,7 @@ def replay_needs(config: Config) -> dict[str, object]:
 def make(config: Config, policy: Policy, source: Source) -> Algorithm:
     """DSRL as an Algorithm; ``pretrained`` is a deployed policy {"net", "normaliser"}."""
     specs = policy.specs
-    critics = critic.make(config, specs.obs_dim, specs.flat_action_dim)
+    critics = critic.make(config, specs.obs_dim, specs.flat_action_dim, policy.config.compute)
     actor = soft.make(config, (specs.obs_dim,), specs.flat_action_dim)
 
     def init(key: Array, pretrained: PyTree) -> State:

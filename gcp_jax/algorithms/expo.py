@@ -55,7 +55,7 @@ class State(NamedTuple):
 def make(config: Config, policy: Policy, source: Source) -> Algorithm:
     """EXPO as an Algorithm; ``pretrained`` is a deployed policy {"net", "normaliser"}."""
     specs = policy.specs
-    critics = critic.make(config, specs.obs_dim, specs.flat_action_dim)
+    critics = critic.make(config, specs.obs_dim, specs.flat_action_dim, policy.config.compute)
     editor = soft.make(config, (specs.obs_dim, specs.flat_action_dim), specs.flat_action_dim)
     cloner = imitation.make(policy, learning_rate=config.base_lr, ema=config.base_ema, grad_clip=config.grad_clip)
 

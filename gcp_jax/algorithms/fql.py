@@ -54,7 +54,7 @@ def make(config: Config, policy: Policy, source: Source) -> Algorithm:
     """FQL as an Algorithm; ``pretrained`` is a deployed policy {"net", "normaliser"}."""
     specs = policy.specs
     size = specs.flat_action_dim
-    critics = critic.make(config, specs.obs_dim, size)
+    critics = critic.make(config, specs.obs_dim, size, policy.config.compute)
     cloner = imitation.make(policy, learning_rate=config.base_lr, ema=config.base_ema, grad_clip=config.grad_clip)
     net = Head((specs.obs_dim, size), size, config.actor_hidden)
     optimiser = critic.adam(config.actor_lr, config.grad_clip)

@@ -143,7 +143,9 @@ def _cosine_cycle(high: float, cycle: int) -> float | optax.Schedule:
 def make(config: Config, policy: Policy, source: Source) -> Algorithm:
     """OGPO as an Algorithm; ``pretrained`` is a deployed policy {"net", "normaliser"}."""
     specs, choosy = policy.specs, config.deploy_best_of > 1
-    critics = critic_heads(config.critics, specs.obs_dim, specs.flat_action_dim, config.critic_hidden)
+    critics = critic_heads(
+        config.critics, specs.obs_dim, specs.flat_action_dim, config.critic_hidden, policy.config.compute
+    )
     q_values = critics.q
     values = Value(config.critic_hidden)
     actor_optimiser = adam(_cosine_cycle(config.actor_lr, config.lr_cycle), config.grad_clip)

@@ -62,7 +62,7 @@ class State(NamedTuple):
 def make(config: Config, policy: Policy, source: Source) -> Algorithm:
     """A residual policy as an Algorithm; ``pretrained`` is a deployed policy {"net", "normaliser"}."""
     specs, stochastic = policy.specs, config.mode == "sac"
-    critics = critic.make(config, specs.obs_dim, specs.flat_action_dim)
+    critics = critic.make(config, specs.obs_dim, specs.flat_action_dim, policy.config.compute)
     sizes = (specs.obs_dim, specs.flat_action_dim)
     actor = soft.make(config, sizes, specs.flat_action_dim, last_scale=1e-4 if stochastic else 0.0)
     optimiser = critic.adam(config.actor_lr, config.grad_clip)
