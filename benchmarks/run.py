@@ -123,7 +123,7 @@ def table(figures: Mapping[str, Mapping[str, Any]]) -> str:
 def _cell(value: Any) -> str:
     if isinstance(value, Mapping):
         return f"{value['ratio']:.2f} (spread {value['spread']:.2f})"
-    return f"{value:,}"
+    return f"{value:,}" if isinstance(value, (int, float)) else str(value)
 
 
 if __name__ == "__main__":

@@ -76,12 +76,13 @@ def test_acting_is_compared_with_plain_physics():
 
 def test_results_are_appended_and_the_newest_make_the_page(tmp_path):
     for ms in (1.5, 2500.0):
-        run.keep(tmp_path, "update", {"ogpo": {"ms": ms, "of_products": {"ratio": 0.9, "spread": 0.01}}})
+        figures = {"ogpo": {"ms": ms, "of_products": {"ratio": 0.9, "spread": 0.01}}, "qc": {"ms": 1.0}}
+        run.keep(tmp_path, "update", figures)
     entries = json.loads((tmp_path / "results" / "update.json").read_text())
     assert [entry["figures"]["ogpo"]["ms"] for entry in entries] == [1.5, 2500.0]
     assert all(entry["versions"]["jax"] and entry["machine"] for entry in entries)
     page = (tmp_path / "README.md").read_text()
-    assert "| ogpo | 2,500.0 | 0.90 (spread 0.01) |" in page
+    assert "| ogpo | 2,500.0 | 0.90 (spread 0.01) |\n| qc | 1.0 |  |" in page
 
 
 def test_a_benchmark_that_does_not_exist_is_told(capsys):
