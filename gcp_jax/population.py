@@ -19,14 +19,12 @@ from gcp_jax.types import Array, PyTree
 
 
 class Varying:
-    """A field's value in one member: an array in arithmetic and comparisons. As a condition ("is this term on?") it is what
-    all members have in common; where they have nothing in common, ConfigError is raised."""
+    """A field's value in one member: an array in arithmetic and comparisons, and in nothing else (``jnp.minimum`` of it is a
+    TypeError). As a condition ("is this term on?") it is what all members have in common; where they have nothing in
+    common, ConfigError is raised."""
 
     def __init__(self, name: str, value: Array, given: tuple[float, ...]) -> None:
         self.name, self.value, self.given = name, value, given
-
-    def __jax_array__(self) -> Array:
-        return self.value
 
     def __bool__(self) -> bool:
         found = {bool(value) for value in self.given}
@@ -79,6 +77,6 @@ def check(run: Run, program: Callable[[], PyTree]) -> None:
     except (TypeError, jax.errors.JAXTypeError) as error:
         names = ", ".join(run.population)
         raise ConfigError(
-            f"population: {names} cannot vary in one program: {run.algorithm['name']} shapes the program by it "
+            f"population: {names} cannot vary in one program: {run.algorithm['name']} needs its number while it compiles "
             f"({type(error).__name__}); give each value a run of its own."
         ) from error
