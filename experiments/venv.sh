@@ -2,4 +2,4 @@
 venv=${GCP_JAX_VENV:-.venv}
 [ -x "$venv/bin/python" ] || "${PYTHON:-python3}" -m venv "$venv"
 echo "installing gcp-jax$1 into $venv …" >&2
-"$venv/bin/python" -m pip install --quiet --disable-pip-version-check --editable ".$1"
+"$venv/bin/python" -m pip install --quiet --disable-pip-version-check --no-compile --editable ".$1"
