@@ -54,21 +54,12 @@ def run(*, quick: bool) -> dict[str, Any]:
             "collectives_per_segment": sum(c.times for c in crossing),
             "deviation": float(f"{deviation(state, first):.2g}"),
         }
-        programs[name] = _stepper(segment, train)
+        programs[name] = setup.stepper(segment, train)
     spent = timing.measure(programs, 2 if quick else 5)
     for each, (name, figures) in zip(made.values(), found.items(), strict=True):
         figures["steps_per_s"] = round(each.size.env_steps / spent[name].seconds)
         figures["of_one_device"] = timing.ratio(spent["1 device"].wall, spent[name].wall).told()
     return found
-
-
-def _stepper(segment: Any, train: Any) -> Any:
-    def step() -> Any:
-        nonlocal train
-        train, metrics = segment(train)
-        return metrics
-
-    return step
 
 
 def deviation(state: Any, reference: Any) -> float:

@@ -7,13 +7,12 @@ times faster the one program is, ``without_compiling`` the same of the segments 
 
 from __future__ import annotations
 
-import statistics
 import time
 from typing import Any
 
 import jax
 
-from benchmarks import setup
+from benchmarks import setup, timing
 
 SEEDS: tuple[int, ...] = (1, 2, 4, 8, 16)
 TASK = "peg_insert"
@@ -23,6 +22,7 @@ def run(*, quick: bool) -> dict[str, Any]:
     """Every number of seeds."""
     counts, repeats = ((1, 2), 2) if quick else (SEEDS, 5)
     fields: dict[str, Any] = {"finetune__envs": 8, "policy__hidden": (16, 16)} if quick else {}
+    jax.config.update("jax_enable_compilation_cache", False)
     found: dict[str, Any] = {}
     alone: tuple[float, float] | None = None
     for count in counts:
@@ -39,13 +39,8 @@ def measure(count: int, repeats: int, **fields: Any) -> tuple[float, float, int]
     began = time.perf_counter()
     segment = made.learner.segment.lower(train).compile()
     compiling = time.perf_counter() - began
-    spent = []
-    for _ in range(repeats + 1):
-        began = time.perf_counter()
-        train, metrics = segment(train)
-        jax.block_until_ready(metrics)
-        spent.append(time.perf_counter() - began)
-    return compiling, statistics.median(spent[1:]), made.size.segments
+    spent = timing.measure({"segment": setup.stepper(segment, train)}, repeats)
+    return compiling, spent["segment"].seconds, made.size.segments
 
 
 def told(count: int, compiling: float, segment: float, alone: tuple[float, float], segments: int) -> dict[str, Any]:

@@ -29,11 +29,6 @@ def measure(task: str, method: str, envs: int, repeats: int) -> dict[str, Any]:
     state = jax.tree.map(lambda x: jnp.copy(x[0]), train.state)
     obs, key = jnp.zeros((envs, specs.obs_dim)), jax.random.key(0)
 
-    def whole() -> PyTree:
-        nonlocal train
-        train, metrics = segment(train)
-        return metrics
-
     @jax.jit
     def sample(state: PyTree, key: Array) -> Array:
         def act(total: Array, key: Array) -> tuple[Array, None]:
@@ -51,7 +46,7 @@ def measure(task: str, method: str, envs: int, repeats: int) -> dict[str, Any]:
         return jax.lax.scan(lambda state, inputs: algorithm.update(state, *inputs), state, (batches, keys))
 
     programs = {
-        "segment": whole,
+        "segment": setup.stepper(segment, train),
         "physics": environments.physics(environments.envs.make(task), envs, rows * specs.chunk),
         "sampling": lambda: sample(state, key),
         "updates": lambda: update(state, batches, key),

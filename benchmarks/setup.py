@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -14,7 +14,6 @@ from gcp_jax import diagnostics, learner, policy
 from gcp_jax import mesh as mesh_lib
 from gcp_jax import train as training
 from gcp_jax.config import Run
-from gcp_jax.networks import Normaliser
 from gcp_jax.types import Algorithm, Array, PyTree, Specs
 
 
@@ -58,13 +57,18 @@ def make(env: str, method: str = "ogpo", **fields: Any) -> Setup:
         collection=collection,
         diagnose=diagnostics.make(algorithm, base, config.algorithm_config.gamma),
     )
-    return Setup(config, task, size, algorithm, collection, built, untrained(base))
+    return Setup(config, task, size, algorithm, collection, built, jax.jit(base.untrained)(jax.random.key(0)))
 
 
-def untrained(base: policy.Policy) -> PyTree:
-    """A policy as cloning leaves it, but for the cloning."""
-    width = base.specs.obs_dim
-    return {"net": jax.jit(base.init)(jax.random.key(0)), "normaliser": Normaliser(jnp.zeros(width), jnp.ones(width))}
+def stepper(segment: Any, train: PyTree) -> Callable[[], PyTree]:
+    """A compiled segment that goes on from where it was at every call, and gives its metrics."""
+
+    def step() -> PyTree:
+        nonlocal train
+        train, metrics = segment(train)
+        return metrics
+
+    return step
 
 
 def batches(algorithm: Algorithm, specs: Specs, state: PyTree, *, rows: int, columns: int) -> PyTree:

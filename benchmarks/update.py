@@ -86,7 +86,7 @@ def program(method: str, fields: dict[str, Any], config: PolicyConfig, batch: in
         source = sources.replay(capacity=4, batch_size=batch, updates=1, **algorithms.replay_needs(module, settings))
     algorithm = module.make(settings, base, source)
     rows, columns = (needs["minibatches"], batch) if algorithms.on_policy(module) else (1, 4)
-    state = jax.jit(algorithm.init)(jax.random.key(1), setup.untrained(base))
+    state = jax.jit(algorithm.init)(jax.random.key(1), jax.jit(base.untrained)(jax.random.key(0)))
     shapes = jax.tree.map(
         lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype),
         setup.batches(algorithm, SPECS, state, rows=rows, columns=columns),

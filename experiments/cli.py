@@ -249,7 +249,8 @@ def train(values: Any, positional: list[str]) -> dict[str, Any]:
     if hosts.first():
         evaluated = rows(folder / "eval.jsonl")
         for point in report.points_of(evaluated) or [""]:
-            print(point, file=sys.stderr)
+            if point:
+                print(point, file=sys.stderr)
             progress.table(report.of_point(evaluated, point), stream=sys.stderr)
         print(f"report: {report.write(folder)}", file=sys.stderr)
     return summary

@@ -8,72 +8,13 @@ from typing import Any
 import numpy as np
 from jax.extend.core import Literal, jaxprs_in_params
 
-FUSED = frozenset(
-    [
-        "abs",
-        "add",
-        "add_any",
-        "and",
-        "broadcast_in_dim",
-        "ceil",
-        "clamp",
-        "convert_element_type",
-        "copy",
-        "cos",
-        "copy_p",
-        "div",
-        "eq",
-        "erf",
-        "exp",
-        "exp2",
-        "expm1",
-        "floor",
-        "ge",
-        "gt",
-        "integer_pow",
-        "iota",
-        "is_finite",
-        "le",
-        "log",
-        "log1p",
-        "logistic",
-        "lt",
-        "max",
-        "min",
-        "mul",
-        "ne",
-        "neg",
-        "not",
-        "or",
-        "pad",
-        "pow",
-        "pvary",
-        "real",
-        "rem",
-        "reshape",
-        "round",
-        "rsqrt",
-        "select_n",
-        "shift_left",
-        "shift_right_arithmetic",
-        "shift_right_logical",
-        "sign",
-        "sin",
-        "slice",
-        "sqrt",
-        "square",
-        "squeeze",
-        "stop_gradient",
-        "sub",
-        "tan",
-        "tanh",
-        "transpose",
-        "xor",
-        "expand_dims",
-        "random_wrap",
-        "random_unwrap",
-    ]
-)
+_NAMES = """
+abs add add_any and broadcast_in_dim ceil clamp convert_element_type copy cos div eq erf exp exp2 expm1 floor ge gt integer_pow
+iota is_finite le log log1p logistic lt max min mul ne neg not or pad pow pvary real rem reshape round rsqrt select_n shift_left
+shift_right_arithmetic shift_right_logical sign sin slice sqrt square squeeze stop_gradient sub tan tanh transpose xor
+random_wrap random_unwrap
+"""
+FUSED = frozenset(_NAMES.split())
 """Operations whose result needs no place of its own where a single other operation takes it."""
 
 

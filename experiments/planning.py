@@ -13,7 +13,6 @@ from experiments import memory
 from gcp_jax import learner, policy
 from gcp_jax import train as training
 from gcp_jax.config import Run
-from gcp_jax.networks import Normaliser
 from gcp_jax.types import PyTree
 
 
@@ -61,13 +60,10 @@ def _peak(config: Run, task: training.Task) -> int:
 def _train(config: Run, task: training.Task, base: policy.Policy, size: training.Sizes) -> dict[str, PyTree]:
     algorithm = training.method(config, base, size)
     fine, specs = config.finetune, size.specs
-    key = jax.random.key(0)
-    net = base.init(key)
-    normaliser = Normaliser(jnp.zeros(specs.obs_dim), jnp.ones(specs.obs_dim))
     collection = learner.Collection(task.env, fine.envs, size.rows, fine.fresh, size.warmup)
-    pretrained = {"net": net, "normaliser": normaliser}
+    pretrained = base.untrained(jax.random.key(0))
     train = learner.initial(lambda values: (algorithm, None), specs, collection, jnp.int32(0), pretrained, {})
-    return {"net": net, "train": train}
+    return {"net": pretrained["net"], "train": train}
 
 
 def _bytes_per_sample(size: training.Sizes) -> int:

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from gcp_jax import chain as chains
 from gcp_jax import diffusion, flow
 from gcp_jax.mesh import sample_keys
-from gcp_jax.networks import DenoisingNet
+from gcp_jax.networks import DenoisingNet, Normaliser
 from gcp_jax.types import Array, PyTree, Specs
 
 FAMILIES = {"flow": flow, "diffusion": diffusion}
@@ -90,6 +90,11 @@ class Policy(NamedTuple):
     def times(self) -> Array:
         """[K] the times at which denoising steps start."""
         return self.config.sampler.times
+
+    def untrained(self, key: Array) -> PyTree:
+        """What is deployed before any cloning: random parameters, observations as they are."""
+        width = self.specs.obs_dim
+        return {"net": self.init(key), "normaliser": Normaliser(jnp.zeros(width), jnp.ones(width))}
 
     def flatten(self, chunk: Array) -> Array:
         """[..., h, A] -> [..., D]."""

@@ -130,8 +130,9 @@ XLABEL = {"env_steps": "environment steps per seed", "updates": "gradient update
 def write(run_dirs: str | Path | Sequence[str | Path], out: str | Path | None = None) -> Path:
     """Writes ``report.html``, ``curves.png`` and ``table.csv``; returns the path of the page.
 
-    A population counts as a run for each of its points. One run is reported in its own ``report`` folder unless ``out`` names another; several need ``out``, and are told
-    apart by ``label`` in their configuration or else by their folder's name. Raises ReportError.
+    One run is reported in its own ``report`` folder unless ``out`` names another; several need ``out``, and are told
+    apart by ``label`` in their configuration or else by their folder's name. A population counts as a run for each of its
+    points. Raises ReportError.
     """
     folders = [Path(run_dirs)] if isinstance(run_dirs, (str, Path)) else [Path(folder) for folder in run_dirs]
     if not folders or (len(folders) > 1 and out is None):

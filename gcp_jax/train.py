@@ -43,7 +43,7 @@ from gcp_jax import mesh as mesh_lib
 from gcp_jax import progress as progress_lib
 from gcp_jax.algorithms import bc
 from gcp_jax.config import ConfigError, Member, Run, to_dict
-from gcp_jax.networks import Normaliser, fit_normaliser
+from gcp_jax.networks import fit_normaliser
 from gcp_jax.statistics import score
 from gcp_jax.types import Algorithm, PyTree, Specs, Step
 
@@ -401,10 +401,9 @@ class Training:
         final, rows = self._loop(stage)
         for index, (member, row) in enumerate(zip(stage.members, rows, strict=True)):
             alone, own = self.config.of(member.values), _take(final, index)
+            own = own["policy"] if self.config.population else own
             greedy = method(alone, base, self.size, demonstrations).greedy
-            self._save_policy(
-                self.folder / "policy" / metrics.member(row), alone, base, own.get("policy", own), [row], greedy
-            )
+            self._save_policy(self.folder / "policy" / metrics.member(row), alone, base, own, [row], greedy)
         scores: dict[str, list[float]] = {}
         for member, row in zip(stage.members, rows, strict=True):
             scores.setdefault(member.label, []).append(score(row))
@@ -428,8 +427,15 @@ class Training:
             algorithm = method(config, base, size, demonstrations, values)
             return algorithm, diagnostics.make(algorithm, base, population.varied(config, values).gamma)
 
+        def of_members(deployed: PyTree, *rest: Any) -> Any:
+            own, _ = member(deployed["values"])
+            return own.greedy(deployed["policy"], *rest)
+
+        def export(train: Any) -> PyTree:
+            policies = algorithm.export(train.state)
+            return {"policy": policies, "values": train.values} if config.population else policies
+
         algorithm, diagnose = member({})
-        greedy, export = algorithm.greedy, algorithm.export
         return _Stage(
             cadence=self.finetune,
             learner=learner.build(
@@ -445,21 +451,15 @@ class Training:
             values=population.values(config),
             pretrained=deployed,
             evaluated=config.members,
-            greedy=(lambda own, *rest: member(own["values"])[0].greedy(own["policy"], *rest))
-            if config.population
-            else greedy,
-            export=(lambda train: {"policy": export(train.state), "values": train.values})
-            if config.population
-            else (lambda train: export(train.state)),
+            greedy=of_members if config.population else algorithm.greedy,
+            export=export,
             stop=lambda rows: False,
         )
 
     def dry(self) -> Any:
         """The first segment of finetuning, from an untrained policy: to be traced for its shapes."""
-        specs = self.size.specs
-        base = policy.make(self.config.policy, specs)
-        normaliser = Normaliser(jnp.zeros(specs.obs_dim), jnp.ones(specs.obs_dim))
-        deployed = {"net": base.init(jax.random.key(0)), "normaliser": normaliser}
+        base = policy.make(self.config.policy, self.size.specs)
+        deployed = base.untrained(jax.random.key(0))
         stage = self._finetuning(base, deployed)
         seeds = jnp.asarray([member.seed for member in stage.members], jnp.int32)
         return stage.learner.segment(stage.learner.init(seeds, deployed, stage.values))

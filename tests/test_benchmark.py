@@ -120,6 +120,12 @@ def test_methods_that_would_be_evaluated_at_other_steps_are_refused(tmp_path):
     assert not (tmp_path / "b").exists()
 
 
+def test_a_population_is_refused():
+    flags = {"file": "", "algorithms": ["ogpo"], "envs": ["reach"], "seeds": 1, "steps": None}
+    with pytest.raises(ConfigError, match="ogpo: a benchmark compares methods, not a population"):
+        benchmark.chosen(**flags, overrides=["population.clip=(0.1, 0.2)"])
+
+
 def test_a_task_without_success_is_refused(tmp_path, monkeypatch):
     plain = envs.make("reach")
     monkeypatch.setattr(
