@@ -169,7 +169,11 @@ def replay(
             good, weight = _draw_success(store.steps, counts, success_key, local, batch.transitions, gamma)
             return batch._replace(success=good, success_weight=weight)
 
-        return store, jax.vmap(draw)(jax.random.split(key, updates))
+        batches = jax.vmap(draw)(jax.random.split(key, updates))
+        if batches.success_weight is not None:
+            mean = mesh.all_mean(jnp.mean(batches.success_weight, -1, keepdims=True))
+            batches = batches._replace(success_weight=batches.success_weight / jnp.maximum(mean, 1e-6))
+        return store, batches
 
     return Source(init, step, P(mesh.SEED, None, mesh.DATA), updates, batch_size)
 

@@ -74,7 +74,8 @@ class Transition(NamedTuple):
 
 class Batch(NamedTuple):
     """One minibatch. ``success`` holds transitions of episodes that succeeded, a view of the same replay;
-    ``success_weight`` [B] is 0 where no such transition could be drawn. Both are None where unsupported."""
+    ``success_weight`` [B] is 0 where no such transition could be drawn, and 1 in the mean over all devices' batch unless none
+    could at all. Both are None where unsupported."""
 
     transitions: Transition
     success: Transition | None = None

@@ -196,7 +196,7 @@ def test_returns_to_go_are_realised_or_unknown(history, replayed):
 
 
 def test_the_success_view_holds_successful_episodes_only(history, monkeypatch):
-    """A column without success (0) weighs nothing; below the minimum the ordinary sample stands in at weight 1."""
+    """A column without success (0) weighs nothing and the mean weight is 1; below the minimum the ordinary sample stands in at weight 1."""
     monkeypatch.setattr(sources, "MIN_SUCCESSES", 4)
     history = History(history.steps._replace(success=history.steps.success & (np.arange(COLUMNS)[:, None] > 0)))
     source = sources.replay(capacity=CAPACITY, batch_size=BATCH, updates=UPDATES, gamma=GAMMA, success=True)
@@ -212,7 +212,8 @@ def test_the_success_view_holds_successful_episodes_only(history, monkeypatch):
             np.testing.assert_array_equal(batch.success_weight, 1.0)
             continue
         column = np.tile(np.arange(BATCH) * COLUMNS // BATCH, (UPDATES, 1))
-        np.testing.assert_array_equal(batch.success_weight, available[column] > 0)
+        drawable = available[column] > 0
+        np.testing.assert_allclose(batch.success_weight, drawable / drawable.mean(-1, keepdims=True), rtol=1e-6)
         drawn = assert_windows(history, jax.tree.map(lambda x, keep=batch.success_weight > 0: x[keep], batch.success))
         held = {place for place in history.places.values() if oldest <= place.row <= newest}
         assert set(drawn) == {place for place in held if history.succeeds(place, newest)}

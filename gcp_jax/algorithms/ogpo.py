@@ -293,7 +293,8 @@ def make(config: Config, policy: Policy, source: Source) -> Algorithm:
         ratio = jnp.exp(policy.imitation_loss(state.target, obs, action, mask, z, t) - new)
         return clipped(ratio, advantage, upper), ratio_metrics(ratio, upper)
 
-    def actor_step(state: State, batch: Batch, key: Array) -> tuple[State, dict[str, Array]]:
+    def actor_step(state: State, batch: Batch, key: Array) -> tuple[dict[str, PyTree], dict[str, Array]]:
+        """The fields of a state whose actor has taken one step, and its metrics."""
         chain_key, imitate_key, kl_key, match_key = jax.random.split(key, 4)
         stride = max(source.batch_size // config.actor_states, 1)
         obs = state.normaliser(batch.transitions.obs[::stride])
@@ -317,16 +318,16 @@ def make(config: Config, policy: Policy, source: Source) -> Algorithm:
         metrics["advantage_used"] = jnp.mean(advantage != 0.0)
         slow = optax.incremental_update(net, state.slow, config.slow_ema) if config.slow_reference else None
         target = optax.incremental_update(net, state.target, config.actor_ema)
-        return state._replace(actor=net, actor_opt=opt, target=target, slow=slow), metrics
+        return {"actor": net, "actor_opt": opt, "target": target, "slow": slow}, metrics
 
     def success_loss(net: PyTree, state: State, batch: Batch, key: Array) -> Array:
         """λ's term: flow matching on transitions of episodes that succeeded, weighted mean."""
         good, weight = _succeeded(batch)
         each = policy.imitate(net, state.normaliser(good.obs), good.action, good.mask, key)
-        return jnp.mean(weight * each) / jnp.maximum(batch_mean(weight), 1e-6)
+        return jnp.mean(weight * each)
 
-    def value_step(state: State, batch: Batch, key: Array) -> State:
-        """V(s) regresses on mean_m Q̄_m(s, a), a ~ SDE(θ̄): the baseline "value"."""
+    def value_step(state: State, batch: Batch, key: Array) -> dict[str, PyTree]:
+        """The fields of a state in which V(s) regresses on mean_m Q̄_m(s, a), a ~ SDE(θ̄): the baseline "value"."""
         obs = state.normaliser(batch.transitions.obs)
         action = policy.action(policy.draw_chains(state.target, obs, key, 1))
         y = jnp.mean(q_values(state.critic_target, obs[:, None], action), (0, 2))
@@ -335,21 +336,23 @@ def make(config: Config, policy: Policy, source: Source) -> Algorithm:
             return jnp.mean((v_values(value, obs) - y) ** 2), {}
 
         value, opt, _ = descend(loss, state.value, state.value_opt, critic_optimiser)
-        return state._replace(value=value, value_opt=opt)
+        return {"value": value, "value_opt": opt}
 
     def update(state: State, batch: Batch, key: Array) -> tuple[State, dict[str, Array]]:
+        """Every step but the success critic's reads the state that the update began with: none waits for another, and their
+        gradients cross between devices in one all-reduce."""
         critic_key, success_key, value_key, actor_key = jax.random.split(key, 4)
-        ones = jnp.ones_like(batch.transitions.reward)
-        state, metrics = critic_step(state, batch.transitions, ones, batch.return_to_go, critic_key)
-        if config.success_critic:
-            state, _ = critic_step(state, *_succeeded(batch), None, success_key)
-        if config.baseline == "value":
-            state = value_step(state, batch, value_key)
         improved, actor_metrics = actor_step(state, batch, actor_key)
         if config.critic_warmup:
-            warming = state.step < config.critic_warmup
-            improved = hold(warming, state, improved)
-        return improved._replace(step=state.step + 1), metrics | actor_metrics
+            kept = {name: getattr(state, name) for name in improved}
+            improved = hold(state.step < config.critic_warmup, kept, improved)
+        if config.baseline == "value":
+            improved |= value_step(state, batch, value_key)
+        ones = jnp.ones_like(batch.transitions.reward)
+        learned, metrics = critic_step(state, batch.transitions, ones, batch.return_to_go, critic_key)
+        if config.success_critic:
+            learned, _ = critic_step(learned, *_succeeded(batch), None, success_key)
+        return learned._replace(**improved, step=state.step + 1), metrics | actor_metrics
 
     def export(state: State) -> PyTree:
         plain = {"net": state.target, "normaliser": state.normaliser}
