@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 import envs
+from benchmarks.devices import collectives
 from envs import reach
 from envs.wrappers import training
 from gcp_jax import learner, sources
@@ -115,6 +116,13 @@ def test_a_seed_is_the_same_run_alone_among_others_and_over_devices(other, index
     for n in range(SEGMENTS):
         for name, value in lone.metrics[n].items():
             np.testing.assert_allclose(run.metrics[n][name][index], value[0], rtol=1e-4, atol=1e-5, err_msg=name)
+
+
+def test_an_update_crosses_the_devices_once(four):
+    """The gradients of actor and critics in one all-reduce; nothing else within the loop of two updates."""
+    text = four.learner.segment.lower(four.train).compile().as_text()
+    updates = [each.kind for each in collectives(text) if each.times == 2]
+    assert updates == ["all-reduce"]
 
 
 def test_seeds_differ(eight):

@@ -103,7 +103,7 @@ def transitions(seed):
 @pytest.fixture(scope="module")
 def batch():
     to_go = jnp.asarray(np.where(np.arange(STATES) % 2, np.nan, np.linspace(-1, 1, STATES)), jnp.float32)
-    weight = jnp.asarray(np.arange(STATES) % 4 != 1, jnp.float32)
+    weight = jnp.asarray((np.arange(STATES) % 4 != 1) / 0.75, jnp.float32)
     return Batch(transitions(0), success=transitions(1), success_weight=weight, return_to_go=to_go)
 
 
@@ -125,10 +125,10 @@ def apart(algorithm):
 
 
 class ByHand:
-    """The quantities of one update, by the paper's formulas; ``after`` gives φ̄ and V as the actor finds them."""
+    """The quantities of one update, by the paper's formulas, all from the state before it."""
 
-    def __init__(self, config, before, after, batch):
-        self.config, self.before, self.after, self.batch = config, before, after, batch
+    def __init__(self, config, before, batch):
+        self.config, self.before, self.batch = config, before, batch
         self.obs = self.normalise(batch.transitions.obs)
         stride = max(STATES // config.actor_states, 1)
         self.actor_obs = self.obs[::stride]
@@ -154,7 +154,7 @@ class ByHand:
         return np.stack([self.mlp(x, p["SplitDense_0"], p["LayerNorm_0"], p["Dense_0"]) for p in members])
 
     def v(self, obs):
-        params = jax.tree.map(np.asarray, self.after.value)
+        params = jax.tree.map(np.asarray, self.before.value)
         return self.mlp(obs, params["Dense_0"], params["LayerNorm_0"], params["Dense_1"])
 
     @staticmethod
@@ -197,10 +197,10 @@ class ByHand:
     def advantages(self, start, end):
         config, upper = self.config, 1 + self.config.clip
         if config.chi2:
-            q, ratio, beta = self.pessimism(self.after.critic_target, self.actor_obs, start, end)
+            q, ratio, beta = self.pessimism(self.before.critic_target, self.actor_obs, start, end)
             heads, upper = (q - beta * ratio)[None], min(upper, 1 + config.max_reward / beta)
         else:
-            heads = self.q(self.after.critic_target, self.actor_obs, np.clip(end, -1, 1))
+            heads = self.q(self.before.critic_target, self.actor_obs, np.clip(end, -1, 1))
             heads = heads if config.conservative else heads.mean(0, keepdims=True)
         group = heads.shape[-1]
         baseline = {
@@ -225,7 +225,7 @@ class ByHand:
         weight = np.minimum(np.exp(advantage / config.temperature), 100)
         if config.extraction == "backprop":
             sampled = affine_mean(bias, self.actor_obs[:, None], start)
-            return -self.q(self.after.critic_target, self.actor_obs, sampled).mean(), None
+            return -self.q(self.before.critic_target, self.actor_obs, sampled).mean(), None
         if config.extraction == "awfm":
             return np.mean(weight * self.matching(bias, action)), None
         if config.extraction == "fpo":
@@ -307,7 +307,7 @@ def test_losses_equal_the_papers_formulas(name, batch):
     algorithm = make(config)
     before = apart(algorithm)
     after, metrics = algorithm.update(before, batch, jax.random.key(0))
-    by_hand = ByHand(config, before, after, batch)
+    by_hand = ByHand(config, before, batch)
     expected = by_hand.critic() | by_hand.actor()
     assert metrics.keys() == expected.keys() | {"critic_gradient_norm"}
     for key, value in expected.items():
@@ -329,7 +329,7 @@ def test_critics_take_an_adam_step_on_the_squared_error_and_their_average_follow
     algorithm = make(config)
     before = apart(algorithm)
     after, _ = algorithm.update(before, batch, jax.random.key(0))
-    y = jnp.asarray(ByHand(config, before, after, batch).targets(), jnp.float32)
+    y = jnp.asarray(ByHand(config, before, batch).targets(), jnp.float32)
     critics = ensemble(3, 2, 2, (8,))
 
     def loss(critic):
@@ -342,14 +342,14 @@ def test_critics_take_an_adam_step_on_the_squared_error_and_their_average_follow
 
 
 def test_the_value_baseline_regresses_on_the_mean_of_the_critics(batch):
-    """V(s) takes an Adam step on (V(s) − mean_m Q̄_m(s, a))², a ~ θ̄, with the critics as this update left them."""
+    """V(s) takes an Adam step on (V(s) − mean_m Q̄_m(s, a))², a ~ θ̄, with the critics as this update found them."""
     config = plain(baseline="value")
     algorithm = make(config)
     before = apart(algorithm)
     after, _ = algorithm.update(before, batch, jax.random.key(0))
-    by_hand = ByHand(config, before, after, batch)
+    by_hand = ByHand(config, before, batch)
     action = by_hand.chains(before.target, by_hand.obs, 1)[2]
-    y = jnp.asarray(by_hand.q(after.critic_target, by_hand.obs, action).mean((0, 2)), jnp.float32)
+    y = jnp.asarray(by_hand.q(before.critic_target, by_hand.obs, action).mean((0, 2)), jnp.float32)
 
     def loss(value):
         return jnp.mean((Value((8,)).apply({"params": value}, NORMALISER(batch.transitions.obs)) - y) ** 2)
@@ -401,7 +401,7 @@ def test_acting_takes_the_best_of_n_by_the_smaller_of_two_critics():
     algorithm = make(SMALL)
     state = apart(algorithm)
     obs = transitions(2).obs[:1]
-    by_hand = ByHand(SMALL, state, state, Batch(transitions(2)))
+    by_hand = ByHand(SMALL, state, Batch(transitions(2)))
     candidates = by_hand.chains(state.target, by_hand.normalise(obs), SMALL.best_of)[2][0]
     q = by_hand.q(state.critic_target, by_hand.normalise(obs), candidates[None])[:, 0]
     best = {int(np.argmax(np.minimum(q[i], q[j]))) for i, j in ((0, 1), (0, 2), (1, 2))}
@@ -547,7 +547,7 @@ def test_deploying_the_best_of_n_takes_its_critics_along(batch):
     deployed = algorithm.export(state)
     assert deployed.keys() == {"net", "normaliser", "critic"}
     candidates = np.asarray(AFFINE.draw(state.target, NORMALISER(obs), jax.random.split(key)[0], 5))
-    by_hand = ByHand(SMALL, state, state, batch)
+    by_hand = ByHand(SMALL, state, batch)
     q = by_hand.q(state.critic_target, by_hand.normalise(obs), candidates)
     allowed = [np.argmax(np.minimum(q[i], q[j]), -1) for i, j in ((0, 1), (0, 2), (1, 2))]
     expected = [candidates[np.arange(STATES), best] for best in allowed]
