@@ -106,27 +106,22 @@ def _probe(env: Env, programs: Programs, key: Array, n: int, steps: int) -> Prob
     keys = jax.random.split(reset_key, n)
     starts = reset(keys)
     actions = jax.random.uniform(action_key, (n, env.specs.action_dim), minval=-1.0, maxval=1.0)
-    return Probe(env, keys, reset, step, starts, actions, _roll(env, step, starts, roll_key, steps))
+    return Probe(env, keys, reset, step, starts, actions, _roll(env, programs, starts, roll_key, steps))
 
 
-def _roll(env: Env, step: Callable, state: State, key: Array, steps: int) -> Record:
+def _roll(env: Env, programs: Programs, state: State, key: Array, steps: int) -> Record:
     """Random actions, every finished environment going on from a pool of fresh states."""
     n, rows = state.time.shape[0], []
-
-    @jax.jit
-    def renew(state: State, time: int) -> tuple[State, Array, Array]:
+    renewed = jax.jit(autoreset)
+    for time in range(steps):
         pool_key, draw_key, action_key = jax.random.split(jax.random.fold_in(key, time), 3)
-        pool = jax.vmap(env.reset)(jax.random.split(pool_key, n))
-        state = autoreset(state, pool, jax.random.split(draw_key, n))
         actions = jax.random.uniform(action_key, (n, env.specs.action_dim), minval=-1.0, maxval=1.0)
-        return state, actions, jax.random.key_data(state.key)
-
-    state, actions, held = renew(state, 0)
-    for time in range(1, steps + 1):
-        new, record = step(state, actions)
-        state, actions, next_held = renew(new, time)
+        held = jax.random.key_data(state.key)
+        new, record = programs.step(state, actions)
+        state = new
+        if np.any(new.done):
+            state = renewed(new, programs.reset(jax.random.split(pool_key, n)), jax.random.split(draw_key, n))
         rows.append(Record(record, held, new.time, new.diverged, state.obs))
-        held = next_held
     return jax.tree.map(lambda *leaves: np.stack(leaves), *jax.device_get(rows))
 
 
