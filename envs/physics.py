@@ -136,7 +136,34 @@ def simulation(source: str | mujoco.MjModel, substeps: int = SUBSTEPS) -> Simula
     """
     model = mujoco.MjModel.from_xml_string(source) if isinstance(source, str) else source
     step, frames = (_in_c if _C_MUJOCO else _in_mjx)(model, substeps)
-    return Simulation(model, jax.jit(step), jax.jit(frames), substeps * model.opt.timestep)
+    return Simulation(model, one_batch(step), one_batch(frames), substeps * model.opt.timestep)
+
+
+def one_batch(function: Callable[..., Any]) -> Callable[..., Any]:
+    """``function`` compiled of itself, and any nesting of ``vmap`` over it as a single one.
+
+    MJX is thousands of operations. JAX would batch them anew in every nested ``vmap``, and in loops for every guess at which parts
+    of the carry are batched; this batches them once for each number of environments. Not differentiable in reverse.
+    """
+    alone = jax.jit(function)
+    batched = jax.jit(jax.vmap(alone))
+    one, many = jax.custom_batching.custom_vmap(alone), jax.custom_batching.custom_vmap(batched)
+
+    def whole(size: int, mapped: Any, args: tuple[Any, ...]) -> Any:
+        return jax.tree.map(lambda x, own: x if own else jnp.broadcast_to(x, (size, *x.shape)), args, tuple(mapped))
+
+    @one.def_vmap
+    def first(size: int, mapped: Any, *args: Any) -> tuple[Any, Any]:
+        out = many(*whole(size, mapped, args))
+        return out, jax.tree.map(lambda _: True, out)
+
+    @many.def_vmap
+    def further(size: int, mapped: Any, *args: Any) -> tuple[Any, Any]:
+        flat = jax.tree.map(lambda x: x.reshape(size * x.shape[1], *x.shape[2:]), whole(size, mapped, args))
+        out = jax.tree.map(lambda x: x.reshape(size, len(x) // size, *x.shape[1:]), many(*flat))
+        return out, jax.tree.map(lambda _: True, out)
+
+    return one
 
 
 def _in_mjx(model: mujoco.MjModel, substeps: int) -> tuple[Callable, Callable]:

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import mujoco
 import numpy as np
 
+from envs.physics import one_batch
 from envs.protocol import NO_SUCCESS, Demonstrator, Env, EnvSpecs, Scene, State
 from envs.task import started
 
@@ -52,12 +53,12 @@ def adapt(
         setattr(copied, model_field, jax.tree.map(jnp.asarray, on_host))
         return copied
 
-    @jax.jit
+    @one_batch
     def begin(key: Array) -> PyTree:
         with jax.numpy_rank_promotion("allow"):
             return placed().reset(key)
 
-    @jax.jit
+    @one_batch
     def advance(state: PyTree, action: Array) -> PyTree:
         with jax.numpy_rank_promotion("allow"):
             return placed().step(state, action)
