@@ -131,8 +131,7 @@ def load(path: str | os.PathLike[str]) -> Artifact:
     path = Path(path)
     arrays, meta = _read(path)
     try:
-        config = PolicyConfig(**{**meta["policy"], "hidden": tuple(meta["policy"]["hidden"])})
-        policy = policies.make(config, Specs(**meta["specs"]))
+        policy = policies.make(build(PolicyConfig, meta["policy"]), Specs(**meta["specs"]))
         greedy, expected = _method(policy, meta)
         nets = {k: jnp.asarray(v) for k, v in arrays.items() if k.split("/")[0] not in ("normaliser", "probe")}
         normaliser = Normaliser(jnp.asarray(arrays["normaliser/mean"]), jnp.asarray(arrays["normaliser/std"]))

@@ -49,7 +49,9 @@ class Demonstrations:
 class Pretrain:
     """Cloning. stop_at: cut as soon as the evaluated success reaches it (1.0: never), where a task is judged by its return, this
     share of the demonstrations' mean return; updates: at most so many;
-    evaluate_every: updates between evaluations; artifact: a saved policy to start from instead of cloning."""
+    evaluate_every: updates between evaluations; fit_range: what the networks see as [-1, 1] is the range that the demonstrations'
+    actions span in each dimension, where tasks move in a small part of what they allow; artifact: a saved policy to start from
+    instead of cloning."""
 
     updates: int = 4000
     batch_size: int = 256
@@ -58,6 +60,7 @@ class Pretrain:
     ema: float = 0.995
     stop_at: float = 0.45
     evaluate_every: int = 100
+    fit_range: bool = False
     artifact: str = ""
 
     def __post_init__(self) -> None:

@@ -7,11 +7,13 @@ normalised observations. Leading axes of ``obs`` and of the samples broadcast: [
 from __future__ import annotations
 
 import dataclasses
+import operator
 from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from gcp_jax import chain as chains
 from gcp_jax import diffusion, flow
@@ -27,7 +29,9 @@ COMPUTE = ("float32", "bfloat16")
 class PolicyConfig:
     """The policy's network and sampler. ``family`` is "flow" or "diffusion", ``chunk`` is h, ``steps`` is K; for ``sigma``,
     ``scheme`` ("auto": the family's first) and ``train_steps`` (diffusions only) see ``flow.Sampler`` and
-    ``diffusion.Sampler``. ``compute`` is "float32" or "bfloat16", in which this network and critics are evaluated."""
+    ``diffusion.Sampler``. ``compute`` is "float32" or "bfloat16", in which this network and critics are evaluated. ``low`` and
+    ``high`` [A] are the ends of the range of each action dimension that networks see as [-1, 1] and never leave; () is the
+    environment's own, ±1."""
 
     family: str = "flow"
     chunk: int = 4
@@ -37,12 +41,18 @@ class PolicyConfig:
     scheme: str = "auto"
     train_steps: int = 0
     compute: str = "float32"
+    low: tuple[float, ...] = ()
+    high: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
         if self.family not in FAMILIES:
             raise ValueError(f"policy.family is {self.family!r}; allowed: {', '.join(FAMILIES)}.")
         if self.compute not in COMPUTE:
             raise ValueError(f"policy.compute is {self.compute!r}; allowed: {', '.join(COMPUTE)}.")
+        if len(self.low) != len(self.high) or not all(map(operator.lt, self.low, self.high)):
+            raise ValueError(
+                f"policy.low is {self.low} and policy.high {self.high}; give both ends of every action dimension, low below high."
+            )
         if self.chunk < 1:
             raise ValueError(f"policy.chunk is {self.chunk}; a chunk has at least 1 action (4 is usual).")
         if not self.hidden or min(self.hidden) < 1:
@@ -97,12 +107,23 @@ class Policy(NamedTuple):
         return {"net": self.init(key), "normaliser": Normaliser(jnp.zeros(width), jnp.ones(width))}
 
     def flatten(self, chunk: Array) -> Array:
-        """[..., h, A] -> [..., D]."""
+        """The environment's chunk [..., h, A] as networks see it, [..., D]: every action dimension's range as [-1, 1]."""
+        if self.config.low:
+            middle, half = self._range(chunk.ndim)
+            chunk = (chunk - middle) / half
         return chunk.reshape(*chunk.shape[:-2], self.specs.flat_action_dim)
 
     def unflatten(self, action: Array) -> Array:
-        """[..., D] -> [..., h, A]."""
-        return action.reshape(*action.shape[:-1], self.specs.chunk, self.specs.action_dim)
+        """The inverse of ``flatten``, [..., D] -> [..., h, A]."""
+        chunk = action.reshape(*action.shape[:-1], self.specs.chunk, self.specs.action_dim)
+        if not self.config.low:
+            return chunk
+        middle, half = self._range(chunk.ndim)
+        return middle + half * chunk
+
+    def _range(self, ndim: int) -> tuple[Array, Array]:
+        low, high = (jnp.asarray(end).reshape(*(1,) * (ndim - 1), -1) for end in (self.config.low, self.config.high))
+        return 0.5 * (low + high), 0.5 * (high - low)
 
     def draw_walks(self, params: PyTree, obs: Array, key: Array, count: int) -> chains.Walk:
         """``count`` chains for each normalised obs [B, O], with one key a state, leaves [B, count, …]; key is consumed."""
@@ -137,8 +158,22 @@ class Policy(NamedTuple):
         return self.unflatten(self.sample(deployed["net"], deployed["normaliser"](obs), z))
 
 
+NARROW = 0.05  # half of the least range: what demonstrations hold still can still be finetuned
+
+
+def spanning(config: PolicyConfig, action: np.ndarray) -> PolicyConfig:
+    """``config`` with the range that the actions [T, A] span in each dimension."""
+    low, high = action.min(0), action.max(0)
+    middle, half = 0.5 * (low + high), np.maximum(0.5 * (high - low), NARROW)
+    return dataclasses.replace(config, low=tuple(map(float, middle - half)), high=tuple(map(float, middle + half)))
+
+
 def make(config: PolicyConfig, specs: Specs) -> Policy:
-    """Build a policy of ``config.family``."""
+    """Build a policy of ``config.family``. Raises ValueError for a range of another number of dimensions."""
+    if len(config.low) not in (0, specs.action_dim):
+        raise ValueError(
+            f"policy.low and policy.high have {len(config.low)} dimensions; actions have {specs.action_dim}."
+        )
     net = DenoisingNet(specs.obs_dim, specs.flat_action_dim, config.hidden, dtype=config.compute)
     sampler = config.sampler
 

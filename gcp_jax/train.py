@@ -338,9 +338,12 @@ class Training:
             )
 
     def _clone(self, own: Path) -> tuple[policy.Policy, PyTree]:
-        pre, base = self.config.pretrain, policy.make(self.config.policy, self.size.specs)
+        pre, form = self.config.pretrain, self.config.policy
         print(f"cloning {self.config.demonstrations.episodes} demonstrations", file=sys.stderr)
         data = self._demonstrations()
+        if pre.fit_range:
+            form = policy.spanning(form, np.asarray(data.steps.action)[data.steps.executed])
+        base = policy.make(form, self.size.specs)
         enough = self._enough(data)
         weight = jnp.asarray(data.steps.executed.reshape(-1), jnp.float32)
         normaliser = fit_normaliser(jnp.asarray(data.steps.obs.reshape(-1, self.size.specs.obs_dim)), weight)

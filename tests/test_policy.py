@@ -1,11 +1,14 @@
 """A policy over chunks is the flow over flattened chunks."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from off_policy import small_flow
 
+from gcp_jax import policy as policy_lib
 from gcp_jax.networks import Normaliser
 from gcp_jax.policy import PolicyConfig
 
@@ -20,6 +23,47 @@ def test_flatten_and_unflatten_are_inverse_and_row_major(flow):
     chunk = jnp.arange(12.0).reshape(3, 2, 2)
     np.testing.assert_array_equal(made.flatten(chunk), chunk.reshape(3, 4))
     np.testing.assert_array_equal(made.unflatten(made.flatten(chunk)), chunk)
+
+
+LOW, HIGH = (-0.2, 0.0), (0.4, 0.1)
+
+
+@pytest.fixture(scope="module")
+def ranged(flow):
+    """The same network over a range of its own in each action dimension."""
+    return policy_lib.make(dataclasses.replace(flow.policy.config, low=LOW, high=HIGH), flow.policy.specs)
+
+
+def test_networks_see_the_range_as_the_unit_interval(ranged):
+    chunk = jnp.array([[LOW, HIGH], [(0.1, 0.05), LOW]])
+    np.testing.assert_allclose(ranged.flatten(chunk), [[-1, -1, 1, 1], [0, 0, -1, -1]], atol=1e-6)
+    np.testing.assert_allclose(ranged.unflatten(ranged.flatten(chunk)), chunk, atol=1e-6)
+
+
+def test_a_policy_with_a_range_acts_in_it_and_imitates_what_it_would_see(flow, ranged):
+    """Its chunks are those of the policy without, moved into the range; and so are the chunks it is asked to imitate."""
+    plain, deployed, obs = flow
+    key, mask = jax.random.key(4), jnp.ones((5, 2))
+    chunk, moved = (jax.jit(made.greedy)(deployed, obs, key) for made in (plain, ranged))
+    middle, half = np.add(HIGH, LOW) / 2, np.subtract(HIGH, LOW) / 2
+    np.testing.assert_allclose(moved, middle + half * np.asarray(chunk), atol=1e-6)
+    losses = (
+        jax.jit(made.imitate)(deployed["net"], obs, chunks, mask, key)
+        for made, chunks in ((plain, chunk), (ranged, moved))
+    )
+    np.testing.assert_allclose(*losses, rtol=1e-4)
+
+
+def test_the_range_spanned_by_actions(flow):
+    """No dimension is narrower than ±0.05, or finetuning could not leave what the demonstrations held still."""
+    action = np.array([[0.3, 0.2], [-0.5, 0.21], [0.1, 0.2]], np.float32)
+    found = policy_lib.spanning(flow.policy.config, action)
+    np.testing.assert_allclose((found.low, found.high), [(-0.5, 0.155), (0.3, 0.255)], rtol=1e-6)
+
+
+def test_a_range_of_other_dimensions_is_refused(flow):
+    with pytest.raises(ValueError, match=r"policy.low and policy.high have 1 dimensions; actions have 2\."):
+        policy_lib.make(PolicyConfig(low=(0.0,), high=(1.0,)), flow.policy.specs)
 
 
 def test_chains_of_a_state_do_not_depend_on_the_other_states(flow):
@@ -73,6 +117,8 @@ def test_greedy_is_the_ode_on_normalised_observations(flow):
         ({"train_steps": 10}, "only policy.family='diffusion' has any"),
         ({"family": "diffusion", "scheme": "paper"}, "a diffusion allows: ddpm, ddim"),
         ({"chunk": 0}, "policy.chunk is 0; a chunk has at least 1 action"),
+        ({"low": (0.0, 1.0), "high": (1.0, 0.5)}, "give both ends of every action dimension, low below high"),
+        ({"low": (0.0,)}, "give both ends of every action dimension, low below high"),
         ({"hidden": ()}, r"policy.hidden is \(\); give at least one positive width"),
         ({"hidden": (16, 0)}, r"policy.hidden is \(16, 0\); give at least one positive width"),
     ],

@@ -10,8 +10,8 @@ import pytest
 import envs
 from envs.protocol import NO_SUCCESS
 from experiments import inspection, tasks
+from gcp_jax import artifact, sources, train
 from gcp_jax import policy as policy_lib
-from gcp_jax import sources, train
 from gcp_jax.config import ConfigError
 from gcp_jax.types import Segment, Step
 
@@ -103,14 +103,22 @@ def rewarded(monkeypatch):
     return run
 
 
-def test_a_task_without_success_is_cloned_trained_and_evaluated_by_its_return(tmp_path, rewarded, capsys):
-    run = rewarded(tmp_path, 3.0, **{"pretrain.stop_at": 0.9})
+def test_a_task_without_success_is_cloned_in_the_range_of_its_demonstrations_trained_and_evaluated_by_its_return(
+    tmp_path, rewarded, capsys
+):
+    run = rewarded(tmp_path, 3.0, **{"pretrain.stop_at": 0.9, "pretrain.fit_range": True})
+    shown, _ = run.task.demonstrate(jax.random.fold_in(jax.random.key(train.CLONE_STREAM), 0))
     summary = run.run()
     rows = [json.loads(line) for line in (tmp_path / "eval.jsonl").read_text().splitlines()]
     assert not any("success" in key for row in rows for key in row)
     assert {summary[key] for key in ("base_return", "return")} == {16.0}  # 8 steps of −1 + 3
     assert [row["updates"] for row in rows if row["stage"] == "pretrain"] == [2]  # 16 is above 0.9 · 16
     assert "base policy: return 16.0" in capsys.readouterr().err
+    for name in ("base", "seed_0"):  # reach's demonstrations span more than the least range
+        kept = artifact.load(tmp_path / "policy" / name).policy.config
+        np.testing.assert_allclose(
+            (kept.low, kept.high), (shown.action.min((0, 1)), shown.action.max((0, 1))), atol=1e-6
+        )
     found = inspection.evaluate(tmp_path / "policy" / "seed_0", episodes=4, seed=0)
     assert found["return"] == 16.0 and "success" not in found
     assert "return 16.0 [16.0, 16.0] over 4 episodes\nrecorded when it was saved: 16.0" in capsys.readouterr().err
