@@ -1,12 +1,14 @@
 """Seeds in one program against as many separate runs, compiling included.
 
-A run is measured by its compile (tracing included, no cache) and the median of its segments, and told for the segments that the
-task's configuration has; separate runs, one after the other, take as often as long as the lone seed. ``throughput`` is how many
-times faster the one program is, ``without_compiling`` the same of the segments alone.
+A run is measured by its compile (tracing included, no cache) and the median of its segments, of ``ROWS`` chunks, and told for
+the segments that the task's configuration has; separate runs, one after the other, take as often as long as the lone seed.
+``throughput`` is how many times faster the one program is, ``without_compiling`` the same of the segments alone, ``spread`` that
+of a segment's seconds over their median.
 """
 
 from __future__ import annotations
 
+import statistics
 import time
 from typing import Any
 
@@ -16,6 +18,7 @@ from benchmarks import setup, timing
 
 SEEDS: tuple[int, ...] = (1, 2, 4, 8, 16)
 TASK = "peg_insert"
+ROWS = 2
 
 
 def run(*, quick: bool) -> dict[str, Any]:
@@ -24,33 +27,37 @@ def run(*, quick: bool) -> dict[str, Any]:
     fields: dict[str, Any] = {"finetune__envs": 8, "policy__hidden": (16, 16)} if quick else {}
     jax.config.update("jax_enable_compilation_cache", False)
     found: dict[str, Any] = {}
-    alone: tuple[float, float] | None = None
+    alone: tuple[float, list[float]] | None = None
     for count in counts:
-        compiling, segment, segments = measure(count, repeats, **fields)
-        alone = alone or (compiling, segment)
-        found[f"{count} seeds" if count > 1 else "1 seed"] = told(count, compiling, segment, alone, segments)
+        compiling, spent, segments = measure(count, repeats, **fields)
+        alone = alone or (compiling, spent)
+        found[f"{count} seeds" if count > 1 else "1 seed"] = told(count, compiling, spent, alone, segments)
     return found
 
 
-def measure(count: int, repeats: int, **fields: Any) -> tuple[float, float, int]:
-    """(seconds to compile, median seconds of a segment, segments of a whole run) of ``count`` seeds in one program."""
-    made = setup.make(TASK, seeds=count, **fields)
+def measure(count: int, repeats: int, **fields: Any) -> tuple[float, list[float], int]:
+    """(seconds to compile, seconds of every segment, segments of a whole run) of ``count`` seeds in one program."""
+    made = setup.make(TASK, seeds=count, finetune__rows=ROWS, **fields)
     train = made.start()
     began = time.perf_counter()
     segment = made.learner.segment.lower(train).compile()
     compiling = time.perf_counter() - began
     spent = timing.measure({"segment": setup.stepper(segment, train)}, repeats)
-    return compiling, spent["segment"].seconds, made.size.segments
+    return compiling, spent["segment"].wall, made.size.segments
 
 
-def told(count: int, compiling: float, segment: float, alone: tuple[float, float], segments: int) -> dict[str, Any]:
+def told(
+    count: int, compiling: float, spent: list[float], alone: tuple[float, list[float]], segments: int
+) -> dict[str, Any]:
     """Seconds of the program and of as many separate runs, and what the program gains."""
-    together, apart = compiling + segments * segment, count * (alone[0] + segments * alone[1])
+    segment, lone = statistics.median(spent), statistics.median(alone[1])
+    together, apart = compiling + segments * segment, count * (alone[0] + segments * lone)
     return {
         "compile_s": round(compiling, 1),
         "segment_s": round(segment, 2),
         "run_s": round(together, 1),
         "separate_s": round(apart, 1),
         "throughput": round(apart / together, 2),
-        "without_compiling": round(count * alone[1] / segment, 2),
+        "without_compiling": round(count * lone / segment, 2),
+        "spread": round((max(spent) - min(spent)) / segment, 2),
     }

@@ -1,7 +1,7 @@
 """Seconds from the command to the first update, with an empty and with a warm compilation cache, and memory against the plan.
 
-Every start is a process of its own: ``gcp-jax train`` on ``peg_insert`` with all its defaults but for a cloning of one segment and
-no warm-up, killed as soon as the first finetuned numbers are written. ``cloning`` is the first update of all, ``finetuning`` that of the
+Every start is a process of its own: ``gcp-jax train`` on ``peg_insert`` with all its defaults but for a cloning of one segment, no
+warm-up and finetuning segments of one chunk, killed as soon as the first finetuned numbers are written. ``cloning`` is the first update of all, ``finetuning`` that of the
 method. ``memory`` is what XLA set aside for the compiled segment, over what ``gcp-jax plan`` foretold.
 """
 
@@ -21,7 +21,13 @@ from benchmarks import setup
 from experiments import planning
 
 TASK = "peg_insert"
-FIELDS = {"pretrain.updates": 100, "finetune.warmup_steps": 0, "evaluation.every": 10**9, "video": False}
+FIELDS = {
+    "pretrain.updates": 100,
+    "finetune.warmup_steps": 0,
+    "finetune.rows": 1,
+    "evaluation.every": 10**9,
+    "video": False,
+}
 SMALL = {"policy.hidden": "(16,)", "algorithm.critic_hidden": "(16,)", "evaluation.episodes": 4, "finetune.envs": 8}
 LIMIT = 900.0  # seconds
 

@@ -114,9 +114,9 @@ def test_deviation_is_the_largest_relative_difference():
 
 
 def test_seeds_are_told_against_separate_runs_that_compile_each_for_themselves():
-    found = seeds.told(4, 30.0, 2.0, (20.0, 1.0), 10)
+    found = seeds.told(4, 30.0, [2.0, 1.8, 2.1], (20.0, [1.0, 1.0, 3.0]), 10)
     assert (found["run_s"], found["separate_s"]) == (50.0, 120.0)
-    assert (found["throughput"], found["without_compiling"]) == (2.4, 2.0)
+    assert (found["throughput"], found["without_compiling"], found["spread"]) == (2.4, 2.0, 0.15)
 
 
 def test_memory_is_what_is_alive_at_once():

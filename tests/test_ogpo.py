@@ -306,7 +306,7 @@ def test_losses_equal_the_papers_formulas(name, batch):
     config = CONFIGS[name]
     algorithm = make(config)
     before = apart(algorithm)
-    after, metrics = algorithm.update(before, batch, jax.random.key(0))
+    _, metrics = algorithm.update(before, batch, jax.random.key(0))
     by_hand = ByHand(config, before, batch)
     expected = by_hand.critic() | by_hand.actor()
     assert metrics.keys() == expected.keys() | {"critic_gradient_norm"}
