@@ -35,8 +35,9 @@ class Setup(NamedTuple):
 
 def configured(env: str, method: str, fields: Mapping[str, Any]) -> ml_collections.ConfigDict:
     """The defaults of many environments at once with other ``fields``, by their dotted names."""
-    config = tasks.defaults(env=env, algorithm=method)
+    config = tasks.defaults(env=env)
     tasks.vectorised(config)
+    tasks.choose_algorithm(config, method)
     tasks.override(config, fields)
     return config
 
