@@ -9,10 +9,10 @@ import pytest
 
 import envs
 from benchmarks import devices as device_benchmark
-from benchmarks import environments, rollout, run, seeds, segment, timing
+from benchmarks import environments, rollout, run, seeds, segment, setup, timing
 from envs import demonstrations
 from envs.protocol import NO_SUCCESS
-from experiments import cli, inspection, memory
+from experiments import cli, inspection, memory, tasks
 
 
 def test_environments_are_measured_and_shown(tmp_path, monkeypatch, capsys):
@@ -107,6 +107,12 @@ def test_collectives_of_a_compiled_program_are_counted_as_often_as_they_run(devi
     text = jax.jit(mapped).lower(jnp.zeros((4, 5))).compile().as_text()
     found = {each.kind: each for each in device_benchmark.collectives(text)}
     assert found["all-reduce"] == ("all-reduce", 20, 3) and found["all-gather"] == ("all-gather", 80, 1)
+
+
+@pytest.mark.parametrize("method", segment.METHODS)
+def test_every_method_that_is_measured_can_be_configured(method):
+    config = tasks.checked(setup.configured("reach", method, {"finetune.envs": 8}))
+    assert (config.algorithm["name"], config.finetune.envs) == (method, 8)
 
 
 def test_deviation_is_the_largest_relative_difference():
