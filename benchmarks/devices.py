@@ -31,7 +31,7 @@ class Collective(NamedTuple):
 def run(*, quick: bool) -> dict[str, Any]:
     """Every number of devices that is there."""
     counts = [count for count in DEVICES if len(jax.devices()) % count == 0]
-    fields: dict[str, Any] = {"finetune__envs": 64, "finetune__pool": 16, "finetune__rows": 2}
+    fields: dict[str, Any] = {"finetune__envs": 64, "finetune__pool": 16, "finetune__rows": setup.ROWS}
     if quick:
         counts, fields = counts[:2], {"finetune__envs": 8, "finetune__pool": 4, "policy__hidden": (16, 16)}
     made = {count: setup.make(TASK, data=count, **fields) for count in counts}

@@ -1,6 +1,6 @@
 """Seeds in one program against as many separate runs, compiling included.
 
-A run is measured by its compile (tracing included, no cache) and the median of its segments, of ``ROWS`` chunks, and told for
+A run is measured by its compile (tracing included, no cache) and the median of its segments, of two chunks, and told for
 the segments that the task's configuration has; separate runs, one after the other, take as often as long as the lone seed.
 ``throughput`` is how many times faster the one program is, ``without_compiling`` the same of the segments alone, ``spread`` that
 of a segment's seconds over their median.
@@ -18,7 +18,6 @@ from benchmarks import setup, timing
 
 SEEDS: tuple[int, ...] = (1, 2, 4, 8, 16)
 TASK = "peg_insert"
-ROWS = 2
 
 
 def run(*, quick: bool) -> dict[str, Any]:
@@ -37,7 +36,7 @@ def run(*, quick: bool) -> dict[str, Any]:
 
 def measure(count: int, repeats: int, **fields: Any) -> tuple[float, list[float], int]:
     """(seconds to compile, seconds of every segment, segments of a whole run) of ``count`` seeds in one program."""
-    made = setup.make(TASK, seeds=count, finetune__rows=ROWS, **fields)
+    made = setup.make(TASK, seeds=count, finetune__rows=setup.ROWS, **fields)
     train = made.start()
     began = time.perf_counter()
     segment = made.learner.segment.lower(train).compile()

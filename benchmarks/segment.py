@@ -9,10 +9,10 @@ import jax
 import jax.numpy as jnp
 
 from benchmarks import environments, setup, timing
+from gcp_jax import algorithms
 from gcp_jax.types import Array, PyTree
 
 METHODS = ("ogpo", "dsrl", "residual", "expo", "qc", "fql", "dppo")
-ROWS = 2  # chunks of a segment, but for DPPO, whose minibatches are rows
 
 
 def run(*, quick: bool) -> dict[str, Any]:
@@ -23,7 +23,9 @@ def run(*, quick: bool) -> dict[str, Any]:
 
 def measure(task: str, method: str, envs: int, repeats: int) -> dict[str, Any]:
     """Milliseconds of a segment and of its parts alone; ``rest`` is what is left: rewards, resets, replay, diagnostics."""
-    made = setup.make(task, method, finetune__envs=envs, **({} if method == "dppo" else {"finetune__rows": ROWS}))
+    once = algorithms.on_policy(algorithms.load(method))  # it makes its minibatches of the rows
+    short = {} if once else {"finetune__rows": setup.ROWS}
+    made = setup.make(task, method, finetune__envs=envs, **short)
     algorithm, rows, specs = made.algorithm, made.size.rows, made.size.specs
     train = made.start()
     segment = made.learner.segment.lower(train).compile()

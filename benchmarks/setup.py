@@ -16,6 +16,8 @@ from gcp_jax import train as training
 from gcp_jax.config import Run
 from gcp_jax.types import Algorithm, Array, PyTree, Specs
 
+ROWS = 2  # chunks of a measured segment: fewer than a run's, in the same proportion to its updates
+
 
 class Setup(NamedTuple):
     """A configured run with an untrained policy; learning starts in the first segment."""

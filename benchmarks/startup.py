@@ -1,8 +1,9 @@
 """Seconds from the command to the first update, with an empty and with a warm compilation cache, and memory against the plan.
 
 Every start is a process of its own: ``gcp-jax train`` on ``peg_insert`` with all its defaults but for a cloning of one segment, no
-warm-up and finetuning segments of one chunk, killed as soon as the first finetuned numbers are written. ``cloning`` is the first update of all, ``finetuning`` that of the
-method. ``memory`` is what XLA set aside for the compiled segment, over what ``gcp-jax plan`` foretold.
+warm-up and finetuning segments of one chunk, killed as soon as the first finetuned numbers are written. ``cloning`` is the first
+update of all, ``finetuning`` that of the method. ``memory`` is what XLA set aside for the compiled segment, over what
+``gcp-jax plan`` foretold.
 """
 
 from __future__ import annotations

@@ -119,8 +119,8 @@ def _roll(env: Env, programs: Programs, state: State, key: Array, steps: int) ->
         held = jax.random.key_data(state.key)
         new, record = programs.step(state, actions)
         state = new
-        if np.any(new.done):
-            state = renewed(new, programs.reset(jax.random.split(pool_key, n)), jax.random.split(draw_key, n))
+        if np.any(state.done):
+            state = renewed(state, programs.reset(jax.random.split(pool_key, n)), jax.random.split(draw_key, n))
         rows.append(Record(record, held, new.time, new.diverged, state.obs))
     return jax.tree.map(lambda *leaves: np.stack(leaves), *jax.device_get(rows))
 

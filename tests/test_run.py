@@ -140,8 +140,8 @@ def free_port() -> int:
 
 
 def test_two_hosts_one_of_them_killed_and_both_started_again_equal_one(whole, tmp_path):
-    """A seed on each host, from the artifact that the one process cloned. The survivor ends by itself: told in one line where it waits for numbers of the other, by JAX where it
-    waits to save."""
+    """A seed on each host, from the artifact that the one process cloned. The survivor ends by itself: told in one line where
+    it waits for numbers of the other, by JAX where it waits to save."""
     folder, base, port = tmp_path / "hosts", whole[0] / "policy" / "base", free_port()
     both = [host(folder, base, index, port) for index in range(2)]
     checkpoints = folder / "checkpoints" / "finetune"

@@ -196,7 +196,8 @@ def test_returns_to_go_are_realised_or_unknown(history, replayed):
 
 
 def test_the_success_view_holds_successful_episodes_only(history, monkeypatch):
-    """A column without success (0) weighs nothing and the mean weight is 1; below the minimum the ordinary sample stands in at weight 1."""
+    """A column without success (0) weighs nothing and the mean weight is 1; below the minimum the ordinary sample stands in at
+    weight 1."""
     monkeypatch.setattr(sources, "MIN_SUCCESSES", 4)
     history = History(history.steps._replace(success=history.steps.success & (np.arange(COLUMNS)[:, None] > 0)))
     source = sources.replay(capacity=CAPACITY, batch_size=BATCH, updates=UPDATES, gamma=GAMMA, success=True)
