@@ -1,8 +1,8 @@
 """Seconds from the command to the first update, with an empty and with a warm compilation cache, and memory against the plan.
 
-Every start is a process of its own: ``gcp-jax train`` on ``peg_insert`` with all its defaults but for a cloning of one segment, no
+Every start is a process of its own: ``gcp-jax train`` on ``peg_insert`` with all its defaults but for a cloning of one update, no
 warm-up and finetuning segments of one chunk, killed as soon as the first finetuned numbers are written. ``cloning`` is the first
-update of all, ``finetuning`` that of the method. ``memory`` is what XLA set aside for the compiled segment, over what
+update of all, ``finetuning`` the first segment of the method. ``memory`` is what XLA set aside for the compiled segment, over what
 ``gcp-jax plan`` foretold.
 """
 
@@ -23,7 +23,8 @@ from experiments import planning
 
 TASK = "peg_insert"
 FIELDS = {
-    "pretrain.updates": 100,
+    "pretrain.updates": 1,
+    "pretrain.evaluate_every": 1,
     "finetune.warmup_steps": 0,
     "finetune.rows": 1,
     "evaluation.every": 10**9,
@@ -56,6 +57,7 @@ def start(folder: Path, cache: Path, task: str, fields: dict[str, Any]) -> dict[
     words = [f"--config.{name}={value}" for name, value in fields.items()]
     command = [sys.executable, "-m", "experiments.cli", "train", f"--config=experiments/configs/{task}.py", *words]
     environment = {**os.environ, "JAX_COMPILATION_CACHE_DIR": str(cache)}
+    environment.pop("PYTHONDONTWRITEBYTECODE", None)  # Python keeps its bytecode, as it does unless told otherwise
     began, log = time.monotonic(), folder / "metrics.jsonl"
     found: dict[str, float] = {}
     with subprocess.Popen(

@@ -18,6 +18,7 @@ import jax
 import jax.numpy as jnp
 import mujoco
 import numpy as np
+from jax.extend.core import jaxpr_as_fun
 
 with contextlib.redirect_stdout(io.StringIO()):  # it announces that warp, which is not used, is not installed
     from mujoco import mjx
@@ -145,8 +146,8 @@ def one_batch(function: Callable[..., Any]) -> Callable[..., Any]:
     MJX is thousands of operations. JAX would batch them anew in every nested ``vmap``, and in loops for every guess at which parts
     of the carry are batched; this batches them once for each number of environments. Not differentiable in reverse.
     """
-    alone = jax.jit(function)
-    batched = jax.jit(jax.vmap(alone))
+    once = traced_once(function)
+    alone, batched = jax.jit(once), jax.jit(jax.vmap(once))
     one, many = jax.custom_batching.custom_vmap(alone), jax.custom_batching.custom_vmap(batched)
 
     def whole(size: int, mapped: Any, args: tuple[Any, ...]) -> Any:
@@ -164,6 +165,24 @@ def one_batch(function: Callable[..., Any]) -> Callable[..., Any]:
         return out, jax.tree.map(lambda _: True, out)
 
     return one
+
+
+def traced_once(function: Callable[..., Any]) -> Callable[..., Any]:
+    """``function`` by its jaxpr, which is made once for each shape of its arguments. JAX's own ``jit`` traces anew under every
+    ``vmap`` and mesh, and Python takes seconds to go through a step of MJX."""
+    known: dict[Any, tuple[Callable[..., Any], Any]] = {}
+
+    def evaluate(*args: Any) -> Any:
+        leaves, tree = jax.tree.flatten(args)
+        shapes = tuple(jax.ShapeDtypeStruct(x.shape, x.dtype) for x in leaves)
+        if (tree, shapes) not in known:
+            with jax.sharding.use_abstract_mesh(jax.sharding.AbstractMesh((), ())):
+                jaxpr, out = jax.make_jaxpr(function, return_shape=True)(*jax.tree.unflatten(tree, shapes))
+            known[tree, shapes] = jaxpr_as_fun(jaxpr), jax.tree.structure(out)
+        run, out = known[tree, shapes]
+        return jax.tree.unflatten(out, run(*leaves))
+
+    return evaluate
 
 
 def _in_mjx(model: mujoco.MjModel, substeps: int) -> tuple[Callable, Callable]:

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy import stats
+from scipy import special  # of scipy.stats, which takes half a second to import, only quantiles are needed
 
 Floats = NDArray[np.float64]
 
@@ -105,7 +105,7 @@ def jeffreys(successes: int, episodes: int, confidence: float = 0.95) -> Interva
     """
     _check_counts(successes, episodes)
     tail = (1 - confidence) / 2
-    low, high = stats.beta(successes + 0.5, episodes - successes + 0.5).ppf([tail, 1 - tail])
+    low, high = special.betaincinv(successes + 0.5, episodes - successes + 0.5, [tail, 1 - tail])
     return Interval(
         successes / episodes, 0.0 if successes == 0 else float(low), 1.0 if successes == episodes else float(high)
     )
@@ -147,9 +147,9 @@ def mean_return(
         )
     mean_s, std_s, count_s = (np.asarray(x, np.float64) for x in (means, stds, episodes))
     seeds, tail = len(mean_s), (1 + confidence) / 2
-    half = stats.t.ppf(tail, max(count_s.sum() - seeds, 1)) * np.sqrt(np.sum(std_s**2 / count_s)) / seeds
+    half = special.stdtrit(max(count_s.sum() - seeds, 1), tail) * np.sqrt(np.sum(std_s**2 / count_s)) / seeds
     if seeds > 1:
-        half = max(half, stats.t.ppf(tail, seeds - 1) * mean_s.std(ddof=1) / np.sqrt(seeds))
+        half = max(half, special.stdtrit(seeds - 1, tail) * mean_s.std(ddof=1) / np.sqrt(seeds))
     mean = float(mean_s.mean())
     return Interval(mean, mean - float(half), mean + float(half))
 
@@ -176,8 +176,14 @@ def interquartile_mean(
     """
     table = _score_table(scores, "interquartile_mean")
     drawn = _resample(table, resamples, np.random.default_rng(rng_seed))
-    estimates = stats.trim_mean(drawn.reshape(resamples, -1), 0.25, axis=1)
-    return _percentiles(float(stats.trim_mean(table, 0.25, axis=None)), estimates, confidence)
+    estimates = _middle_mean(drawn.reshape(resamples, -1))
+    return _percentiles(float(_middle_mean(table.reshape(-1))), estimates, confidence)
+
+
+def _middle_mean(scores: Floats) -> Floats:
+    """Mean over the last axis without a quarter, rounded down, at either end."""
+    cut = scores.shape[-1] // 4
+    return np.mean(np.sort(scores, axis=-1)[..., cut : scores.shape[-1] - cut], axis=-1)
 
 
 def mean_score(scores: ArrayLike, confidence: float = 0.95, *, resamples: int = 2000, rng_seed: int = 0) -> Interval:
@@ -304,7 +310,7 @@ def _check_counts(successes: int, episodes: int) -> None:
 
 
 def _wilson_bounds(rate: float, episodes: float, confidence: float) -> tuple[float, float]:
-    z2 = stats.norm.ppf((1 + confidence) / 2) ** 2 / episodes
+    z2 = special.ndtri((1 + confidence) / 2) ** 2 / episodes
     centre = (rate + z2 / 2) / (1 + z2)
     half = np.sqrt(rate * (1 - rate) * z2 + z2**2 / 4) / (1 + z2)
     return max(0.0, float(centre - half)), min(1.0, float(centre + half))
@@ -317,7 +323,7 @@ def _design_effect(successes: Floats, episodes: Floats, confidence: float) -> fl
         return 1.0
     variance = seeds / (seeds - 1) * np.sum((successes - episodes * rate) ** 2) / total**2
     tail = (1 + confidence) / 2
-    return float(variance / (rate * (1 - rate) / total) * (stats.t.ppf(tail, seeds - 1) / stats.norm.ppf(tail)) ** 2)
+    return float(variance / (rate * (1 - rate) / total) * (special.stdtrit(seeds - 1, tail) / special.ndtri(tail)) ** 2)
 
 
 def _score_table(scores: ArrayLike, where: str) -> Floats:

@@ -136,3 +136,36 @@ def test_what_xla_flags_set_goes_before_the_project_s_own_choice(monkeypatch):
     assert train._options() == {}  # conftest sets the level
     monkeypatch.setenv("XLA_FLAGS", "")
     assert train._options() == train.CPU_COMPILE
+
+
+@pytest.fixture
+def begun(tmp_path):
+    """A run that has just opened its folder, and what the folder says of it."""
+    config = tasks.checked(tasks.defaults(env="reach"))
+    opened = train.Training(config, tasks.make(config, film=False), tmp_path, "gcp-jax train")
+    opened._open()
+    return opened, tmp_path / "config.json"
+
+
+def test_a_folder_of_another_format_is_refused(begun):
+    opened, path = begun
+    path.write_text(json.dumps({**json.loads(path.read_text()), "format": 0}))
+    with pytest.raises(train.RunError, match="holds a run of format 0, this version reads 1"):
+        opened._open()
+
+
+def test_going_on_with_other_versions_is_told(begun, capsys):
+    opened, path = begun
+    there = json.loads(path.read_text())
+    path.write_text(json.dumps({**there, "versions": {**there["versions"], "jax": "0.0.1"}}))
+    opened._open()
+    assert f"this run began with jax 0.0.1, now it is {there['versions']['jax']}" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("until", "pauses"), [(0, []), (1, [2]), (256, [2]), (257, [4]), (512, [4])])
+def test_a_run_pauses_at_the_first_evaluation_from_there_on(begun, until, pauses):
+    opened, _ = begun
+    opened.until = until
+    cadence = train.Cadence("finetune", segments=8, env_steps=128, updates=1, warmup=0, evaluate=2, checkpoint=8)
+    assert [clock for clock in range(2, 9, 2) if opened._pauses(cadence, clock)] == pauses
+    assert not opened._pauses(cadence._replace(env_steps=0), 2)
