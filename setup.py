@@ -6,6 +6,9 @@ from setuptools import find_packages, setup
 
 BRAX = ["brax>=0.14"]
 PLAYGROUND = ["playground>=0.2"]
+RAY = ["ray>=2.40"]
+SLURM = ["submitit>=1.5"]
+SEARCH = ["optuna>=4.1"]
 ROBOTS = ["gymnasium-robotics>=1.4", "ogbench>=1.2"]  # for the models that they ship
 TEST = [
     "pytest",
@@ -18,6 +21,9 @@ TEST = [
     *BRAX,
     *PLAYGROUND,
     *ROBOTS,
+    *RAY,
+    *SLURM,
+    *SEARCH,
 ]
 
 setup(
@@ -28,9 +34,11 @@ setup(
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     python_requires=">=3.11",
-    packages=find_packages(include=["gcp_jax", "gcp_jax.*", "envs", "envs.*", "experiments", "experiments.*"]),
+    packages=find_packages(
+        include=["gcp_jax", "gcp_jax.*", "envs", "envs.*", "experiments", "experiments.*", "launch", "launch.*"]
+    ),
     include_package_data=True,
-    package_data={"envs": ["assets/*.npz", "measured.json"]},
+    package_data={"envs": ["assets/*.npz", "measured.json"], "launch": ["*.yaml"]},
     install_requires=[
         "jax>=0.10,<0.12",
         "flax>=0.12,<0.13",
@@ -53,6 +61,9 @@ setup(
         "brax": BRAX,
         "playground": PLAYGROUND,
         "robots": ROBOTS,
+        "ray": RAY,
+        "slurm": SLURM,
+        "search": SEARCH,
         "tensorboard": ["tensorboardX"],
         "wandb": ["wandb"],
         "test": TEST,

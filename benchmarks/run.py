@@ -8,6 +8,7 @@
     seeds     seeds in one program against as many separate runs
     devices   one seed split over devices: speed, collectives, equality
     startup   from the command to the first update, cold and warm; memory against the plan
+    launch    what a launcher of sweeps costs a run
 
 Results are appended to ``benchmarks/results/NAME.json`` with machine, versions and commit, and the newest of each make the table in
 ``benchmarks/README.md``; --quick, on the smallest sizes, writes nothing. What is printed goes to standard error; with --json the last line
@@ -24,7 +25,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks import devices, rollout, seeds, segment, startup, timing, update
+from benchmarks import devices, launch, rollout, seeds, segment, startup, timing, update
 from experiments import cpu
 from gcp_jax.train import commit, versions, write_json
 
@@ -35,6 +36,7 @@ BENCHMARKS: dict[str, Callable[..., dict[str, Any]]] = {
     "seeds": seeds.run,
     "devices": devices.run,
     "startup": startup.run,
+    "launch": launch.run,
 }
 VIRTUAL = {"devices": 8}  # devices that a CPU stands for, where it is more than one
 HERE = Path(__file__).parent

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from benchmarks import environments, setup, timing
+from experiments import planning
 from gcp_jax import algorithms
 from gcp_jax.types import Array, PyTree
 
@@ -40,7 +41,7 @@ def measure(task: str, method: str, envs: int, repeats: int) -> dict[str, Any]:
 
         return jax.lax.scan(act, jnp.float32(0), jax.random.split(key, rows))[0]
 
-    shapes = setup.batches(algorithm, specs, state, rows=rows, columns=envs)
+    shapes = planning.batches(algorithm, specs, state, rows=rows, columns=envs)
     batches = jax.tree.map(lambda x: jnp.ones(x.shape, x.dtype), shapes)
 
     @jax.jit

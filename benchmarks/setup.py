@@ -14,7 +14,7 @@ from gcp_jax import diagnostics, learner, policy
 from gcp_jax import mesh as mesh_lib
 from gcp_jax import train as training
 from gcp_jax.config import Run
-from gcp_jax.types import Algorithm, Array, PyTree, Specs
+from gcp_jax.types import Algorithm, PyTree
 
 ROWS = 2  # chunks of a measured segment: fewer than a run's, in the same proportion to its updates
 
@@ -72,15 +72,3 @@ def stepper(segment: Any, train: PyTree) -> Callable[[], PyTree]:
         return metrics
 
     return step
-
-
-def batches(algorithm: Algorithm, specs: Specs, state: PyTree, *, rows: int, columns: int) -> PyTree:
-    """Shapes of the batches [U, B, ...] that a first segment of ``rows`` chunks in ``columns`` environments makes."""
-
-    def made(state: PyTree, key: Array) -> PyTree:
-        item = learner.segment_item(specs, lambda obs: algorithm.act(state, obs, key), columns)
-        segment = jax.tree.map(lambda x: jnp.broadcast_to(x, (rows, *x.shape[1:])), item)
-        _, segment = algorithm.prepare(state, segment)
-        return algorithm.source.step(algorithm.source.init(item), segment, key, jnp.int32(0))[1]
-
-    return jax.eval_shape(made, state, jax.random.key(0))

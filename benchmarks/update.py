@@ -11,7 +11,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from benchmarks import products, setup, timing
+from benchmarks import timing
+from experiments import planning, products
 from gcp_jax import algorithms, policy, sources
 from gcp_jax.policy import PolicyConfig
 from gcp_jax.types import Array, PyTree, Specs
@@ -89,7 +90,7 @@ def program(method: str, fields: dict[str, Any], config: PolicyConfig, batch: in
     state = jax.jit(algorithm.init)(jax.random.key(1), jax.jit(base.untrained)(jax.random.key(0)))
     shapes = jax.tree.map(
         lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype),
-        setup.batches(algorithm, SPECS, state, rows=rows, columns=columns),
+        planning.batches(algorithm, SPECS, state, rows=rows, columns=columns),
     )
     return algorithm.update, (state, _made_up(shapes), jax.random.key(3))
 

@@ -53,7 +53,9 @@ def chosen(
     overrides: Sequence[str],
 ) -> Chosen:
     """A benchmark from a file, from flags, or from a file whose choices flags narrow. Raises ConfigError in one line."""
-    given = _load(file) if file else {}
+    given = {}
+    if file:
+        given = tasks.called(file, "get_config", named=f"--file={file}", example="experiments/benchmarks/clones.py")
     task_fields, method_fields = given.get("tasks", {}), given.get("methods", {})
     if envs:
         task_fields = _narrowed(task_fields, envs, "config")
@@ -74,18 +76,6 @@ def chosen(
             raise ConfigError(f"{name}: a benchmark compares methods, not a population; list each setting as a method.")
     first = next(iter(next(iter(runs.values())).values()))
     return Chosen(first.seeds, first.finetune.env_steps, first.data, runs)
-
-
-def _load(path: str) -> dict[str, Any]:
-    spec = importlib.util.spec_from_file_location("benchmark_file", path)
-    if not Path(path).is_file() or spec is None or spec.loader is None:
-        raise ConfigError(f"--file={path} is not a Python file; give one such as experiments/benchmarks/clones.py.")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    if not hasattr(module, "get_config"):
-        raise ConfigError(f"--file={path} has no get_config(); see experiments/benchmarks/clones.py.")
-    found: dict[str, Any] = module.get_config()
-    return found
 
 
 def _narrowed(known: Mapping[str, dict[str, Any]], names: Sequence[str], key: str) -> dict[str, dict[str, Any]]:

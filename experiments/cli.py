@@ -1,4 +1,4 @@
-"""The ``gcp-jax`` command: train, benchmark, evaluate, report, render, check, demos, plan, envs, algorithms."""
+"""The ``gcp-jax`` command: train, benchmark, sweep, status, evaluate, report, render, check, demos, plan, envs, algorithms."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ def _execute(name: str, command: Command, rest: list[str]) -> int:
             sys.path.append(os.getcwd())  # where a user's own method may lie
             values, positional = _parse(name, command, rest)
             cpu.prepare(values["config"].value.data if command.configured else 1)
-            _compilation_cache()
+            compilation_cache()
             reports = _join_hosts(values)
             result = command.run(values, positional)
     except Interrupted as stop:
@@ -205,7 +205,7 @@ def _given(rest: list[str], prefix: str) -> str:
     return next((word.removeprefix(prefix) for word in reversed(rest) if word.startswith(prefix)), "")
 
 
-def _compilation_cache() -> None:
+def compilation_cache() -> None:
     """Compiled programs are kept between processes; a user's own setting stands."""
     import jax
 
@@ -332,13 +332,64 @@ def _demos_flags(values: Any) -> None:
     flags.DEFINE_float("noise", -1.0, "The demonstrator's noise itself.", flag_values=values)
 
 
+def sweep(values: Any, positional: list[str]) -> dict[str, Any]:
+    """Many runs from one file."""
+    from launch import commands
+
+    if len(positional) != 1:
+        raise UsageError("name one sweep file, e.g. gcp-jax sweep experiments/sweeps/learning_rates.py")
+    if values["dry_run"].value:
+        return commands.dry_run(positional[0])
+    return commands.sweep(
+        positional[0],
+        folder=Path(values["run_dir"].value or f"runs/sweeps/{Path(positional[0]).stem}"),
+        on=values["on"].value,
+        slots=values["slots"].value,
+        retries=values["retries"].value,
+        address=values["address"].value,
+        resources=commands.amounts(values["resources"].value),
+        slurm=commands.settings(values["slurm"].value),
+        command=shlex.join(["gcp-jax", *sys.argv[1:]]),
+    )
+
+
+def _sweep_flags(values: Any) -> None:
+    flags.DEFINE_bool("dry_run", False, "Only tell what would be run.", flag_values=values)
+    flags.DEFINE_string("on", "local", "local, ray or slurm.", flag_values=values)
+    flags.DEFINE_string("run_dir", "", "The folder of the sweep.", flag_values=values)
+    flags.DEFINE_integer("slots", None, "Runs at a time on this machine.", flag_values=values, lower_bound=1)
+    flags.DEFINE_integer("retries", 2, "Further attempts at a run that fails.", flag_values=values, lower_bound=0)
+    flags.DEFINE_string("address", "", "Of a Ray cluster.", flag_values=values)
+    flags.DEFINE_multi_string("resources", [], "NAME=AMOUNT that a run takes on Ray.", flag_values=values)
+    flags.DEFINE_multi_string("slurm", [], "NAME=VALUE for SLURM.", flag_values=values)
+
+
+def status(values: Any, positional: list[str]) -> dict[str, Any]:
+    """Where a sweep stands."""
+    from launch import commands
+
+    if len(positional) != 1:
+        raise UsageError("name one sweep folder, e.g. gcp-jax status runs/sweeps/learning_rates")
+    return commands.show_status(Path(positional[0]), watch=values["watch"].value)
+
+
+def _status_flags(values: Any) -> None:
+    flags.DEFINE_bool("watch", False, "Until nothing is left to do.", flag_values=values)
+
+
 def report(values: Any, positional: list[str]) -> dict[str, Any]:
-    """The report of finished or running runs, from their folders alone."""
+    """The report of finished or running runs, or of a sweep, from their folders alone."""
     from gcp_jax import report as reporting
 
     if not positional:
         raise UsageError("name at least one run folder, e.g. gcp-jax report runs/first")
-    page = reporting.write(positional if len(positional) > 1 else positional[0], values["out"].value or None)
+    out = values["out"].value or None
+    if len(positional) == 1 and (Path(positional[0]) / "sweep.json").exists():
+        from launch import report as of_sweep
+
+        page = of_sweep.write(positional[0], out)
+    else:
+        page = reporting.write(positional if len(positional) > 1 else positional[0], out)
     print(f"report: {page}", file=sys.stderr)
     return {"report": str(page)}
 
@@ -422,6 +473,38 @@ steps and at equal compute time. The same command again goes on where it was sto
         configured=False,
         flags=_benchmark_flags,
     ),
+    "sweep": Command(
+        sweep,
+        "many runs from one file, on this machine, Ray or SLURM",
+        """gcp-jax sweep FILE [--dry_run] [--on=local|ray|slurm] [--run_dir=DIR] [--retries=2] [--json]
+
+FILE is Python with get_sweep() -> launch.Sweep, e.g. experiments/sweeps/learning_rates.py. A run's folder is DIR/runs/ID, where ID
+is the hash of its configuration: the same command again, or a grown FILE, skips what is finished and resumes what is not.
+
+  --dry_run                the table of runs with their steps, bytes and hours; nothing is started
+  --on=local               processes of this machine: --slots=N at a time (default: by its accelerators, or two cores each)
+  --on=ray                 Ray tasks: --address=HOST:PORT (default: a cluster that is there, or one started here),
+                           --resources=CPU=2 --resources=GPU=1 of a run
+  --on=slurm               arrays of SLURM jobs, queued again when preempted: --slurm=partition=gpu --slurm=time=240
+                           --slurm=gpus_per_node=1, as submitit calls sbatch's options
+  --retries=2              further attempts at a run that fails; its error is kept and shown
+  --run_dir=DIR            (default: runs/sweeps/NAME-OF-FILE)
+  --json                   last line: run_dir, runs, finished, skipped, failed, seconds; with --dry_run the table""",
+        configured=False,
+        flags=_sweep_flags,
+    ),
+    "status": Command(
+        status,
+        "where a sweep stands, from its folder alone",
+        """gcp-jax status SWEEP [--watch] [--json]
+
+A line for each run: state, steps, success before and now, time left. Works from any machine that sees the folder.
+
+  --watch                  again every two seconds, until nothing is left to do
+  --json                   last line: how many are in each state, and every run""",
+        configured=False,
+        flags=_status_flags,
+    ),
     "evaluate": Command(
         evaluate,
         "success of a saved policy from fixed start states, with its interval",
@@ -432,8 +515,9 @@ Loads a saved policy (a folder such as RUN/policy/seed_0), checks it, and runs i
     ),
     "report": Command(
         report,
-        "tables, curves and one HTML page from run folders",
+        "tables, curves and one HTML page from run folders, or from a sweep's",
         """gcp-jax report RUN [RUN …] [--out=DIR] [--json]
+gcp-jax report SWEEP [--out=DIR] [--json]
 
 One run: RUN/report/report.html. Several runs: side by side, into --out. Works while runs are still going on.""",
         configured=False,

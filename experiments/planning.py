@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import json
 import math
+import statistics
+import time
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from experiments import memory
+import envs
+from experiments import memory, products
 from gcp_jax import learner, policy
 from gcp_jax import train as training
 from gcp_jax.config import Run
-from gcp_jax.types import PyTree
+from gcp_jax.types import Algorithm, Array, PyTree, Specs
 
 
 def plan(config: Run, task: training.Task, *, peak: bool = False) -> dict[str, Any]:
@@ -49,6 +53,64 @@ def plan(config: Run, task: training.Task, *, peak: bool = False) -> dict[str, A
         "batches_bytes": members * size.updates * batch * _bytes_per_sample(size),
         **({"peak_bytes": _peak(config, task)} if peak else {}),
     }
+
+
+class Cost(NamedTuple):
+    """Work of a run: multiplications and additions of all its networks' training, and environment steps, over all members."""
+
+    flops: float
+    env_steps: int
+    steps_per_s: float  # of the environment as it was measured (``envs/measured.json``); 0 where it never was
+
+    def hours(self, rate: float) -> float:
+        """On a machine that does ``rate`` operations a second. Compiling, acting and evaluations come on top."""
+        simulated = self.env_steps / self.steps_per_s if self.steps_per_s else 0.0
+        return (self.flops / rate + simulated) / 3600
+
+
+def cost(config: Run, task: training.Task) -> Cost:
+    """Of cloning and finetuning, by the products in the jaxpr of an update (seconds of tracing)."""
+    size, fine, members = training.sizes(config, task.env.specs), config.finetune, len(config.members)
+    base = policy.make(config.policy, size.specs)
+    algorithm = training.method(config, base, size)
+    pretrained = jax.eval_shape(base.untrained, jax.random.key(0))
+    state = jax.eval_shape(algorithm.init, jax.random.key(0), pretrained)
+    shapes = batches(algorithm, size.specs, state, rows=size.rows, columns=fine.envs)
+    one = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), shapes)
+    update = products.flops(products.count(algorithm.update, state, one, jax.random.key(0)))
+    cloned = 0 if config.pretrain.artifact else config.pretrain.updates * config.pretrain.batch_size
+    steps = size.segments * size.env_steps * members
+    learning = max(size.segments - size.warmup, 0) * size.updates * members
+    forward_and_back = 6 * _count(pretrained["net"])  # two operations a weight, and twice that backwards
+    measured = json.loads(Path(envs.__file__).with_name("measured.json").read_text())
+    speeds = measured.get(config.env["name"], {}).get("speed", {})
+    speed = max((each["task_steps_per_s"] for each in speeds.values()), default=0.0)
+    return Cost(cloned * forward_and_back + learning * update, steps, speed)
+
+
+def batches(algorithm: Algorithm, specs: Specs, state: PyTree, *, rows: int, columns: int) -> PyTree:
+    """Shapes of the batches [U, B, ...] that a first segment of ``rows`` chunks in ``columns`` environments makes."""
+
+    def made(state: PyTree, key: Array) -> PyTree:
+        item = learner.segment_item(specs, lambda obs: algorithm.act(state, obs, key), columns)
+        segment = jax.tree.map(lambda x: jnp.broadcast_to(x, (rows, *x.shape[1:])), item)
+        _, segment = algorithm.prepare(state, segment)
+        return algorithm.source.step(algorithm.source.init(item), segment, key, jnp.int32(0))[1]
+
+    return jax.eval_shape(made, state, jax.random.key(0))
+
+
+def rate() -> float:
+    """Operations a second of this machine, by a matrix product of the size that updates have."""
+    x = jnp.ones((1024, 512))
+    product = jax.jit(lambda x: x @ x.T)
+    jax.block_until_ready(product(x))
+    spent = []
+    for _ in range(5):
+        began = time.perf_counter()
+        jax.block_until_ready(product(x))
+        spent.append(time.perf_counter() - began)
+    return 2 * 1024 * 512 * 1024 / statistics.median(spent)
 
 
 def _peak(config: Run, task: training.Task) -> int:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import difflib
+import importlib.util
 import math
 import sys
 from collections.abc import Callable, Mapping
@@ -72,10 +74,37 @@ def choose_algorithm(config: ml_collections.ConfigDict, name: str, module: str =
 def override(config: ml_collections.ConfigDict, values: Mapping[str, Any]) -> None:
     """Set fields by their dotted names, in place. Raises ConfigError for one that does not exist or is of another type."""
     for field, value in values.items():
+        if not field.startswith("population."):  # which has the fields that a user gives it
+            _known(config, field)
         try:
             config.update_from_flattened_dict({field: value})
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise ConfigError(f"cannot set {field} to {value!r}: {error}") from error
+
+
+def _known(config: ml_collections.ConfigDict, field: str) -> None:
+    """Raise ConfigError where there is no such field."""
+    section = config
+    for name in field.split("."):
+        allowed = list(section.keys()) if isinstance(section, ml_collections.ConfigDict) else []
+        if name not in allowed:
+            close = difflib.get_close_matches(name, allowed, n=1)
+            hint = f"did you mean {close[0]!r}? " if close else ""
+            raise ConfigError(f"there is no field {field!r}; {hint}allowed: {', '.join(allowed)}.")
+        section = section[name]
+
+
+def called(path: str, function: str, *, named: str, example: str) -> Any:
+    """What ``function`` of a user's Python file returns. named: the file as the user gave it. Raises ConfigError where there is no
+    such file or function."""
+    spec = importlib.util.spec_from_file_location(Path(path).stem, path)
+    if not Path(path).is_file() or spec is None or spec.loader is None:
+        raise ConfigError(f"{named} is not a Python file; give one such as {example}.")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    if not hasattr(module, function):
+        raise ConfigError(f"{named} has no {function}(); see {example}.")
+    return getattr(module, function)()
 
 
 def vectorised(config: ml_collections.ConfigDict) -> None:

@@ -577,7 +577,9 @@ def _page(benchmark: Benchmark, aggregate: Aggregate | None, pictures: Mapping[s
     header = (
         f"<header><h1>{title}</h1><p>{escape(benchmark.folder.name)} <span>{_progress(benchmark)}</span></p></header>"
     )
-    return _SHELL.format(title=title, css=report.CSS + _css(), body=f"{header}\n{body}<footer>{_METHODS}</footer>")
+    return report.SHELL.format(
+        title=title, css=report.CSS + _css(), body=f"{header}\n{body}<footer>{_METHODS}</footer>"
+    )
 
 
 def _progress(benchmark: Benchmark) -> str:
@@ -614,7 +616,7 @@ def _aggregate_table(benchmark: Benchmark, aggregate: Aggregate | None) -> str:
     ranked = sorted(rows, key=lambda index: -rows[index].get("iqm", -1.0))
     heads = ("", "interquartile mean", "mean", "base", "best", "at equal compute", "training time", "")
     lines = [[_name(benchmark, index), *map(escape, _aggregate_cells(rows[index]))] for index in ranked]
-    return _table(heads, lines)
+    return report.html_table(heads, lines)
 
 
 def _aggregate_cells(row: Mapping[str, Any]) -> list[str]:
@@ -636,7 +638,7 @@ def _matrix_table(benchmark: Benchmark, aggregate: Aggregate | None) -> str:
         [_name(benchmark, a), *(aggregate.better[a, b].percent() if a != b else MISSING for b in members)]
         for a in members
     ]
-    return _table(["P(row beats column)", *(_name(benchmark, index) for index in members)], lines)
+    return report.html_table(["P(row beats column)", *(_name(benchmark, index) for index in members)], lines)
 
 
 def _task_table(benchmark: Benchmark, task: str) -> str:
@@ -648,7 +650,7 @@ def _task_table(benchmark: Benchmark, task: str) -> str:
         [_name(benchmark, index), *_task_cells(entry.state, _row(entry, budget))]
         for index, entry in enumerate(benchmark.of(task))
     ]
-    return f"<h3>{escape(task)}</h3>{_table(heads, lines)}"
+    return f"<h3>{escape(task)}</h3>{report.html_table(heads, lines)}"
 
 
 def _task_cells(state: str, row: Mapping[str, Any]) -> list[str]:
@@ -683,13 +685,6 @@ def _percent(rate: float | None) -> str:
 def _interval(row: Mapping[str, Any], name: str) -> str:
     value: Any = row.get(name)
     return MISSING if value is None else Interval(value, row[f"{name}_low"], row[f"{name}_high"]).percent()
-
-
-def _table(heads: Iterable[str], lines: Iterable[Sequence[str]]) -> str:
-    """From cells that are HTML already."""
-    head = "".join(f"<th>{text}</th>" for text in heads)
-    body = "".join(f"<tr>{''.join(f'<td>{cell}</td>' for cell in line)}</tr>" for line in lines)
-    return f'<div class="wide"><table class="success"><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
 
 
 def _name(benchmark: Benchmark, index: int) -> str:
@@ -753,13 +748,6 @@ def _css() -> str:
         "p .state { margin-right:1.2rem; white-space:nowrap; } details { margin:.3rem 0; }\n"
     )
 
-
-_SHELL = """<!doctype html>
-<html lang="en"><head><meta charset="utf-8"><title>{title}</title>
-<meta name="viewport" content="width=device-width"><meta name="color-scheme" content="light dark">
-<style>{css}</style></head>
-<body>{body}</body></html>
-"""
 
 _EQUAL = (
     "The methods differ in what an environment step costs. T* is the median, over the methods of a task, of the training time that "

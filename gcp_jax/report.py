@@ -524,6 +524,13 @@ def html_section(title: str, body: str) -> str:
     return f"<section><h2>{title}</h2>{body}</section>\n"
 
 
+def html_table(heads: Iterable[str], lines: Iterable[Sequence[str]]) -> str:
+    """From cells that are HTML already."""
+    head = "".join(f"<th>{text}</th>" for text in heads)
+    body = "".join(f"<tr>{''.join(f'<td>{cell}</td>' for cell in line)}</tr>" for line in lines)
+    return f'<div class="wide"><table class="success"><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
+
+
 def _tiles(run: Run) -> str:
     row = _pooled_row(run)
     _, before, after, change = (text.partition(" [")[0] for text in row.texts())
@@ -781,4 +788,11 @@ summary { cursor:pointer; }
 pre { overflow-x:auto; padding:1rem; background:var(--card); border:1px solid var(--line); border-radius:.6rem;
   font-size:.85rem; }
 footer { margin-top:3rem; padding-top:1rem; border-top:1px solid var(--line); color:var(--soft); font-size:.85rem; }
+"""
+
+SHELL = """<!doctype html>
+<html lang="en"><head><meta charset="utf-8"><title>{title}</title>
+<meta name="viewport" content="width=device-width"><meta name="color-scheme" content="light dark">
+<style>{css}</style></head>
+<body>{body}</body></html>
 """

@@ -50,6 +50,7 @@ from gcp_jax.types import Algorithm, PyTree, Specs, Step
 CLONE_STREAM = 0x636C6F6E
 # On CPU most of a compile is LLVM's. Measured on peg_insert's physics: level 1 steps as fast and compiles 20 % sooner.
 CPU_COMPILE = {"xla_backend_optimization_level": 1}
+FORMAT = 1  # of a run folder
 FREE_FIELDS = ("run_dir", "writers", "video", "checkpoint")  # may differ when a run is resumed
 
 
@@ -63,6 +64,10 @@ class Interrupted(RunError):
     def __init__(self, message: str, signum: int) -> None:
         super().__init__(message)
         self.code = 128 + signum
+
+
+class Paused(RunError):
+    """Stopped where it was asked to, after saving and evaluating; the same run goes on from there."""
 
 
 class Task(NamedTuple):
@@ -240,14 +245,16 @@ class Training:
         self.compile_seconds = self.seconds_before = self.train_seconds = 0.0
         self.began = time.monotonic()
         self._evaluate: dict[Any, Any] = {}
-        self._signal = 0
+        self._signal = self.until = 0
         self.command = command
         if config.population:
             population.check(config, self.dry)
 
-    def run(self) -> dict[str, Any]:
-        """Clone (unless an artifact exists), finetune, save the policies; the summary is also ``summary.json``."""
-        with hosts.together(), _owned(self.folder), _signals(self):
+    def run(self, until: int = 0) -> dict[str, Any]:
+        """Clone (unless an artifact exists), finetune, save the policies; the summary is also ``summary.json``. until: environment
+        steps of a seed after which the next evaluation pauses the run (0: none); raises Paused there."""
+        self.until = until
+        with hosts.together(), owned(self.folder), _signals(self):
             finished = self.folder / "summary.json"
             self._open()
             if hosts.agreed(finished.exists()):
@@ -262,7 +269,7 @@ class Training:
 
     def pretrain(self) -> Path:
         """Clone only; where the policy lies. Already cloned, nothing is done."""
-        with hosts.together(), _owned(self.folder), _signals(self):
+        with hosts.together(), owned(self.folder), _signals(self):
             self._open()
             with self._writing() as self.writer:
                 self._base()
@@ -286,12 +293,22 @@ class Training:
 
     def _open(self) -> None:
         config = to_dict(self.config)
-        known = {"config": config, "command": self.command, "versions": versions(), "commit": commit()}
+        facts: dict[str, Any] = {"command": self.command, "versions": versions(), "commit": commit()}
         path = self.folder / "config.json"
         if not path.exists() and hosts.first():
-            write_json(path, known)
+            write_json(path, {"format": FORMAT, "config": config, **facts})
         hosts.wait("config.json")
-        for field, there, here in _differences(json.loads(path.read_text())["config"], config):
+        known = json.loads(path.read_text())
+        if known.get("format") != FORMAT:
+            raise RunError(
+                f"{self.folder} holds a run of format {known.get('format')}, this version reads {FORMAT}; finish it with the version "
+                "that began it, or choose another --config.run_dir."
+            )
+        others = {name: (was, facts["versions"].get(name)) for name, was in known["versions"].items()}
+        for name, (was, now) in others.items():
+            if was != now:
+                print(f"this run began with {name} {was}, now it is {now}: the last bits may differ", file=sys.stderr)
+        for field, there, here in _differences(known["config"], config):
             raise RunError(
                 f"{self.folder} holds a run with {field}={there!r}, not {here!r}; use the same configuration to resume it, "
                 "or another --config.run_dir."
@@ -502,11 +519,14 @@ class Training:
                 self.train_seconds += time.monotonic() - began
                 self._signal = hosts.largest(self._signal)
                 self._log(cadence, stage.members, clock, found, time.monotonic() - began, shown)
-                last = clock == cadence.segments
+                last, pause = clock == cadence.segments, False
                 if last or clock % cadence.evaluate == 0:
                     rows = self._evaluate_at(stage, clock, train, shown)
-                if last or clock % cadence.checkpoint == 0 or self._signal or (rows and stage.stop(rows)):
+                    pause = not last and self._pauses(cadence, clock)
+                if last or pause or clock % cadence.checkpoint == 0 or self._signal or (rows and stage.stop(rows)):
                     saved.save(clock, train, self._standing(rows, shown))
+                if pause:
+                    raise Paused(f"paused at {cadence.done(clock)} {cadence.unit}.")
                 if self._signal:
                     where = f"{cadence.done(clock)} {cadence.unit} of {cadence.name}"
                     reason = signal.Signals(self._signal).name
@@ -516,6 +536,11 @@ class Training:
             self.compile_seconds += shown.compile_seconds
         saved.close()
         return hosts.fetch(stage.export(train)), rows
+
+    def _pauses(self, cadence: Cadence, clock: int) -> bool:
+        """Is this the evaluation at which finetuning was asked to pause?"""
+        steps = cadence.env_steps
+        return bool(self.until and steps) and clock * steps >= self.until > (clock - cadence.evaluate) * steps
 
     def _resume(self, cadence: Cadence, found: tuple[Any, dict[str, Any]] | None) -> tuple[int, list[dict[str, Any]]]:
         """The clock and the last evaluation to go on from."""
@@ -692,20 +717,24 @@ def _differences(there: Mapping[str, Any], here: Mapping[str, Any], prefix: str 
 
 
 def write_json(path: Path, content: Any) -> None:
-    """Write JSON, atomically."""
+    """Write JSON, all of it or nothing. Raises OSError that names the file."""
     scratch = path.with_suffix(".tmp")
-    scratch.write_text(json.dumps(content, indent=1))
-    os.replace(scratch, path)
+    try:
+        scratch.write_text(json.dumps(content, indent=1))
+        os.replace(scratch, path)
+    except OSError as error:
+        scratch.unlink(missing_ok=True)
+        raise OSError(error.errno, f"cannot write {path}: {error.strerror}") from error
 
 
 @contextlib.contextmanager
-def _owned(folder: Path) -> Iterator[None]:
-    """Hold the run folder against a second process; the first host holds it for all."""
+def owned(folder: Path, name: str = ".lock") -> Iterator[None]:
+    """Hold the run folder against a second process; the first host holds it for all. Raises RunError where it is held."""
     if not hosts.first():
         yield
         return
     folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / ".lock", "w") as lock:
+    with open(folder / name, "w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:

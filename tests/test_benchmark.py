@@ -142,7 +142,7 @@ def test_a_task_without_success_is_refused(tmp_path, monkeypatch):
         ({"algorithms": ["ogpoo"]}, "no algorithm is called 'ogpoo'; did you mean 'ogpo'"),
         ({"envs": ["peg"]}, "no environment is called 'peg'; allowed: "),
         ({"overrides": ["seeds"]}, "--override=seeds lacks its value"),
-        ({"overrides": ["finetune.env=3"]}, "there is no field 'env'; did you mean 'envs'"),
+        ({"overrides": ["finetune.env=3"]}, "there is no field 'finetune.env'; did you mean 'envs'"),
         ({"overrides": ["finetune.utd=fast"]}, "cannot set finetune.utd to 'fast'"),
         ({"file": "nowhere.py"}, "--file=nowhere.py is not a Python file"),
     ],

@@ -23,7 +23,7 @@ def test_environments_are_measured_and_shown(tmp_path, monkeypatch, capsys):
     table = tmp_path / "measured.json"
     table.write_text(json.dumps({"reach": measured}))
     monkeypatch.setattr(inspection, "MEASURED", table)
-    monkeypatch.setattr(cli, "_compilation_cache", lambda: None)
+    monkeypatch.setattr(cli, "compilation_cache", lambda: None)
     assert cli.main(["envs", "--json"]) == 0
     shown = capsys.readouterr()
     assert json.loads(shown.out.splitlines()[-1])["reach"]["measured"] == measured
@@ -88,7 +88,8 @@ def test_results_are_appended_and_the_newest_make_the_page(tmp_path):
 def test_a_benchmark_that_does_not_exist_is_told(capsys):
     assert run.main(["updates"]) == 2
     assert (
-        "there is no 'updates'; allowed: update, rollout, segment, seeds, devices, startup." in capsys.readouterr().err
+        "there is no 'updates'; allowed: update, rollout, segment, seeds, devices, startup, launch."
+        in capsys.readouterr().err
     )
 
 

@@ -21,7 +21,7 @@ REACH = "experiments/configs/reach.py"
 @pytest.fixture(autouse=True)
 def keep_cache(monkeypatch):
     """The tests' own compilation cache stays, and a plan traces nothing where a test does not ask for it."""
-    monkeypatch.setattr(cli, "_compilation_cache", lambda: None)
+    monkeypatch.setattr(cli, "compilation_cache", lambda: None)
     monkeypatch.setattr(planning, "_peak", lambda config, task: 0)
 
 

@@ -163,7 +163,7 @@ def command(folder, **fields):
 
 def test_a_population_by_command_has_a_row_a_policy_and_a_column_for_each_member(tmp_path, monkeypatch, capsys):
     """Residual's scale is also used when acting deterministically: each member must be evaluated with its own."""
-    monkeypatch.setattr(cli, "_compilation_cache", lambda: None)
+    monkeypatch.setattr(cli, "compilation_cache", lambda: None)
     folder = tmp_path / "run"
     fields = {"algorithm.name": "residual", "population.scale": "0.1,0.5", "algorithm.explore_steps": "32"}
     assert cli.main(command(folder, **fields)) == 0
@@ -186,7 +186,7 @@ def test_a_population_by_command_has_a_row_a_policy_and_a_column_for_each_member
 
 
 def test_a_field_that_shapes_the_program_is_refused_before_anything_is_trained(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(cli, "_compilation_cache", lambda: None)
+    monkeypatch.setattr(cli, "compilation_cache", lambda: None)
     assert cli.main(command(tmp_path / "run", **{"population.chains": "4,8"})) == 2
     said = capsys.readouterr().err.strip().splitlines()[-1]
     assert "chains cannot vary in one program: ogpo needs its number while it compiles" in said

@@ -5,7 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from benchmarks import products, timing, update
+from benchmarks import timing, update
+from experiments import products
 
 A, B = jnp.ones((3, 4)), jnp.ones((4, 5))
 

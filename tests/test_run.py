@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import os
 import signal
@@ -192,6 +193,23 @@ def test_sigterm_saves_and_the_same_command_goes_on(tmp_path):
     assert max(ocp.utils.checkpoint_steps(folder / "checkpoints" / "finetune")) * 128 == done
 
 
+def test_a_run_of_a_sweep_paused_and_gone_on_is_the_run_alone(whole, tmp_path):
+    fields = {name: ast.literal_eval(value) for name, value in TINY.items() if name != "seeds"}
+    file, folder = tmp_path / "one.py", tmp_path / "sweep"
+    file.write_text(
+        "from launch import Halving, Sweep\n"
+        f"def get_sweep():\n    return Sweep({CONFIG!r}, fields={fields}, seeds=2, halving=Halving((512,)))\n"
+    )
+    words = ["sweep", str(file), f"--run_dir={folder}", "--slots=1", "--json"]
+    assert last_json(run([sys.executable, "-m", "experiments.cli", *words]))["finished"] == 1
+    [own] = (folder / "runs").iterdir()
+    attempts = [json.loads(line) for line in (own / "attempts.jsonl").read_text().splitlines()]
+    assert [row["outcome"] for row in attempts if "outcome" in row] == ["paused", "finished"]
+    assert "resuming finetune at 512 of 1536 env steps" in (own / "log.txt").read_text()
+    for name in ("metrics.jsonl", "eval.jsonl"):
+        assert untimed(own / name) == untimed(whole[0] / name)
+
+
 def test_a_finished_run_is_left_alone(whole):
     folder, summary = whole
     before = {path: path.stat().st_mtime_ns for path in folder.glob("policy/*/*")}
@@ -222,7 +240,7 @@ def test_a_saved_policy_evaluates_to_what_was_recorded(whole):
     ],
 )
 def test_bad_input_is_one_line_and_exit_code_2(tmp_path, capsys, monkeypatch, fields, words):
-    monkeypatch.setattr(cli, "_compilation_cache", lambda: None)
+    monkeypatch.setattr(cli, "compilation_cache", lambda: None)
     assert cli.main(command(tmp_path / "run", **fields)[3:]) == 2
     shown = capsys.readouterr()
     assert shown.out == "" and words in shown.err.strip().splitlines()[-1]

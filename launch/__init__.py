@@ -1,0 +1,23 @@
+"""Sweeps: many runs from one file, on this machine, on Ray or on SLURM.
+
+from launch import Sweep, grid, log_uniform, drawn
+
+def get_sweep():
+    return Sweep(config="experiments/configs/peg_insert.py", axes=(grid("finetune.utd", (0.0625, 0.125)),), seeds=4)
+"""
+
+from launch.axes import choice, drawn, grid, integers, log_uniform, uniform, zipped
+from launch.sweep import Halving, Search, Sweep
+
+__all__ = [
+    "Halving",
+    "Search",
+    "Sweep",
+    "choice",
+    "drawn",
+    "grid",
+    "integers",
+    "log_uniform",
+    "uniform",
+    "zipped",
+]
