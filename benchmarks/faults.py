@@ -19,7 +19,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -104,20 +104,31 @@ def _in_the_middle(folder: Path) -> int:
     while True:
         finished = {path.parent for path in folder.glob("runs/*/summary.json")}
         going = {path.parents[2] for path in folder.glob("runs/*/checkpoints/finetune/*")} - finished
-        pids = [row["pid"] for run in going if "pid" in (row := _last_attempt(run))]
+        pids = [row["pid"] for run in going if "pid" in (row := last_attempt(run))]
         if len(finished) >= RUNS // 4 and pids:
             return int(pids[0])
         time.sleep(0.1)
 
 
-def _last_attempt(run: Path) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads((run / "attempts.jsonl").read_text().splitlines()[-1])
-    return found
+def last_attempt(run: Path) -> dict[str, Any]:
+    """The newest row of a run's attempts: with the process, while it is at work; {} before the first."""
+    rows = (run / "attempts.jsonl").read_text().splitlines()
+    return dict(json.loads(rows[-1])) if rows else {}
+
+
+def kill_machine(nodes: Iterable[Any], pid: int) -> None:
+    """Every process of the node of a Ray cluster that process ``pid`` belongs to, at once, as when its power goes."""
+    import psutil
+
+    raylets = [psutil.Process(node.all_processes["raylet"][0].process.pid) for node in nodes]
+    trees = [[*raylet.children(recursive=True), raylet] for raylet in raylets]
+    for process in next(tree for tree in trees if any(process.pid == pid for process in tree)):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.kill()
 
 
 def ray(file: Path, folder: Path, disturbed: bool) -> None:
     """On a head without CPUs and two nodes."""
-    import psutil
     from ray.cluster_utils import Cluster
 
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
@@ -125,12 +136,7 @@ def ray(file: Path, folder: Path, disturbed: bool) -> None:
         nodes = [cluster.add_node(num_cpus=1) for _ in range(2)]
         launcher = _launched(file, folder, "--on=ray", f"--address={cluster.address}")
         if disturbed:
-            pid = _in_the_middle(folder)
-            raylets = [psutil.Process(node.all_processes["raylet"][0].process.pid) for node in nodes]
-            trees = [[*raylet.children(recursive=True), raylet] for raylet in raylets]
-            for process in next(tree for tree in trees if any(process.pid == pid for process in tree)):
-                with contextlib.suppress(psutil.NoSuchProcess):
-                    process.kill()
+            kill_machine(nodes, _in_the_middle(folder))
         _ended(launcher)
     finally:
         cluster.shutdown()

@@ -29,9 +29,7 @@ import ml_collections
 from experiments import planning, tasks
 from gcp_jax import comparison
 from gcp_jax import train as training
-from gcp_jax.config import ConfigError, Run, resolve, to_dict
-
-_DEFAULT = {"algorithm": {"name": "ogpo"}, "video": False}  # a clone is not finetuned; its run wants some method
+from gcp_jax.config import ConfigError, Run, of_clone, resolve, to_dict
 
 
 class Chosen(NamedTuple):
@@ -194,11 +192,8 @@ def _describe(chosen: Chosen, folder: Path, command: str) -> None:
 
 
 def _clone(folder: Path, config: Run, task: training.Task, command: str) -> Path:
-    """The task's shared clone: demonstrations and cloning do not depend on the method."""
-    kept = ("env", "policy", "demonstrations", "pretrain", "evaluation", "seed", "seeds", "data")
-    return training.Training(
-        resolve({**_DEFAULT, **{k: to_dict(config)[k] for k in kept}}), task, folder, command
-    ).pretrain()
+    """The task's shared clone."""
+    return training.Training(of_clone(config), task, folder, command).pretrain()
 
 
 def _finetune(folder: Path, config: Run, artifact: Path, task: training.Task, command: str) -> str:

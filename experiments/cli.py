@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import itertools
 import json
 import os
@@ -223,13 +222,11 @@ def _run_config(values: Any) -> Any:
 
 def _folder(config: Any) -> Path:
     """The run folder: given, or by the hash of the configuration."""
-    from gcp_jax.config import to_dict
+    from gcp_jax.train import identity
 
     if config.run_dir:
         return Path(config.run_dir)
-    content = json.dumps({k: v for k, v in to_dict(config).items() if k != "run_dir"}, sort_keys=True)
-    digest = hashlib.sha256(content.encode()).hexdigest()[:10]
-    return Path("runs") / f"{config.env['name']}-{config.algorithm['name']}" / digest
+    return Path("runs") / f"{config.env['name']}-{config.algorithm['name']}" / identity(config)
 
 
 def train(values: Any, positional: list[str]) -> dict[str, Any]:

@@ -262,6 +262,18 @@ def resolve(values: Mapping[str, Any]) -> Run:
     return run
 
 
+_CLONED = ("env", "policy", "demonstrations", "pretrain", "evaluation", "seed", "seeds", "data")
+
+
+def of_clone(config: Run) -> Run:
+    """The configuration of a run's clone alone, one for all methods: demonstrations and cloning do not depend on them."""
+    content = to_dict(config)
+    kept = {name: content[name] for name in _CLONED}
+    return resolve(
+        {"algorithm": {"name": "ogpo"}, "video": False, **kept}
+    )  # it is not finetuned, but must name some method
+
+
 def _population(run: Run) -> dict[str, tuple[float, ...]]:
     """The values of each field that varies, as many for one as for another. Raises ConfigError."""
     name, fields = run.algorithm["name"], {f.name: f for f in dataclasses.fields(run.algorithm_module.Config)}

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import hashlib
 import importlib.metadata
 import json
 import math
@@ -716,11 +717,22 @@ def _differences(there: Mapping[str, Any], here: Mapping[str, Any], prefix: str 
             yield f"{prefix}{name}", one, other
 
 
+def identity(config: Run) -> str:
+    """The hash of what shapes a run's numbers, by which its folder is called where none is named."""
+    content = {name: value for name, value in to_dict(config).items() if name not in FREE_FIELDS}
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:10]
+
+
 def write_json(path: Path, content: Any) -> None:
     """Write JSON, all of it or nothing. Raises OSError that names the file."""
+    write_text(path, json.dumps(content, indent=1))
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file, all of it or nothing. Raises OSError that names it."""
     scratch = path.with_suffix(".tmp")
     try:
-        scratch.write_text(json.dumps(content, indent=1))
+        scratch.write_text(text, encoding="utf-8")
         os.replace(scratch, path)
     except OSError as error:
         scratch.unlink(missing_ok=True)

@@ -1,6 +1,6 @@
-"""Sweeps: many runs from one file, on this machine, on Ray or on SLURM.
+"""Sweeps: many runs from one file, on this machine, on Ray or on SLURM. A sweep file::
 
-from launch import Sweep, grid, log_uniform, drawn
+from launch import Sweep, grid
 
 def get_sweep():
     return Sweep(config="experiments/configs/peg_insert.py", axes=(grid("finetune.utd", (0.0625, 0.125)),), seeds=4)

@@ -8,7 +8,7 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from rich.console import Console
 from rich.live import Live
@@ -40,10 +40,10 @@ def sweep(
     chosen = sweeps.load(file)
     runs = known(chosen)
     devices = max(run.config.data for run in runs)
-    check(chosen, runs)
+    sized(runs)
     with training.owned(folder):
-        engine.describe(chosen, runs if not chosen.search else [], folder, file=file, command=command)
-        plan = plans.make(chosen, folder)
+        engine.describe(runs if not chosen.search else [], folder, file=file, command=command)
+        plan = plans.make(chosen, runs, folder)
         backend = backends.make(
             on, folder=folder, slots=slots, devices=devices, address=address, resources=resources, slurm=slurm
         )
@@ -79,24 +79,29 @@ def known(chosen: Sweep) -> list[Planned]:
     return [run for point in sweeps.points(chosen) for run in sweeps.runs(chosen, {**point, **middle})]
 
 
-def check(chosen: Sweep, runs: Sequence[Planned]) -> dict[str, dict[str, Any]]:
-    """The plan of every run, by its id, before anything is started; one for all that differ only in what shapes nothing. Raises
-    ConfigError for a run that cannot be."""
-    made: dict[str, Any] = {}
-    plan: dict[str, dict[str, Any]] = {}
-    found = {}
+class Size(NamedTuple):
+    """What runs of one shape take. plan: see ``experiments.planning.plan``; task: that the first of them makes."""
+
+    plan: dict[str, Any]
+    task: training.Task
+
+
+def sized(runs: Sequence[Planned]) -> dict[str, Size]:
+    """The size of every run by its ``shape``, before anything is started. Raises ConfigError for a run that cannot be."""
+    made: dict[str, training.Task] = {}
+    found: dict[str, Size] = {}
     for run in runs:
+        key = shape(run)
+        if key in found:
+            continue
         task_key = json.dumps([run.config.env, to_dict(run.config)["demonstrations"]], sort_keys=True)
         if task_key not in made:
             made[task_key] = tasks.make(run.config, film=False)
-        key = _shape(run)
-        if key not in plan:
-            plan[key] = planning.plan(run.config, made[task_key])
-        found[run.id] = plan[key]
+        found[key] = Size(planning.plan(run.config, made[task_key]), made[task_key])
     return found
 
 
-def _shape(run: Planned) -> str:
+def shape(run: Planned) -> str:
     """A run without the numbers of its method that shape nothing."""
     content = to_dict(run.config)
     content["algorithm"] = {k: v for k, v in content["algorithm"].items() if not isinstance(v, float)}
@@ -108,17 +113,17 @@ def dry_run(file: str) -> dict[str, Any]:
     """The table of a sweep's runs, and what they will take; nothing is started or written."""
     chosen = sweeps.load(file)
     runs = known(chosen)
-    plan, rate = check(chosen, runs), planning.rate()
+    sizes, rate = sized(runs), planning.rate()
     costs: dict[str, planning.Cost] = {}
     drawn = Table(box=None, pad_edge=False)
     for name in ("run", "members", "env steps", "updates", "MiB", "hours", "what"):
         drawn.add_column(name, justify="left" if name in ("run", "what") else "right", overflow="fold")
     rows = []
     for run in runs:
-        key = _shape(run)
+        key = shape(run)
         if key not in costs:
-            costs[key] = planning.cost(run.config, tasks.make(run.config, film=False))
-        numbers, members = plan[run.id], len(run.config.members)
+            costs[key] = planning.cost(run.config, sizes[key].task)
+        numbers, members = sizes[key].plan, len(run.config.members)
         rows.append(
             {
                 "id": run.id,

@@ -6,20 +6,17 @@ import concurrent.futures
 import json
 import sys
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 from gcp_jax import train as training
-from gcp_jax.config import ConfigError, Run, resolve, to_dict
-from launch import sweep as sweeps
+from gcp_jax.config import ConfigError, of_clone, resolve, to_dict
 from launch import work as working
 from launch.sweep import Planned, Sweep
 from launch.work import Job, Outcome
 
 Future = concurrent.futures.Future[Outcome]
-_CLONED = ("env", "policy", "demonstrations", "pretrain", "evaluation", "seed", "seeds", "data")
-_SEEDED = {"algorithm": {"name": "ogpo"}, "video": False}  # a clone is not finetuned; its run wants some method
 
 
 class Backend(Protocol):
@@ -65,6 +62,11 @@ def folder_of(sweep_folder: Path, run: str) -> Path:
     return sweep_folder / "runs" / run
 
 
+def finished(run: Path) -> bool:
+    """Has this run, or clone, come to its end?"""
+    return (run / "summary.json").exists()
+
+
 def launch(
     sweep: Sweep, plan: Plan, folder: Path, backend: Backend, *, retries: int, told: Callable[[str], None] = print
 ) -> Sum:
@@ -96,11 +98,11 @@ class _Book:
     def add(self, wanted: Iterable[tuple[Planned, int]]) -> None:
         """Queue runs that are not finished, and the clones they need first."""
         for run, until in wanted:
-            if (folder_of(self.folder, run.id) / "summary.json").exists():
+            if finished(folder_of(self.folder, run.id)):
                 self.skipped += 1
                 continue
             job = self._job(run, until)
-            if not job.clone or (Path(job.clone) / "summary.json").exists():
+            if not job.clone or finished(Path(job.clone)):
                 self._ready.append((run, job))
                 continue
             if job.clone not in self._waiting:
@@ -168,20 +170,15 @@ class _Book:
 def clone_of(run: Planned, work: str = Job._field_defaults["work"]) -> str:
     """The name of the clone that a run starts from; "" where it brings a policy of its own, or is no training."""
     own = run.config.pretrain.artifact or work != Job._field_defaults["work"]
-    return "" if own else sweeps.identity(_clone_config(to_dict(run.config)))
-
-
-def _clone_config(content: Mapping[str, Any]) -> Run:
-    """The configuration of a run's clone: demonstrations and cloning do not depend on the method."""
-    return resolve({**_SEEDED, **{name: content[name] for name in _CLONED}})
+    return "" if own else training.identity(of_clone(run.config))
 
 
 def _clone_job(job: Job) -> Job:
-    config = to_dict(_clone_config(job.config))
-    return Job(Path(job.clone).name, job.clone, config, job.command, clones=True)
+    config = of_clone(resolve(job.config))
+    return Job(Path(job.clone).name, job.clone, to_dict(config), job.command, clones=True)
 
 
-def describe(sweep: Sweep, runs: Sequence[Planned], folder: Path, *, file: str, command: str) -> None:
+def describe(runs: Sequence[Planned], folder: Path, *, file: str, command: str) -> None:
     """``sweep.json``: every run of the sweep by its id, those of earlier launches included. Raises ConfigError where the folder's
     is of another version."""
     path = folder / "sweep.json"

@@ -13,18 +13,17 @@ from gcp_jax.config import ConfigError
 from gcp_jax.statistics import score
 from launch import sweep as sweeps
 from launch.axes import Choice, Point, Range
-from launch.engine import Everything, Plan, folder_of, register
+from launch.engine import Everything, Plan, finished, folder_of, register
 from launch.sweep import Halving, Planned, Search, Sweep
 from launch.work import Outcome
 
 Wanted = list[tuple[Planned, int]]
 
 
-def make(sweep: Sweep, folder: Path) -> Plan:
-    """The plan that a sweep asks for."""
+def make(sweep: Sweep, runs: Sequence[Planned], folder: Path) -> Plan:
+    """The plan that a sweep asks for; runs: all of them, where it is no search."""
     if sweep.search:
         return Searched(sweep, sweep.search, folder)
-    runs = sweeps.runs(sweep)
     return Halved(sweep.halving, runs, folder) if sweep.halving else Everything(runs)
 
 
@@ -63,7 +62,7 @@ class Halved:
         ranked = sorted(self._racing, key=self._standing, reverse=True)
         kept = ranked[: max(len(ranked) // self._halving.keep, 1)]
         for place, run in enumerate(ranked):
-            if run not in kept and not (folder_of(self._folder, run.id) / "summary.json").exists():
+            if run not in kept and not finished(folder_of(self._folder, run.id)):
                 text = f"dropped at {rung:,} env steps: place {place + 1} of {len(ranked)}, the first {len(kept)} went on\n"
                 (folder_of(self._folder, run.id) / "dropped.txt").write_text(text)
         self._racing, self._rung = kept, self._rung + 1
@@ -104,11 +103,6 @@ class Searched:
         self._trials: dict[str, list[int]] = {}  # by the run
         self._awaited: dict[int, set[str]] = {}  # runs of a trial that have not ended
         self._runs: dict[int, list[Planned]] = {}
-
-    @property
-    def asked(self) -> list[Point]:
-        """The points of all trials so far."""
-        return [trial.user_attrs["point"] for trial in self._study.trials]
 
     def start(self) -> Wanted:
         """The trials that a launcher before this one left open, and new ones up to ``parallel``."""
@@ -162,7 +156,7 @@ class Searched:
                 self._study.tell(number, state=failed, skip_if_finished=True)
 
     def _finished(self, run: Planned) -> bool:
-        return (folder_of(self._folder, run.id) / "summary.json").exists()
+        return finished(folder_of(self._folder, run.id))
 
     def _sampler(self, trial: int) -> Any:
         """A sampler whose randomness follows from the seed and the trial's number: resuming draws the same."""

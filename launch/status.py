@@ -130,7 +130,7 @@ def _short(value: Any) -> str:
 
 
 def _state(folder: Path) -> tuple[str, str]:
-    if (folder / "summary.json").exists():
+    if engine.finished(folder):
         return "finished", ""
     if (folder / "dropped.txt").exists():
         return "dropped", (folder / "dropped.txt").read_text().strip()

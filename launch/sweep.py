@@ -8,7 +8,6 @@ configuration, so that a sweep that is launched again, or grown, finds what is t
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import itertools
 import json
 import shlex
@@ -20,8 +19,8 @@ from absl import flags
 from ml_collections import config_flags
 
 from experiments import tasks
-from gcp_jax.config import ConfigError, Run, to_dict
-from gcp_jax.train import FREE_FIELDS
+from gcp_jax.config import ConfigError, Run
+from gcp_jax.train import identity
 from launch.axes import Axis, Choice, Point, Range
 
 
@@ -128,12 +127,6 @@ def runs(sweep: Sweep, point: Point | None = None) -> list[Planned]:
     if len({run.id for run in planned}) < len(planned):
         raise ConfigError("two runs of the sweep have the same configuration; give each combination once.")
     return planned
-
-
-def identity(config: Run) -> str:
-    """The hash of what shapes a run's numbers."""
-    content = {name: value for name, value in to_dict(config).items() if name not in FREE_FIELDS}
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:10]
 
 
 def points(sweep: Sweep) -> list[Point]:

@@ -67,7 +67,7 @@ def prepare(environment: Mapping[str, str], devices: int, cores: Collection[int]
 
 def work(job: Job) -> Outcome:
     """Do one attempt. It raises nothing: what went wrong is the outcome, and in the folder."""
-    from gcp_jax.train import Interrupted, Paused
+    from gcp_jax.train import Interrupted, Paused, write_text
 
     folder = Path(job.folder)
     try:
@@ -84,7 +84,7 @@ def work(job: Job) -> Outcome:
             except Exception as error:
                 outcome = Outcome("failed", told(error))
                 print(traceback.format_exc(), file=sys.stderr)
-                _write(folder / "error.txt", traceback.format_exc())
+                write_text(folder / "error.txt", traceback.format_exc())
             note(folder, ended=time.time(), outcome=outcome.how, error=outcome.error)
             return outcome
     except OSError as error:
@@ -97,7 +97,7 @@ def train(job: Job) -> None:
 
     from experiments import tasks
     from gcp_jax import config as configs
-    from gcp_jax.train import Training
+    from gcp_jax.train import Training, write_json
 
     config, folder = configs.resolve(job.config), Path(job.folder)
     if job.clone:
@@ -106,7 +106,7 @@ def train(job: Job) -> None:
     try:
         if job.clones:
             training.pretrain()
-            _write(folder / "summary.json", "{}")
+            write_json(folder / "summary.json", {})
         else:
             training.run(until=job.until)
     finally:
@@ -145,15 +145,6 @@ def _adopt(clone: Path, folder: Path) -> None:
     shutil.rmtree(scratch, ignore_errors=True)
     shutil.copytree(clone / "policy" / "base", scratch)
     os.replace(scratch, own)
-
-
-def _write(path: Path, text: str) -> None:
-    scratch = path.with_suffix(".tmp")
-    try:
-        scratch.write_text(text, encoding="utf-8")
-        os.replace(scratch, path)
-    finally:
-        scratch.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager

@@ -14,10 +14,10 @@ import time
 from pathlib import Path
 
 import counting
-import psutil
 import pytest
 import yaml
 
+from benchmarks.faults import kill_machine, last_attempt
 from experiments import cli
 from gcp_jax.config import ConfigError
 from launch import Halving, Search, Sweep, backends, commands, engine, grid, log_uniform, plans, report, status, sweep
@@ -58,11 +58,9 @@ class Here:
 
 def run(chosen: Sweep, folder: Path, backend=None, *, retries=1):
     """Everything that ``gcp-jax sweep`` does but for reading flags and checking sizes; (how it ended, what was told)."""
-    engine.describe(
-        chosen, [] if chosen.search else sweep.runs(chosen), folder, file="mine.py", command="gcp-jax sweep"
-    )
-    told = []
-    plan = plans.make(chosen, folder)
+    runs, told = [] if chosen.search else sweep.runs(chosen), []
+    engine.describe(runs, folder, file="mine.py", command="gcp-jax sweep")
+    plan = plans.make(chosen, runs, folder)
     ended = engine.launch(chosen, plan, folder, backend or Here(), retries=retries, told=told.append)
     return ended, told
 
@@ -83,7 +81,7 @@ def check_resumed(done: list[int], total: int) -> None:
     """Nothing is left out, and nothing done again but what came after a checkpoint."""
     assert set(done) == set(range(1, total + 1))
     for before, now in zip(done, done[1:], strict=False):
-        assert now == before + 1 or now == before - before % counting.SAVE + 1
+        assert now in (before + 1, before - (before - 1) % counting.SAVE)  # a step is noted before it is saved
 
 
 @pytest.fixture(scope="module")
@@ -131,7 +129,7 @@ def test_a_run_that_fails_is_tried_again_and_stops_no_other(tmp_path):
 def test_status_is_read_from_the_folders(tmp_path):
     chosen = counted()
     first, second, third, fourth = (run.id for run in sweep.runs(chosen))
-    engine.describe(chosen, sweep.runs(chosen), tmp_path, file="mine.py", command="gcp-jax sweep")
+    engine.describe(sweep.runs(chosen), tmp_path, file="mine.py", command="gcp-jax sweep")
     assert {run.state for run in status.standings(tmp_path)} == {"waiting"}
     for name, how in ((first, None), (second, "died"), (third, "paused")):
         folder = engine.folder_of(tmp_path, name)
@@ -224,7 +222,7 @@ def test_the_report_ranks_settings_and_tells_how_to_repeat_them(tmp_path):
 
 def test_a_report_of_a_sweep_that_has_not_begun(tmp_path):
     chosen = counted()
-    engine.describe(chosen, sweep.runs(chosen), tmp_path, file="mine.py", command="gcp-jax sweep")
+    engine.describe(sweep.runs(chosen), tmp_path, file="mine.py", command="gcp-jax sweep")
     assert "4 runs: 4 waiting" in report.write(tmp_path).read_text()
 
 
@@ -296,32 +294,37 @@ def slow(tmp_path, monkeypatch):
     return file
 
 
-def until(condition, seconds=120.0):
-    """Wait for it."""
+@contextlib.contextmanager
+def launcher(*words, **streams):
+    """``command`` at work; nothing of it is left behind."""
+    with subprocess.Popen(command(*words), cwd=ROOT, text=True, **streams) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+def until(condition, process=None, seconds=600.0):
+    """Wait for it, as long as the ``process`` that is to bring it about lives."""
     end = time.monotonic() + seconds
     while not condition():
+        assert process is None or process.poll() is None, f"ended with {process.returncode} before that"
         assert time.monotonic() < end, "it never came to that"
         time.sleep(0.05)
 
 
 def working(folder: Path) -> list[int]:
     """Processes that are at a run, by what its folder says."""
-    found = []
-    for path in folder.glob("runs/*/attempts.jsonl"):
-        rows = [json.loads(line) for line in path.read_text().splitlines()]
-        if rows and "outcome" not in rows[-1]:
-            found.append(rows[-1]["pid"])
-    return found
+    newest = [last_attempt(path.parent) for path in folder.glob("runs/*/attempts.jsonl")]
+    return [row["pid"] for row in newest if "pid" in row]
 
 
 def test_killed_launchers_and_workers_lose_and_repeat_nothing(slow, tmp_path, undisturbed):
     folder = tmp_path / "sweep"
-    launcher = subprocess.Popen(command(slow, folder, "--slots=2"), stderr=subprocess.DEVNULL, cwd=ROOT)
-    until(lambda: any(len(done) > counting.SAVE for done in steps(folder).values()))
-    os.kill(working(folder)[0], signal.SIGKILL)
-    until(lambda: len(numbers(folder)) >= 1)
-    launcher.kill()
-    launcher.wait()
+    with launcher(slow, folder, "--slots=2", stderr=subprocess.DEVNULL) as process:
+        until(lambda: any(len(done) > counting.SAVE for done in steps(folder).values()), process)
+        os.kill(working(folder)[0], signal.SIGKILL)
+        until(lambda: len(numbers(folder)) >= 1, process)
     again = subprocess.run(command(slow, folder, "--slots=2", "--json"), capture_output=True, text=True, cwd=ROOT)
     assert again.returncode == 0, again.stderr
     ended = json.loads(again.stdout.splitlines()[-1])
@@ -346,33 +349,22 @@ def ray_cluster(nodes: int):
         cluster.shutdown()
 
 
-def kill_machine(nodes, pid: int) -> None:
-    """Every process of the node that process belongs to, at once, as when its power goes."""
-    raylets = [psutil.Process(node.all_processes["raylet"][0].process.pid) for node in nodes]
-    trees = [[*raylet.children(recursive=True), raylet] for raylet in raylets]
-    for process in next(tree for tree in trees if any(process.pid == pid for process in tree)):
-        with contextlib.suppress(psutil.NoSuchProcess):
-            process.kill()
-
-
 @pytest.mark.filterwarnings("ignore")
 def test_ray_finishes_every_run_when_a_node_is_killed(tmp_path, slow, undisturbed):
-    with ray_cluster(2) as (cluster, nodes):
-        launcher = subprocess.Popen(
-            command(slow, tmp_path / "sweep", "--on=ray", f"--address={cluster.address}", "--json"),
-            stdout=subprocess.PIPE,
-            text=True,
-            cwd=ROOT,
-        )
-        until(lambda: working(tmp_path / "sweep") and any(map(len, steps(tmp_path / "sweep").values())))
-        kill_machine(nodes, working(tmp_path / "sweep")[0])
-        out, _ = launcher.communicate(timeout=300)
-    assert launcher.returncode == 0
+    folder = tmp_path / "sweep"
+    with (
+        ray_cluster(2) as (cluster, nodes),
+        launcher(slow, folder, "--on=ray", f"--address={cluster.address}", "--json", stdout=subprocess.PIPE) as process,
+    ):
+        until(lambda: working(folder) and any(map(len, steps(folder).values())), process)
+        kill_machine(nodes, working(folder)[0])
+        out, _ = process.communicate(timeout=600)
+    assert process.returncode == 0
     assert json.loads(out.splitlines()[-1])["finished"] == 4
-    assert numbers(tmp_path / "sweep") == numbers(undisturbed)
-    attempts = [path.read_text() for path in tmp_path.glob("sweep/runs/*/attempts.jsonl")]
+    assert numbers(folder) == numbers(undisturbed)
+    attempts = [path.read_text() for path in folder.glob("runs/*/attempts.jsonl")]
     assert any(text.count("began") > 1 for text in attempts)
-    for done in steps(tmp_path / "sweep").values():
+    for done in steps(folder).values():
         check_resumed(done, SHORT["finetune.env_steps"])
 
 
@@ -421,10 +413,8 @@ def test_slurm_jobs_that_are_preempted_save_and_come_back(slurm, slow, tmp_path,
     monkeypatch.setenv("COUNTING_SECONDS", "0.4")  # SLURM takes seconds to preempt
     folder = tmp_path / "sweep"
     words = ("--on=slurm", "--slurm=partition=low", "--slurm=cpus_per_task=1")
-    launcher = subprocess.Popen(command(slow, folder, *words), stderr=subprocess.DEVNULL, cwd=ROOT)
-    until(lambda: working(folder) and any(len(done) > counting.SAVE for done in steps(folder).values()))
-    launcher.kill()  # the jobs do not need it
-    launcher.wait()
+    with launcher(slow, folder, *words, stderr=subprocess.DEVNULL) as process:  # the jobs do not need it
+        until(lambda: working(folder) and any(len(done) > counting.SAVE for done in steps(folder).values()), process)
     subprocess.run(
         ["sbatch", "--partition=high", "--cpus-per-task=2", "--output=/dev/null", "--wrap=sleep 1"], check=True
     )

@@ -12,6 +12,7 @@ from scipy import stats
 
 from experiments import cli
 from gcp_jax.config import ConfigError
+from gcp_jax.train import identity
 from launch import Halving, Search, Sweep, choice, commands, drawn, grid, integers, log_uniform, sweep, uniform, zipped
 
 REACH = "experiments/configs/reach.py"
@@ -67,8 +68,8 @@ def test_a_method_on_an_axis_brings_its_own_fields():
 def test_identity_follows_from_what_shapes_the_numbers():
     [one] = sweep.runs(Sweep(REACH))
     same = dataclasses.replace(one.config, run_dir="elsewhere", video=not one.config.video)
-    assert sweep.identity(same) == one.id
-    assert sweep.identity(dataclasses.replace(one.config, seed=1)) != one.id
+    assert identity(same) == one.id
+    assert identity(dataclasses.replace(one.config, seed=1)) != one.id
 
 
 @pytest.mark.parametrize(
@@ -83,7 +84,7 @@ def test_its_command_repeats_a_run(chosen):
     for run in sweep.runs(chosen):
         _, name, *rest = shlex.split(run.command)
         values, _ = cli._parse(name, cli.COMMANDS[name], rest)
-        assert sweep.identity(cli._run_config(values)) == run.id
+        assert identity(cli._run_config(values)) == run.id
 
 
 def test_a_grown_sweep_keeps_its_runs():
