@@ -14,6 +14,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import mujoco
 import numpy as np
 
 from envs import Definition
@@ -83,10 +84,19 @@ def _make(name: str, config: Config) -> Env:
         name=f"brax:{name}",
         model_field="sys",
         horizon=config.horizon,
-        model=made.sys.mj_model,
+        model=_simulated(made.sys),
         qpos=lambda state: state.pipeline_state.q,
         demonstrator=functools.partial(demonstrator, name) if name in QUALITY else None,
     )
+
+
+def _simulated(sys: Any) -> mujoco.MjModel:
+    """The model with the options that it is simulated with: brax sets those of some tasks in MJX's copy alone."""
+    model = copy.copy(sys.mj_model)
+    for name in ("solver", "disableflags", "iterations", "ls_iterations"):
+        own = getattr(model.opt, name)
+        setattr(model.opt, name, type(own)(getattr(sys.opt, name)))
+    return model
 
 
 def parameters_file(name: str) -> Path:

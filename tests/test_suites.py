@@ -100,6 +100,8 @@ def test_solver_iterations_of_brax_are_a_setting():
         for e in (env, other)
     ]
     assert text[0] != text[1]
+    options = env.scene().physics.opt
+    assert (options.iterations, options.ls_iterations) == (3, 5)
 
 
 @pytest.mark.parametrize("name", sorted(brax_suite.QUALITY))

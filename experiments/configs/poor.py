@@ -3,8 +3,8 @@
     gcp-jax train --config=experiments/configs/poor.py:nut_on_peg --config.run_dir=runs/nut_on_peg
 
 What came out, with the budget of each task, is in the README's table. Cloning is not cut at a success rate: a clone is as
-good as its demonstrations make it. ``adroit_relocate``'s chunks are 120 numbers, more than the default net is wide, and its arm
-moves in a small part of what its commands span: a net four times as wide, on the range of the demonstrations, clones it.
+good as its demonstrations make it. Adroit's chunks are 112 and 120 numbers, about as many as the default net is wide, and its arm
+moves in a small part of what its commands span: a net four times as wide, on the range of the demonstrations, clones them.
 """
 
 import ml_collections
@@ -17,7 +17,7 @@ def get_config(task: str = "nut_on_peg") -> ml_collections.ConfigDict:
     config = defaults(env=task, algorithm="ogpo")
     vectorised(config)
     config.demonstrations.quality = "poor"
-    if task == "adroit_relocate":
+    if task.startswith("adroit"):
         config.policy.hidden = (512, 512, 512)
         config.pretrain.fit_range = True
     config.pretrain.stop_at = 1.0
