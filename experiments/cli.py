@@ -142,10 +142,15 @@ def _readable() -> Iterator[None]:
 
 
 def _read_flags(values: Any, argv: list[str]) -> list[str]:
-    """Parse argv into ``values``; the positional arguments."""
+    """Parse argv into ``values``; the positional arguments. A dash in an option's name is an underscore."""
     with _readable():
-        positional: list[str] = values(argv)[1:]
+        positional: list[str] = values([_underscored(word) for word in argv])[1:]
     return positional
+
+
+def _underscored(word: str) -> str:
+    name, *value = word.split("=", 1)
+    return "=".join(["--" + name[2:].replace("-", "_"), *value]) if name.startswith("--") else word
 
 
 def _configuration(rest: list[str]) -> tuple[Any, list[str]]:
@@ -473,12 +478,12 @@ steps and at equal compute time. The same command again goes on where it was sto
     "sweep": Command(
         sweep,
         "many runs from one file, on this machine, Ray or SLURM",
-        """gcp-jax sweep FILE [--dry_run] [--on=local|ray|slurm] [--run_dir=DIR] [--retries=2] [--json]
+        """gcp-jax sweep FILE [--dry-run] [--on=local|ray|slurm] [--run_dir=DIR] [--retries=2] [--json]
 
 FILE is Python with get_sweep() -> launch.Sweep, e.g. experiments/sweeps/learning_rates.py. A run's folder is DIR/runs/ID, where ID
 is the hash of its configuration: the same command again, or a grown FILE, skips what is finished and resumes what is not.
 
-  --dry_run                the table of runs with their steps, bytes and hours; nothing is started
+  --dry-run                the table of runs with their steps, bytes and hours; nothing is started
   --on=local               processes of this machine: --slots=N at a time (default: by its accelerators, or two cores each)
   --on=ray                 Ray tasks: --address=HOST:PORT (default: a cluster that is there, or one started here),
                            --resources=CPU=2 --resources=GPU=1 of a run
@@ -486,7 +491,7 @@ is the hash of its configuration: the same command again, or a grown FILE, skips
                            --slurm=gpus_per_node=1, as submitit calls sbatch's options
   --retries=2              further attempts at a run that fails; its error is kept and shown
   --run_dir=DIR            (default: runs/sweeps/NAME-OF-FILE)
-  --json                   last line: run_dir, runs, finished, skipped, failed, seconds; with --dry_run the table""",
+  --json                   last line: run_dir, runs, finished, skipped, failed, seconds; with --dry-run the table""",
         configured=False,
         flags=_sweep_flags,
     ),

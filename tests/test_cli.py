@@ -40,6 +40,11 @@ def test_help_lists_the_commands_and_an_unknown_one_is_refused(capsys):
     assert "allowed: train" in capsys.readouterr().err
 
 
+def test_dashes_in_options_are_underscores():
+    values, positional = cli._parse("sweep", cli.COMMANDS["sweep"], ["my-file.py", "--dry-run", "--run-dir=a-b"])
+    assert (values["dry_run"].value, values["run_dir"].value, positional) == (True, "a-b", ["my-file.py"])
+
+
 def test_plan_counts_without_compiling(capsys, monkeypatch):
     monkeypatch.setattr(jax.stages.Lowered, "compile", lambda *a, **k: pytest.fail("plan compiled something"))
     flags = ["--config.seeds=3", "--config.finetune.env_steps=40960", "--config.finetune.warmup_steps=4096"]
