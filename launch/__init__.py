@@ -1,9 +1,11 @@
-"""Sweeps: many runs from one file, on this machine, on Ray or on SLURM. A sweep file::
+"""Sweeps: many runs from one file, on this machine, on Ray or on SLURM.
 
-from launch import Sweep, grid
+A sweep file::
 
-def get_sweep():
-    return Sweep(config="experiments/configs/peg_insert.py", axes=(grid("finetune.utd", (0.0625, 0.125)),), seeds=4)
+    from launch import Sweep, grid
+
+    def get_sweep():
+        return Sweep("experiments/configs/peg_insert.py", axes=(grid("finetune.utd", (0.0625, 0.125)),), seeds=4)
 """
 
 from launch.axes import choice, drawn, grid, integers, log_uniform, uniform, zipped

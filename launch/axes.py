@@ -1,8 +1,10 @@
-"""The axes of a sweep: each gives a list of points, and a point sets fields of a configuration by their dotted names::
+"""The axes of a sweep.
 
-grid("finetune.utd", (0.0625, 0.125))
-zipped({"policy.steps": (5, 10), "policy.sigma": (0.1, 0.05)})  # both together
-drawn({"algorithm.critic_lr": log_uniform(1e-4, 1e-2)}, count=8)  # random search
+Each gives a list of points, and a point sets fields of a configuration by their dotted names::
+
+    grid("finetune.utd", (0.0625, 0.125))
+    zipped({"policy.steps": (5, 10), "policy.sigma": (0.1, 0.05)})  # both together
+    drawn({"algorithm.critic_lr": log_uniform(1e-4, 1e-2)}, count=8)  # random search
 """
 
 from __future__ import annotations

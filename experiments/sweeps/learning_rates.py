@@ -1,8 +1,10 @@
 """The critic's learning rate and the updates per environment step of OGPO+CA on ``peg_insert``: 2 programs of 3 × 2 trainings.
 
-gcp-jax sweep experiments/sweeps/learning_rates.py --dry-run
-gcp-jax sweep experiments/sweeps/learning_rates.py
-gcp-jax report runs/sweeps/learning_rates
+The commands:
+
+    gcp-jax sweep experiments/sweeps/learning_rates.py --dry-run
+    gcp-jax sweep experiments/sweeps/learning_rates.py
+    gcp-jax report runs/sweeps/learning_rates
 """
 
 from launch import Sweep, grid

@@ -1,6 +1,8 @@
 """Three numbers of OGPO+CA on ``peg_insert`` by Optuna's TPE: 24 trials of 2 seeds, 4 trials at a time.
 
-gcp-jax sweep experiments/sweeps/search.py
+The command:
+
+    gcp-jax sweep experiments/sweeps/search.py
 """
 
 from launch import Search, Sweep, log_uniform, uniform
