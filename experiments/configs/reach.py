@@ -1,6 +1,8 @@
 """Go round a disc to a goal, without a physics engine: the whole path in about two minutes; for first looks and tests.
 
-gcp-jax train --config=experiments/configs/reach.py --config.run_dir=runs/reach
+The command:
+
+    gcp-jax train --config=experiments/configs/reach.py --config.run_dir=runs/reach
 """
 
 import ml_collections

@@ -1,0 +1,18 @@
+"""What computing in bfloat16 does to learning: OGPO+CA on ``reach`` in float32 and in bfloat16, each from its own clone, 4 seeds each.
+
+The commands:
+
+    gcp-jax sweep experiments/sweeps/bfloat16.py
+    gcp-jax report runs/sweeps/bfloat16
+"""
+
+from launch import Sweep, grid
+
+
+def get_sweep() -> Sweep:
+    """Parameters, sums and losses stay in float32 in both."""
+    return Sweep(
+        config="experiments/configs/reach.py",
+        axes=(grid("policy.compute", ("float32", "bfloat16")),),
+        seeds=4,
+    )
