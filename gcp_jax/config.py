@@ -12,22 +12,16 @@ import itertools
 import typing
 from collections.abc import Mapping
 from types import ModuleType
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
-from gcp_jax import algorithms
+from gcp_jax import algorithms, ranges
 from gcp_jax.algorithms import bc
 from gcp_jax.policy import PolicyConfig
+from gcp_jax.ranges import COUNT, FINITE, NOT_NEGATIVE, POSITIVE, RATE, Range
 
 
 class ConfigError(ValueError):
     """A field that cannot be used: which, what it is, what is allowed."""
-
-
-def _at_least(config: Any, section: str, **least: float) -> None:
-    for name, bound in least.items():
-        value = getattr(config, name)
-        if not value >= bound:
-            raise ConfigError(f"{section}{name} is {value}; it must be at least {bound}.")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,8 +35,10 @@ class Demonstrations:
     noise: float = -1.0
     path: str = ""
 
+    RANGES: ClassVar = {"episodes": COUNT, "noise": FINITE}
+
     def __post_init__(self) -> None:
-        _at_least(self, "demonstrations.", episodes=1)
+        ranges.check(self, "demonstrations.")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,12 +59,16 @@ class Pretrain:
     fit_range: bool = False
     artifact: str = ""
 
+    RANGES: ClassVar = {
+        **dict.fromkeys(("updates", "batch_size", "evaluate_every"), COUNT),
+        "learning_rate": POSITIVE,
+        "weight_decay": NOT_NEGATIVE,
+        "ema": Range(0, 1, below=True),
+        "stop_at": RATE,
+    }
+
     def __post_init__(self) -> None:
-        _at_least(self, "pretrain.", updates=1, batch_size=1, evaluate_every=1)
-        if not 0.0 < self.stop_at <= 1.0:
-            raise ConfigError(
-                f"pretrain.stop_at is {self.stop_at}; it is a success rate, or a share of the demonstrations' return, in (0, 1]: 0.45 say."
-            )
+        ranges.check(self, "pretrain.")
 
     @property
     def algorithm(self) -> bc.Config:
@@ -93,12 +93,15 @@ class Finetune:
     capacity: int = 200_000
     demo_fraction: float = 0.0
 
+    RANGES: ClassVar = {
+        **dict.fromkeys(("env_steps", "envs", "rows", "batch_size", "capacity"), COUNT),
+        **dict.fromkeys(("warmup_steps", "pool"), NOT_NEGATIVE),
+        "utd": POSITIVE,
+        "demo_fraction": Range(0, 1, below=True),
+    }
+
     def __post_init__(self) -> None:
-        if not 0.0 <= self.demo_fraction < 1.0:
-            raise ConfigError(f"finetune.demo_fraction is {self.demo_fraction}; it is a share in [0, 1), 0.5 say.")
-        _at_least(self, "finetune.", env_steps=1, warmup_steps=0, envs=1, rows=1, pool=0, batch_size=1, capacity=1)
-        if not self.utd > 0:
-            raise ConfigError(f"finetune.utd is {self.utd}; it must be positive (0.0625 is one update in 16 steps).")
+        ranges.check(self, "finetune.")
 
     @property
     def fresh(self) -> int:
@@ -113,8 +116,10 @@ class Evaluation:
     episodes: int = 256
     every: int = 8_192
 
+    RANGES: ClassVar = {"episodes": COUNT, "every": COUNT}
+
     def __post_init__(self) -> None:
-        _at_least(self, "evaluation.", episodes=1, every=1)
+        ranges.check(self, "evaluation.")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -124,8 +129,10 @@ class Checkpoint:
     every: int = 8_192
     keep: int = 2
 
+    RANGES: ClassVar = {"every": COUNT, "keep": COUNT}
+
     def __post_init__(self) -> None:
-        _at_least(self, "checkpoint.", every=1, keep=1)
+        ranges.check(self, "checkpoint.")
 
 
 class Member(NamedTuple):
@@ -163,8 +170,10 @@ class Run:
     writers: tuple[str, ...] = ()
     video: bool = True
 
+    RANGES: ClassVar = {"seed": Range(0, 2**31 - 1), "seeds": COUNT, "data": COUNT}
+
     def __post_init__(self) -> None:
-        _at_least(self, "", seed=0, seeds=1, data=1)
+        ranges.check(self, "")
 
     @property
     def algorithm_config(self) -> Any:

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 
+from gcp_jax import ranges
 from gcp_jax.mesh import descend
 from gcp_jax.networks import ensemble
+from gcp_jax.ranges import COUNT, NOT_NEGATIVE, POSITIVE, RATE, Range
 from gcp_jax.types import Array, PyTree
 
 
@@ -33,16 +35,19 @@ class Config:
     grad_clip: float = 1000.0
     aggregate: str = "mean"
 
+    RANGES: ClassVar = {
+        "gamma": RATE,
+        "critics": Range(2),
+        "critic_hidden": COUNT,
+        "critic_lr": NOT_NEGATIVE,
+        "critic_ema": RATE,
+        "critic_warmup": NOT_NEGATIVE,
+        "grad_clip": POSITIVE,
+    }
+
     def __post_init__(self) -> None:
-        at_least(self, critics=2, critic_warmup=0)
+        ranges.check(self, "algorithm.")
         one_of(self, aggregate=("mean", "min"))
-
-
-def at_least(config: object, **least: float) -> None:
-    """Raise ValueError, in one line, for the first field below its bound."""
-    for name, bound in least.items():
-        if not getattr(config, name) >= bound:
-            raise ValueError(f"algorithm.{name} is {getattr(config, name)}; it must be at least {bound}.")
 
 
 def one_of(config: object, **allowed: tuple[str, ...]) -> None:

@@ -10,12 +10,15 @@ References: Ho et al. 2020 (arXiv 2006.11239) for DDPM; Song et al. 2021 (arXiv 
 from __future__ import annotations
 
 import dataclasses
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from gcp_jax import ranges
 from gcp_jax.chain import Advance, Net, Transition
+from gcp_jax.ranges import COUNT, NOT_NEGATIVE, POSITIVE
 
 Array = jax.Array
 
@@ -47,18 +50,13 @@ class Sampler:
     scheme: str = "ddpm"
     train_steps: int = 0
 
+    RANGES: ClassVar = {"steps": COUNT, "sigma": POSITIVE, "train_steps": NOT_NEGATIVE}
+
     def __post_init__(self) -> None:
-        if self.steps < 1:
-            raise ValueError(
-                f"policy.steps is {self.steps}; a diffusion needs at least 1 denoising step (20 is usual)."
-            )
-        if not self.sigma > 0:
-            raise ValueError(
-                f"policy.sigma is {self.sigma}; the last denoising step needs a positive noise level (0.1 is usual)."
-            )
+        ranges.check(self, "policy.")
         if self.scheme not in SCHEMES:
             raise ValueError(f"policy.scheme is {self.scheme!r}; a diffusion allows: {', '.join(SCHEMES)}.")
-        if self.train_steps < 0 or self.train_steps % self.steps:
+        if self.train_steps % self.steps:
             raise ValueError(
                 f"policy.train_steps is {self.train_steps}; it must be a multiple of policy.steps ({self.steps}), or 0 for as many."
             )

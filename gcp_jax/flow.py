@@ -9,11 +9,14 @@ References: Lipman et al. 2023 (arXiv 2210.02747) for flow matching; OGPO (arXiv
 from __future__ import annotations
 
 import dataclasses
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
 
+from gcp_jax import ranges
 from gcp_jax.chain import Advance, Net, Transition
+from gcp_jax.ranges import COUNT, POSITIVE
 
 Array = jax.Array
 
@@ -35,13 +38,10 @@ class Sampler:
     sigma: float = 0.05
     scheme: str = "paper"
 
+    RANGES: ClassVar = {"steps": COUNT, "sigma": POSITIVE}
+
     def __post_init__(self) -> None:
-        if self.steps < 1:
-            raise ValueError(f"policy.steps is {self.steps}; a flow needs at least 1 denoising step (10 is usual).")
-        if not self.sigma > 0:
-            raise ValueError(
-                f"policy.sigma is {self.sigma}; the SDE needs a positive noise level (0.01 to 0.1 is usual)."
-            )
+        ranges.check(self, "policy.")
         if self.scheme not in SCHEMES:
             raise ValueError(f"policy.scheme is {self.scheme!r}; a flow allows: {', '.join(SCHEMES)}.")
 

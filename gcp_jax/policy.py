@@ -9,16 +9,17 @@ from __future__ import annotations
 import dataclasses
 import operator
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from gcp_jax import chain as chains
-from gcp_jax import diffusion, flow
+from gcp_jax import diffusion, flow, ranges
 from gcp_jax.mesh import sample_keys
 from gcp_jax.networks import DenoisingNet, Normaliser
+from gcp_jax.ranges import COUNT, FINITE
 from gcp_jax.types import Array, PyTree, Specs
 
 FAMILIES = {"flow": flow, "diffusion": diffusion}
@@ -44,7 +45,16 @@ class PolicyConfig:
     low: tuple[float, ...] = ()
     high: tuple[float, ...] = ()
 
+    RANGES: ClassVar = {
+        "chunk": COUNT,
+        "hidden": COUNT,
+        "low": FINITE,
+        "high": FINITE,
+        **diffusion.Sampler.RANGES,
+    }
+
     def __post_init__(self) -> None:
+        ranges.check(self, "policy.")
         if self.family not in FAMILIES:
             raise ValueError(f"policy.family is {self.family!r}; allowed: {', '.join(FAMILIES)}.")
         if self.compute not in COMPUTE:
@@ -53,10 +63,8 @@ class PolicyConfig:
             raise ValueError(
                 f"policy.low is {self.low} and policy.high {self.high}; give both ends of every action dimension, low below high."
             )
-        if self.chunk < 1:
-            raise ValueError(f"policy.chunk is {self.chunk}; a chunk has at least 1 action (4 is usual).")
-        if not self.hidden or min(self.hidden) < 1:
-            raise ValueError(f"policy.hidden is {self.hidden}; give at least one positive width, e.g. (128, 128, 128).")
+        if not self.hidden:
+            raise ValueError("policy.hidden is (); give at least one width, e.g. (128, 128, 128).")
         if self.family == "flow" and self.train_steps:
             raise ValueError(f"policy.train_steps is {self.train_steps}; only policy.family='diffusion' has any.")
         _ = self.sampler

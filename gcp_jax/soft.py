@@ -9,8 +9,9 @@ Densities and the target entropy H̄ are those of the *unit* action u ∈ (−1,
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -20,6 +21,7 @@ from gcp_jax.chain import draw as draw_noise
 from gcp_jax.chain import normal_log_density
 from gcp_jax.mesh import batch_mean, descend
 from gcp_jax.networks import Head
+from gcp_jax.ranges import COUNT, NOT_NEGATIVE, POSITIVE, Range
 from gcp_jax.types import Array, PyTree
 
 LOG_STD = (-5.0, 2.0)
@@ -39,14 +41,13 @@ class Config(critic.Config):
     temperature: float = 0.1
     temperature_lr: float = 3e-4
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not self.temperature > 0:
-            raise ValueError(f"algorithm.temperature is {self.temperature}; it must be positive (0.1 is usual).")
-        if self.target_entropy >= 0.69:
-            raise ValueError(
-                f"algorithm.target_entropy is {self.target_entropy} per dimension; the unit action cannot reach log 2 = 0.69."
-            )
+    RANGES: ClassVar = {
+        "actor_hidden": COUNT,
+        "actor_lr": NOT_NEGATIVE,
+        "target_entropy": Range(high=math.log(2), below=True),
+        "temperature": POSITIVE,
+        "temperature_lr": NOT_NEGATIVE,
+    }
 
 
 class SoftState(NamedTuple):

@@ -291,7 +291,7 @@ BAD_CRITICS = (
 BAD_WARMUP = ({"critic_warmup": -1}, "algorithm.critic_warmup is -1; it must be at least 0")
 BAD_SOFT = (
     ({"temperature": -1.0}, "algorithm.temperature is -1.0; it must be positive"),
-    ({"target_entropy": 1.0}, "algorithm.target_entropy is 1.0 per dimension"),
+    ({"target_entropy": 1.0}, "algorithm.target_entropy is 1.0; it must be below 0.69"),
 )
 
 

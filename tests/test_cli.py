@@ -117,7 +117,7 @@ def test_a_task_whose_package_is_not_installed_stays_in_the_table(capsys, monkey
         (["plan", "--config.algorithm.module=json"], "'json' is not a method: it lacks Config, make"),
         (["plan", "--config.algorithm.name=qc", "--config.algorithm.chains=4"], "chains"),
         (["plan", "--config.env.name=peg"], "no environment is called 'peg'"),
-        (["plan", "--config.finetune.demo_fraction=1.5"], "finetune.demo_fraction is 1.5; it is a share in [0, 1)"),
+        (["plan", "--config.finetune.demo_fraction=1.5"], "finetune.demo_fraction is 1.5; it must be in [0, 1)"),
         (["plan", "--config.algorithm.name=dppo", "--config.finetune.demo_fraction=0.5"], "it must be 0"),
         (
             [

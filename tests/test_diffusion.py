@@ -130,8 +130,8 @@ def test_kl_of_steps_is_that_of_gaussians():
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"steps": 0}, "at least 1 denoising step"),
-        ({"sigma": 0.0}, "positive noise level"),
+        ({"steps": 0}, "it must be at least 1"),
+        ({"sigma": 0.0}, "it must be positive"),
         ({"scheme": "paper"}, "a diffusion allows: ddpm, ddim"),
         ({"steps": 4, "train_steps": 10}, "must be a multiple of policy.steps"),
     ],

@@ -116,11 +116,11 @@ def test_greedy_is_the_ode_on_normalised_observations(flow):
         ({"scheme": "ddpm"}, "policy.scheme is 'ddpm'; a flow allows: paper, marginal"),
         ({"train_steps": 10}, "only policy.family='diffusion' has any"),
         ({"family": "diffusion", "scheme": "paper"}, "a diffusion allows: ddpm, ddim"),
-        ({"chunk": 0}, "policy.chunk is 0; a chunk has at least 1 action"),
+        ({"chunk": 0}, "policy.chunk is 0; it must be at least 1"),
         ({"low": (0.0, 1.0), "high": (1.0, 0.5)}, "give both ends of every action dimension, low below high"),
         ({"low": (0.0,)}, "give both ends of every action dimension, low below high"),
-        ({"hidden": ()}, r"policy.hidden is \(\); give at least one positive width"),
-        ({"hidden": (16, 0)}, r"policy.hidden is \(16, 0\); give at least one positive width"),
+        ({"hidden": ()}, r"policy.hidden is \(\); give at least one width"),
+        ({"hidden": (16, 0)}, r"policy.hidden is \(16, 0\); it must be at least 1"),
     ],
 )
 def test_a_wrong_config_is_refused(settings, message):

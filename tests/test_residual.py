@@ -348,7 +348,7 @@ def test_every_switch_has_its_test():
         ({"scale": 0.0}, "algorithm.scale is 0.0; it must be positive"),
         *off.BAD_CRITICS,
         ({"temperature": 0.0}, "algorithm.temperature is 0.0; it must be positive"),
-        ({"target_entropy": 1.0}, "algorithm.target_entropy is 1.0 per dimension"),
+        ({"target_entropy": 1.0}, "algorithm.target_entropy is 1.0; it must be below 0.69"),
     ],
 )
 def test_a_wrong_config_is_refused(settings, message):

@@ -8,15 +8,17 @@ masked where a chunk runs past the episode's end; what is evaluated and exported
 from __future__ import annotations
 
 import dataclasses
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 
+from gcp_jax import ranges
 from gcp_jax.mesh import batch_mean, descend
 from gcp_jax.networks import Normaliser
 from gcp_jax.policy import Policy
+from gcp_jax.ranges import NOT_NEGATIVE, Range
 from gcp_jax.types import Algorithm, Array, Batch, PyTree, Source, unprepared
 
 
@@ -27,6 +29,11 @@ class Config:
     learning_rate: float = 3e-4
     weight_decay: float = 1e-4
     ema: float = 0.995
+
+    RANGES: ClassVar = {"learning_rate": NOT_NEGATIVE, "weight_decay": NOT_NEGATIVE, "ema": Range(0, 1, below=True)}
+
+    def __post_init__(self) -> None:
+        ranges.check(self, "algorithm.")
 
 
 class State(NamedTuple):

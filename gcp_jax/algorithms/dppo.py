@@ -15,17 +15,18 @@ from __future__ import annotations
 
 import dataclasses
 from functools import partial
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from gcp_jax import chain as chains
-from gcp_jax import reinflow, returns, value
-from gcp_jax.critic import adam, at_least, hold, one_of
+from gcp_jax import ranges, reinflow, returns, value
+from gcp_jax.critic import adam, hold, one_of
 from gcp_jax.mesh import batch_mean, descend
 from gcp_jax.networks import Normaliser
 from gcp_jax.policy import Policy
+from gcp_jax.ranges import COUNT, NOT_NEGATIVE, POSITIVE, RATE, SHARE, Range
 from gcp_jax.types import Algorithm, Array, Batch, PyTree, Segment, Source
 
 LOG_DENSITY = (-5.0, 2.0)
@@ -60,10 +61,20 @@ class Config:
     noise_high: float = 0.24
     entropy_weight: float = 0.03
 
+    RANGES: ClassVar = {
+        **dict.fromkeys(("gamma", "denoising_gamma"), RATE),
+        **dict.fromkeys(("epochs", "minibatches", "value_hidden"), COUNT),
+        **dict.fromkeys(("trained_steps", "value_warmup", "min_std", "entropy_weight"), NOT_NEGATIVE),
+        **dict.fromkeys(("actor_lr", "value_lr"), NOT_NEGATIVE),
+        **dict.fromkeys(("clip", "clip_first", "grad_clip", "max_kl"), POSITIVE),
+        **dict.fromkeys(("noise_low", "noise_high"), Range(1e-3)),
+        "gae_lambda": SHARE,
+    }
+
     def __post_init__(self) -> None:
+        ranges.check(self, "algorithm.")
         one_of(self, noise=("sde", "learned"))
-        at_least(self, epochs=1, minibatches=1, trained_steps=0, min_std=0.0, value_warmup=0, noise_low=1e-3)
-        at_least(self, noise_high=self.noise_low, clip=self.clip_first)
+        ranges.check(self, "algorithm.", {"noise_high": Range(self.noise_low), "clip": Range(self.clip_first)})
 
 
 class State(NamedTuple):

@@ -14,7 +14,7 @@ first update comes from one pass of the sampler on N(0, I), and a time limit sti
 from __future__ import annotations
 
 import dataclasses
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -23,6 +23,7 @@ from gcp_jax import chain as chains
 from gcp_jax import critic, soft
 from gcp_jax.networks import Normaliser
 from gcp_jax.policy import Policy
+from gcp_jax.ranges import COUNT, POSITIVE
 from gcp_jax.types import Algorithm, Array, Batch, PyTree, Source, unprepared
 
 
@@ -34,12 +35,11 @@ class Config(soft.Config):
     bound: float = 1.5
     distil_steps: int = 10
 
+    RANGES: ClassVar = {"bound": POSITIVE, "distil_steps": COUNT}
+
     def __post_init__(self) -> None:
         super().__post_init__()
         critic.one_of(self, mode=("na", "sac"))
-        critic.at_least(self, distil_steps=1)
-        if not self.bound > 0:
-            raise ValueError(f"algorithm.bound is {self.bound}; it must be positive (1.5 is usual).")
 
 
 class State(NamedTuple):

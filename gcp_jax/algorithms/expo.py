@@ -13,7 +13,7 @@ so that the temperature grows without bound and edits stay uniform.)
 from __future__ import annotations
 
 import dataclasses
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -21,6 +21,7 @@ import jax.numpy as jnp
 from gcp_jax import critic, imitation, soft
 from gcp_jax.networks import Normaliser
 from gcp_jax.policy import Policy
+from gcp_jax.ranges import COUNT, NOT_NEGATIVE, POSITIVE, RATE
 from gcp_jax.types import Algorithm, Array, Batch, PyTree, Source, unprepared
 
 
@@ -35,11 +36,7 @@ class Config(soft.Config):
     base_ema: float = 0.005
     target_entropy: float = -0.5
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        critic.at_least(self, samples=1)
-        if not self.edit_scale > 0:
-            raise ValueError(f"algorithm.edit_scale is {self.edit_scale}; it must be positive (0.05 is usual).")
+    RANGES: ClassVar = {"samples": COUNT, "edit_scale": POSITIVE, "base_lr": NOT_NEGATIVE, "base_ema": RATE}
 
 
 class State(NamedTuple):

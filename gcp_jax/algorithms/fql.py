@@ -10,7 +10,7 @@ A flow clones the replay; a one-step policy μ(s, z) is distilled from it and cl
 from __future__ import annotations
 
 import dataclasses
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -20,6 +20,7 @@ from gcp_jax import critic, imitation
 from gcp_jax.mesh import descend
 from gcp_jax.networks import Head, Normaliser
 from gcp_jax.policy import Policy
+from gcp_jax.ranges import COUNT, NOT_NEGATIVE, RATE
 from gcp_jax.types import Algorithm, Array, Batch, PyTree, Source, unprepared
 
 
@@ -34,9 +35,11 @@ class Config(critic.Config):
     base_lr: float = 3e-4
     base_ema: float = 0.005
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        critic.at_least(self, alpha=0.0)
+    RANGES: ClassVar = {
+        **dict.fromkeys(("alpha", "actor_lr", "base_lr"), NOT_NEGATIVE),
+        "actor_hidden": COUNT,
+        "base_ema": RATE,
+    }
 
 
 class State(NamedTuple):

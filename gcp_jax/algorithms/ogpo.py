@@ -14,19 +14,20 @@ on ``y = reward + discount · mean_m Q̄_m(s', a')``, a' a sample of θ̄. The d
 from __future__ import annotations
 
 import dataclasses
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from gcp_jax import returns
+from gcp_jax import ranges, returns
 from gcp_jax.chain import Walk
-from gcp_jax.critic import adam, at_least, choose, hold
+from gcp_jax.critic import adam, choose, hold
 from gcp_jax.critic import heads as critic_heads
 from gcp_jax.mesh import batch_mean, descend, sample_keys
 from gcp_jax.networks import Normaliser, Value
 from gcp_jax.policy import Policy
+from gcp_jax.ranges import COUNT, FINITE, NOT_NEGATIVE, POSITIVE, RATE, Range
 from gcp_jax.types import Algorithm, Array, Batch, PyTree, Source, Transition, unprepared
 
 BASELINES = ("group", "leave_one_out", "value")
@@ -86,11 +87,21 @@ class Config:
     extraction: str = "ppo"
     temperature: float = 1.0
 
+    RANGES: ClassVar = {
+        **dict.fromkeys(("gamma", "actor_ema", "critic_ema", "slow_ema"), RATE),
+        **dict.fromkeys(("chains", "critics"), Range(2)),
+        **dict.fromkeys(("actor_states", "critic_hidden", "best_of", "deploy_best_of", "target_samples"), COUNT),
+        **dict.fromkeys(("actor_lr", "critic_lr", "lr_cycle", "success_weight", "critic_warmup"), NOT_NEGATIVE),
+        **dict.fromkeys(("chi2", "chi2_alpha", "forward_kl", "calql"), NOT_NEGATIVE),
+        **dict.fromkeys(("grad_clip", "clip", "temperature"), POSITIVE),
+        "max_reward": FINITE,
+    }
+
     def __post_init__(self) -> None:
         for name, allowed in (("baseline", BASELINES), ("extraction", EXTRACTIONS)):
             if getattr(self, name) not in allowed:
                 raise ValueError(f"algorithm.{name} is {getattr(self, name)!r}; allowed: {', '.join(allowed)}.")
-        at_least(self, chains=2, actor_states=1, critics=2, best_of=1, deploy_best_of=1, target_samples=1)
+        ranges.check(self, "algorithm.")
         if self.chi2 and self.conservative:
             raise ValueError("algorithm.chi2 blends the critics itself; set algorithm.conservative=False with it.")
         if self.calql and not self.critic_warmup:

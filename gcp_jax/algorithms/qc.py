@@ -8,7 +8,7 @@ The flow keeps cloning the replay. Acting, deploying and bootstrapping all take 
 from __future__ import annotations
 
 import dataclasses
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +16,7 @@ import jax.numpy as jnp
 from gcp_jax import critic, imitation
 from gcp_jax.networks import Normaliser
 from gcp_jax.policy import Policy
+from gcp_jax.ranges import COUNT, NOT_NEGATIVE, RATE
 from gcp_jax.types import Algorithm, Array, Batch, PyTree, Source, unprepared
 
 
@@ -27,9 +28,7 @@ class Config(critic.Config):
     base_lr: float = 3e-4
     base_ema: float = 0.005
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        critic.at_least(self, samples=1)
+    RANGES: ClassVar = {"samples": COUNT, "base_lr": NOT_NEGATIVE, "base_ema": RATE}
 
 
 class State(NamedTuple):

@@ -14,7 +14,7 @@ squares the head-averaged error; here each head's error is squared.
 from __future__ import annotations
 
 import dataclasses
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -24,6 +24,7 @@ from gcp_jax import critic, soft
 from gcp_jax.mesh import all_sum, descend, sample_keys
 from gcp_jax.networks import Normaliser
 from gcp_jax.policy import Policy
+from gcp_jax.ranges import COUNT, NOT_NEGATIVE, POSITIVE
 from gcp_jax.types import Algorithm, Array, Batch, PyTree, Segment, Source
 
 
@@ -40,12 +41,15 @@ class Config(soft.Config):
     noise_cut: float = 0.3
     actor_delay: int = 4
 
+    RANGES: ClassVar = {
+        **dict.fromkeys(("explore_steps", "actor_delay"), COUNT),
+        **dict.fromkeys(("noise", "noise_cut"), NOT_NEGATIVE),
+        "scale": POSITIVE,
+    }
+
     def __post_init__(self) -> None:
         super().__post_init__()
         critic.one_of(self, mode=("sac", "td3"))
-        critic.at_least(self, explore_steps=1, actor_delay=1, noise=0.0, noise_cut=0.0)
-        if not self.scale > 0:
-            raise ValueError(f"algorithm.scale is {self.scale}; it must be positive (0.1 is usual).")
 
 
 class State(NamedTuple):
