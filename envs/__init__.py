@@ -14,6 +14,8 @@ from typing import Any, NamedTuple
 
 from envs.protocol import Env
 from envs.randomise import Randomise, randomised
+from gcp_jax import ranges
+from gcp_jax.ranges import COUNT, FINITE, NOT_NEGATIVE, POSITIVE, Range
 
 _NAMES = (
     "adroit_door",
@@ -32,6 +34,10 @@ _NAMES = (
 
 SUITES = {"brax": "envs.brax_suite", "playground": "envs.playground_suite"}
 """Adapters by prefix: each module has ``names()`` and ``definition(name) -> Definition``."""
+
+
+_POSITIVE = ("tolerance", "speed", "step", "grip", "width", "depth", "side", "still", "friction")
+_NOT_NEGATIVE = ("clearance", "clear", "noise", "drag", "yaw", "turn", "disc", "iterations", "start_y", "goal_y")
 
 
 class Definition(NamedTuple):
@@ -89,10 +95,15 @@ def settings(name: str, module: str = "") -> dict[str, Any]:
 def make(name: str, *, module: str = "", randomise: Mapping[str, Any] | None = None, **settings: Any) -> Env:
     """The task ``name``; ``settings`` replace fields of its ``Config``, ``randomise`` those of ``envs.randomise.Randomise``.
 
-    Raises ValueError, in one line, for a name or a setting that does not exist.
+    Raises ValueError, in one line, for a name or a setting that does not exist, or a number out of its range.
     """
     task = load(name, module)
     config = task.config(**_checked(settings, task.config, f"environment {name!r} has no setting"))
+    ranges.check(
+        config,
+        "env.",
+        {field.name: _range(field.name) for field in dataclasses.fields(config) if _numeric(config, field.name)},
+    )
     drawn = Randomise(**_checked(randomise or {}, Randomise, "there is no env.randomise field"))
     return randomised(task.make(config), drawn)
 
@@ -103,6 +114,21 @@ def _checked(given: Mapping[str, Any], config: Any, complaint: str) -> Mapping[s
         if name not in fields:
             raise ValueError(f"{complaint} {name!r}; {_allowed(name, fields)}")
     return given
+
+
+def _numeric(config: Any, name: str) -> bool:
+    value = getattr(config, name)
+    return not any(isinstance(part, (str, bool)) for part in (value if isinstance(value, tuple) else (value,)))
+
+
+def _range(name: str) -> Range:
+    """What a task's number may be, by what its name says: tasks share their words, and a user's own are finite."""
+    words = name.removesuffix("_mm").removesuffix("_rad")
+    if name == "horizon":
+        return COUNT
+    if any(words == word or words.endswith("_" + word) for word in _POSITIVE):
+        return POSITIVE
+    return NOT_NEGATIVE if words.endswith(("spread", *_NOT_NEGATIVE)) else FINITE
 
 
 def _allowed(wrong: str, allowed: tuple[str, ...]) -> str:

@@ -12,7 +12,7 @@ import itertools
 import typing
 from collections.abc import Mapping
 from types import ModuleType
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, NamedTuple
 
 from gcp_jax import algorithms, ranges
 from gcp_jax.algorithms import bc
@@ -35,7 +35,7 @@ class Demonstrations:
     noise: float = -1.0
     path: str = ""
 
-    RANGES: ClassVar = {"episodes": COUNT, "noise": FINITE}
+    RANGES = {"episodes": COUNT, "noise": FINITE}
 
     def __post_init__(self) -> None:
         ranges.check(self, "demonstrations.")
@@ -59,7 +59,7 @@ class Pretrain:
     fit_range: bool = False
     artifact: str = ""
 
-    RANGES: ClassVar = {
+    RANGES = {
         **dict.fromkeys(("updates", "batch_size", "evaluate_every"), COUNT),
         "learning_rate": POSITIVE,
         "weight_decay": NOT_NEGATIVE,
@@ -93,7 +93,7 @@ class Finetune:
     capacity: int = 200_000
     demo_fraction: float = 0.0
 
-    RANGES: ClassVar = {
+    RANGES = {
         **dict.fromkeys(("env_steps", "envs", "rows", "batch_size", "capacity"), COUNT),
         **dict.fromkeys(("warmup_steps", "pool"), NOT_NEGATIVE),
         "utd": POSITIVE,
@@ -116,7 +116,7 @@ class Evaluation:
     episodes: int = 256
     every: int = 8_192
 
-    RANGES: ClassVar = {"episodes": COUNT, "every": COUNT}
+    RANGES = {"episodes": COUNT, "every": COUNT}
 
     def __post_init__(self) -> None:
         ranges.check(self, "evaluation.")
@@ -129,7 +129,7 @@ class Checkpoint:
     every: int = 8_192
     keep: int = 2
 
-    RANGES: ClassVar = {"every": COUNT, "keep": COUNT}
+    RANGES = {"every": COUNT, "keep": COUNT}
 
     def __post_init__(self) -> None:
         ranges.check(self, "checkpoint.")
@@ -170,7 +170,7 @@ class Run:
     writers: tuple[str, ...] = ()
     video: bool = True
 
-    RANGES: ClassVar = {"seed": Range(0, 2**31 - 1), "seeds": COUNT, "data": COUNT}
+    RANGES = {"seed": Range(0, 2**31 - 1), "seeds": COUNT, "data": COUNT}
 
     def __post_init__(self) -> None:
         ranges.check(self, "")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from typing import ClassVar, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -35,7 +35,7 @@ class Config:
     grad_clip: float = 1000.0
     aggregate: str = "mean"
 
-    RANGES: ClassVar = {
+    RANGES = {
         "gamma": RATE,
         "critics": Range(2),
         "critic_hidden": COUNT,

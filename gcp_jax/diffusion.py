@@ -10,7 +10,6 @@ References: Ho et al. 2020 (arXiv 2006.11239) for DDPM; Song et al. 2021 (arXiv 
 from __future__ import annotations
 
 import dataclasses
-from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -50,7 +49,7 @@ class Sampler:
     scheme: str = "ddpm"
     train_steps: int = 0
 
-    RANGES: ClassVar = {"steps": COUNT, "sigma": POSITIVE, "train_steps": NOT_NEGATIVE}
+    RANGES = {"steps": COUNT, "sigma": POSITIVE, "train_steps": NOT_NEGATIVE}
 
     def __post_init__(self) -> None:
         ranges.check(self, "policy.")

@@ -9,7 +9,6 @@ References: Lipman et al. 2023 (arXiv 2210.02747) for flow matching; OGPO (arXiv
 from __future__ import annotations
 
 import dataclasses
-from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -38,7 +37,7 @@ class Sampler:
     sigma: float = 0.05
     scheme: str = "paper"
 
-    RANGES: ClassVar = {"steps": COUNT, "sigma": POSITIVE}
+    RANGES = {"steps": COUNT, "sigma": POSITIVE}
 
     def __post_init__(self) -> None:
         ranges.check(self, "policy.")

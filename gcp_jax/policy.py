@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import operator
 from collections.abc import Callable
-from typing import ClassVar, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -45,7 +45,7 @@ class PolicyConfig:
     low: tuple[float, ...] = ()
     high: tuple[float, ...] = ()
 
-    RANGES: ClassVar = {
+    RANGES = {
         "chunk": COUNT,
         "hidden": COUNT,
         "low": FINITE,

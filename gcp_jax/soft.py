@@ -11,7 +11,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable
-from typing import ClassVar, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -41,7 +41,7 @@ class Config(critic.Config):
     temperature: float = 0.1
     temperature_lr: float = 3e-4
 
-    RANGES: ClassVar = {
+    RANGES = {
         "actor_hidden": COUNT,
         "actor_lr": NOT_NEGATIVE,
         "target_entropy": Range(high=math.log(2), below=True),

@@ -71,6 +71,37 @@ def test_unknown_setting_is_told_with_what_is_allowed():
         envs.make("reach", horizn=3)
 
 
+@pytest.mark.parametrize("name", [*envs.names(), "brax:ant"])
+def test_no_setting_takes_what_is_no_number_of_its_kind(name):
+    defaults = {
+        field: value for field, value in envs.settings(name).items() if field not in ("name", "module", "randomise")
+    }
+    for field, default in defaults.items():
+        numbers = default if isinstance(default, tuple) else (default,)
+        if any(isinstance(number, str) for number in numbers):
+            continue
+        bad = (np.nan,) * len(numbers) if isinstance(default, tuple) else np.nan
+        with pytest.raises(ValueError, match=rf"env.{field} is \(?nan.*; it must be"):
+            envs.make(name, **{field: bad})
+    with pytest.raises(ValueError, match="env.horizon is 0; it must be at least 1"):
+        envs.make(name, horizon=0)
+
+
+@pytest.mark.parametrize(
+    ("name", "field", "value", "allowed"),
+    [
+        ("peg_insert", "clearance_mm", -1.0, "at least 0"),
+        ("peg_insert", "hole_noise_mm", -1.0, "at least 0"),
+        ("peg_insert", "spread_mm", (10.0, -1.0, 6.0), "at least 0"),
+        ("push_t", "tolerance_mm", 0.0, "positive"),
+        ("ur5e_insert", "grip_friction", 0.0, "positive"),
+    ],
+)
+def test_a_setting_out_of_its_range_is_told_with_what_is_allowed(name, field, value, allowed):
+    with pytest.raises(ValueError, match=rf"env.{field} is .*; it must be {allowed}"):
+        envs.make(name, **{field: value})
+
+
 def test_unknown_peg_is_told_with_what_is_allowed():
     with pytest.raises(ValueError, match="no peg 'hexagonal'; allowed: square, round"):
         envs.make("peg_insert", peg="hexagonal")

@@ -8,7 +8,7 @@ masked where a chunk runs past the episode's end; what is evaluated and exported
 from __future__ import annotations
 
 import dataclasses
-from typing import ClassVar, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -30,7 +30,7 @@ class Config:
     weight_decay: float = 1e-4
     ema: float = 0.995
 
-    RANGES: ClassVar = {"learning_rate": NOT_NEGATIVE, "weight_decay": NOT_NEGATIVE, "ema": Range(0, 1, below=True)}
+    RANGES = {"learning_rate": NOT_NEGATIVE, "weight_decay": NOT_NEGATIVE, "ema": Range(0, 1, below=True)}
 
     def __post_init__(self) -> None:
         ranges.check(self, "algorithm.")

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import dataclasses
 from functools import partial
-from typing import ClassVar, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -61,7 +61,7 @@ class Config:
     noise_high: float = 0.24
     entropy_weight: float = 0.03
 
-    RANGES: ClassVar = {
+    RANGES = {
         **dict.fromkeys(("gamma", "denoising_gamma"), RATE),
         **dict.fromkeys(("epochs", "minibatches", "value_hidden"), COUNT),
         **dict.fromkeys(("trained_steps", "value_warmup", "min_std", "entropy_weight"), NOT_NEGATIVE),

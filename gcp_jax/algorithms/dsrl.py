@@ -14,7 +14,7 @@ first update comes from one pass of the sampler on N(0, I), and a time limit sti
 from __future__ import annotations
 
 import dataclasses
-from typing import ClassVar, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -35,7 +35,7 @@ class Config(soft.Config):
     bound: float = 1.5
     distil_steps: int = 10
 
-    RANGES: ClassVar = {"bound": POSITIVE, "distil_steps": COUNT}
+    RANGES = {"bound": POSITIVE, "distil_steps": COUNT}
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -13,7 +13,7 @@ so that the temperature grows without bound and edits stay uniform.)
 from __future__ import annotations
 
 import dataclasses
-from typing import ClassVar, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -36,7 +36,7 @@ class Config(soft.Config):
     base_ema: float = 0.005
     target_entropy: float = -0.5
 
-    RANGES: ClassVar = {"samples": COUNT, "edit_scale": POSITIVE, "base_lr": NOT_NEGATIVE, "base_ema": RATE}
+    RANGES = {"samples": COUNT, "edit_scale": POSITIVE, "base_lr": NOT_NEGATIVE, "base_ema": RATE}
 
 
 class State(NamedTuple):

@@ -10,7 +10,7 @@ A flow clones the replay; a one-step policy μ(s, z) is distilled from it and cl
 from __future__ import annotations
 
 import dataclasses
-from typing import ClassVar, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -35,7 +35,7 @@ class Config(critic.Config):
     base_lr: float = 3e-4
     base_ema: float = 0.005
 
-    RANGES: ClassVar = {
+    RANGES = {
         **dict.fromkeys(("alpha", "actor_lr", "base_lr"), NOT_NEGATIVE),
         "actor_hidden": COUNT,
         "base_ema": RATE,

@@ -14,7 +14,7 @@ on ``y = reward + discount · mean_m Q̄_m(s', a')``, a' a sample of θ̄. The d
 from __future__ import annotations
 
 import dataclasses
-from typing import ClassVar, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -87,7 +87,7 @@ class Config:
     extraction: str = "ppo"
     temperature: float = 1.0
 
-    RANGES: ClassVar = {
+    RANGES = {
         **dict.fromkeys(("gamma", "actor_ema", "critic_ema", "slow_ema"), RATE),
         **dict.fromkeys(("chains", "critics"), Range(2)),
         **dict.fromkeys(("actor_states", "critic_hidden", "best_of", "deploy_best_of", "target_samples"), COUNT),

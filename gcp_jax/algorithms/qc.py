@@ -8,7 +8,7 @@ The flow keeps cloning the replay. Acting, deploying and bootstrapping all take 
 from __future__ import annotations
 
 import dataclasses
-from typing import ClassVar, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -28,7 +28,7 @@ class Config(critic.Config):
     base_lr: float = 3e-4
     base_ema: float = 0.005
 
-    RANGES: ClassVar = {"samples": COUNT, "base_lr": NOT_NEGATIVE, "base_ema": RATE}
+    RANGES = {"samples": COUNT, "base_lr": NOT_NEGATIVE, "base_ema": RATE}
 
 
 class State(NamedTuple):

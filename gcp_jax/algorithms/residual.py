@@ -14,7 +14,7 @@ squares the head-averaged error; here each head's error is squared.
 from __future__ import annotations
 
 import dataclasses
-from typing import ClassVar, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -41,7 +41,7 @@ class Config(soft.Config):
     noise_cut: float = 0.3
     actor_delay: int = 4
 
-    RANGES: ClassVar = {
+    RANGES = {
         **dict.fromkeys(("explore_steps", "actor_delay"), COUNT),
         **dict.fromkeys(("noise", "noise_cut"), NOT_NEGATIVE),
         "scale": POSITIVE,
