@@ -1,7 +1,15 @@
-"""Checkpoints: the whole ``Train`` and where the host loop stood, by orbax; restoring continues bit for bit."""
+"""Checkpoints: the whole ``Train`` and where the host loop stood, by orbax; restoring continues bit for bit.
+
+Each is signed once it is on disk: ``digests.json`` in its folder holds the SHA-256 of every file. What does not match was damaged, or
+never finished, and is not restored.
+"""
 
 from __future__ import annotations
 
+import hashlib
+import json
+import os
+import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -9,7 +17,10 @@ from typing import Any
 import jax
 import orbax.checkpoint as ocp
 
+from gcp_jax import hosts
 from gcp_jax.types import PyTree, Train
+
+SIGNATURE = "digests.json"
 
 
 def _is_key(x: Any) -> bool:
@@ -26,12 +37,60 @@ def latest(folder: Path) -> int | None:
     return max(ocp.utils.checkpoint_steps(folder), default=None) if folder.exists() else None
 
 
+def damage(checkpoint: Path) -> str:
+    """What is wrong with a checkpoint, in a few words; "" where every file is as it was written."""
+    try:
+        known = json.loads((checkpoint / SIGNATURE).read_text())
+    except FileNotFoundError:
+        return "it was never finished"
+    except ValueError:
+        return f"{SIGNATURE} cannot be read"
+    for name, digest in known.items():
+        path = checkpoint / name
+        if not path.is_file():
+            return f"{name} is missing"
+        if _digest(path) != digest:
+            return f"{name} is not what was written"
+    return ""
+
+
+def set_damaged_aside(folder: Path, aside: Path) -> None:
+    """Move what cannot be restored of a stage's checkpoints to ``aside``, from the newest to the first that can, and say so."""
+    if hosts.first():
+        while (clock := latest(folder)) is not None and (wrong := damage(folder / str(clock))):
+            target = aside / f"{folder.name}-{clock}"
+            number = sum(1 for path in aside.glob(f"{target.name}*")) if aside.exists() else 0
+            target = target.with_name(f"{target.name}-{number}") if number else target
+            aside.mkdir(parents=True, exist_ok=True)
+            os.replace(folder / str(clock), target)
+            told = f"going on from {before}" if (before := latest(folder)) is not None else "there is none before it"
+            print(
+                f"checkpoint {clock} of {folder.name} is damaged ({wrong}); moved to {target}, {told}", file=sys.stderr
+            )
+    hosts.wait(f"{folder.name} looked at")
+
+
+def _sign(checkpoint: Path) -> None:
+    digests = {
+        str(path.relative_to(checkpoint)): _digest(path) for path in sorted(checkpoint.rglob("*")) if path.is_file()
+    }
+    scratch = checkpoint.with_name(f".{checkpoint.name}-{SIGNATURE}")
+    scratch.write_text(json.dumps(digests))
+    os.replace(scratch, checkpoint / SIGNATURE)
+
+
+def _digest(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
 class Checkpoints:
     """The checkpoints of one stage of a run, numbered by the clock; the newest ``keep`` stay."""
 
     def __init__(self, folder: Path, *, keep: int) -> None:
         options = ocp.CheckpointManagerOptions(max_to_keep=keep, enable_async_checkpointing=False)
-        self._manager = ocp.CheckpointManager(folder.resolve(), options=options)
+        self._folder = folder.resolve()
+        self._manager = ocp.CheckpointManager(self._folder, options=options)
 
     def save(self, clock: int, train: Train, host: Mapping[str, Any]) -> None:
         """Write the state and the host loop's own counters; returns when it is on disk."""
@@ -40,6 +99,8 @@ class Checkpoints:
         )
         if clock not in self._manager.all_steps():
             self._manager.save(clock, args=arguments)
+            if hosts.first():
+                _sign(self._folder / str(clock))
 
     def restore(self, init: Callable[[], Train], shardings: PyTree) -> tuple[Train, dict[str, Any]] | None:
         """The newest checkpoint as (Train, host counters), or None. ``init`` gives the shapes; nothing of it is run."""

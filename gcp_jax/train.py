@@ -51,7 +51,7 @@ from gcp_jax.types import Algorithm, PyTree, Specs, Step
 CLONE_STREAM = 0x636C6F6E
 # On CPU most of a compile is LLVM's. Measured on peg_insert's physics: level 1 steps as fast and compiles 20 % sooner.
 CPU_COMPILE = {"xla_backend_optimization_level": 1}
-FORMAT = 1  # of a run folder
+FORMAT = 2  # of a run folder
 FREE_FIELDS = ("run_dir", "writers", "video", "checkpoint")  # may differ when a run is resumed
 
 
@@ -277,7 +277,10 @@ class Training:
         return self.folder / "policy" / "base"
 
     def _writing(self) -> metrics.FanOut:
-        """The writers of this run, on the first host; rows later than the checkpoint to continue from are dropped."""
+        """The writers of this run, on the first host; rows later than the checkpoint to continue from are dropped, and checkpoints
+        that are damaged set aside."""
+        for stage in (self.clone, self.finetune):
+            checkpoint.set_damaged_aside(self.folder / "checkpoints" / stage.name, self.folder / "damaged")
         if not hosts.first():
             return metrics.FanOut(())
         self._drop_late_rows()

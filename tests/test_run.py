@@ -18,6 +18,7 @@ import orbax.checkpoint as ocp
 import pytest
 
 from experiments import cli
+from gcp_jax.checkpoint import SIGNATURE
 
 CONFIG = "experiments/configs/reach.py"
 TINY = {
@@ -106,17 +107,22 @@ def test_a_run_leaves_everything_it_promises(whole):
     assert stages.count("base") == 2 and stages.count("finetune") == 6
 
 
-def test_killed_and_started_again_equals_undisturbed_bit_for_bit(whole, tmp_path):
+def test_killed_its_newest_checkpoint_damaged_and_started_again_equals_undisturbed_bit_for_bit(whole, tmp_path):
     folder = tmp_path / "killed"
     victim = subprocess.Popen(command(folder), env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     checkpoints = folder / "checkpoints" / "finetune"
     deadline = time.monotonic() + 400
-    while victim.poll() is None and not (checkpoints.exists() and ocp.utils.checkpoint_steps(checkpoints)):
+    while victim.poll() is None and len(list(checkpoints.glob(f"*/{SIGNATURE}"))) < 2:
         assert time.monotonic() < deadline
         time.sleep(0.01)
     victim.send_signal(signal.SIGKILL)
     assert victim.wait() == -signal.SIGKILL, "the run ended before it could be killed"
+    older, newest = sorted(int(path.parent.name) for path in checkpoints.glob(f"*/{SIGNATURE}"))[-2:]
+    flip_a_bit(max((checkpoints / str(newest)).rglob("*"), key=lambda path: path.stat().st_size))
     resumed = run(command(folder))
+    assert (
+        f"checkpoint {newest} of finetune is damaged" in resumed.stderr and f"going on from {older}" in resumed.stderr
+    )
     assert "resuming finetune" in resumed.stderr
     summary, reference = last_json(resumed), whole[1]
     assert summary["success_per_seed"] == reference["success_per_seed"]
@@ -127,6 +133,12 @@ def test_killed_and_started_again_equals_undisturbed_bit_for_bit(whole, tmp_path
     assert flat_a.keys() == flat_b.keys() and len(flat_a) > 50
     for name, value in flat_a.items():
         np.testing.assert_array_equal(value, flat_b[name], err_msg=str(name))
+
+
+def flip_a_bit(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
 
 
 def host(folder: Path, base: Path, index: int, port: int) -> subprocess.Popen[str]:

@@ -150,7 +150,7 @@ def begun(tmp_path):
 def test_a_folder_of_another_format_is_refused(begun):
     opened, path = begun
     path.write_text(json.dumps({**json.loads(path.read_text()), "format": 0}))
-    with pytest.raises(train.RunError, match="holds a run of format 0, this version reads 1"):
+    with pytest.raises(train.RunError, match="holds a run of format 0, this version reads 2"):
         opened._open()
 
 
