@@ -123,7 +123,7 @@ class _Process:
     def do(self, job: Job) -> Outcome:
         """One attempt; raises BrokenProcessPool where the process died of it."""
         try:
-            return self.pool.submit(working.work, job).result()
+            return self.pool.submit(_in_slot, job, os.getpid()).result()
         except BrokenProcessPool:
             self.pool.shutdown()
             self.pool = self._new()
@@ -133,6 +133,14 @@ class _Process:
         """SIGTERM: a run saves first."""
         for process in list((self.pool._processes or {}).values()):
             process.terminate()
+
+
+def _in_slot(job: Job, launcher: int) -> Outcome:
+    """One attempt; a process whose launcher has died meanwhile ends, since nobody will give it more to do."""
+    outcome = working.work(job)
+    if os.getppid() != launcher:
+        os._exit(0)
+    return outcome
 
 
 class Ray:

@@ -14,6 +14,7 @@ import time
 from pathlib import Path
 
 import counting
+import psutil
 import pytest
 import yaml
 
@@ -329,6 +330,10 @@ def test_killed_launchers_and_workers_lose_and_repeat_nothing(slow, tmp_path, un
     assert again.returncode == 0, again.stderr
     ended = json.loads(again.stdout.splitlines()[-1])
     assert ended["finished"] == 4 and not ended["failed"]
+    workers = [
+        row["pid"] for path in folder.glob("runs/*/attempts.jsonl") for row in status.lines(path) if "pid" in row
+    ]
+    until(lambda: not any(map(psutil.pid_exists, workers)))
     assert numbers(folder) == numbers(undisturbed)
     for done in steps(folder).values():
         check_resumed(done, SHORT["finetune.env_steps"])
