@@ -13,7 +13,7 @@ import optax
 from gcp_jax import ranges
 from gcp_jax.mesh import descend
 from gcp_jax.networks import ensemble
-from gcp_jax.ranges import COUNT, NOT_NEGATIVE, POSITIVE, RATE, Range
+from gcp_jax.ranges import COUNT, NOT_NEGATIVE, POSITIVE, RATE, SHARE, Range
 from gcp_jax.types import Array, PyTree
 
 
@@ -40,7 +40,7 @@ class Config:
         "critics": Range(2),
         "critic_hidden": COUNT,
         "critic_lr": NOT_NEGATIVE,
-        "critic_ema": RATE,
+        "critic_ema": SHARE,
         "critic_warmup": NOT_NEGATIVE,
         "grad_clip": POSITIVE,
     }

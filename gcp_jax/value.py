@@ -1,16 +1,50 @@
-"""The value function V(s) of the on-policy methods, and its regression on returns."""
+"""What on-policy methods share: fields of their configurations, and the value function V(s) with its regression on returns."""
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import jax.numpy as jnp
 
+from gcp_jax import ranges
 from gcp_jax.critic import adam
 from gcp_jax.mesh import descend
 from gcp_jax.networks import Value
+from gcp_jax.ranges import COUNT, NOT_NEGATIVE, POSITIVE, RATE, SHARE
 from gcp_jax.types import Array, PyTree
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """Fields that all on-policy methods share; a method's own Config derives from it.
+
+    gamma: discount of one environment step. gae_lambda: λ. epochs, minibatches: passes over a segment and their parts.
+    value_hidden, value_lr: V's widths and Adam's rate. value_warmup: first segments that train V alone. grad_clip: largest norm of a
+    gradient. scale_rewards: divide by the std of the running discounted return.
+    """
+
+    gamma: float = 0.99
+    gae_lambda: float = 0.95
+    epochs: int = 5
+    minibatches: int = 4
+    value_hidden: tuple[int, ...] = (256, 256, 256)
+    value_lr: float = 1e-3
+    value_warmup: int = 0
+    grad_clip: float = 1000.0
+    scale_rewards: bool = True
+
+    RANGES = {
+        **dict.fromkeys(("epochs", "minibatches", "value_hidden"), COUNT),
+        **dict.fromkeys(("value_lr", "value_warmup"), NOT_NEGATIVE),
+        "gamma": RATE,
+        "gae_lambda": SHARE,
+        "grad_clip": POSITIVE,
+    }
+
+    def __post_init__(self) -> None:
+        ranges.check(self, "algorithm.")
 
 
 class ValueState(NamedTuple):

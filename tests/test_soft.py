@@ -219,7 +219,7 @@ def test_two_devices_improve_as_one(actor, state, devices):
     [
         ({"temperature": 0.0}, "algorithm.temperature is 0.0; it must be positive"),
         ({"temperature": float("nan")}, "algorithm.temperature is nan; it must be positive"),
-        ({"target_entropy": 0.7}, "algorithm.target_entropy is 0.7 per dimension; the unit action cannot reach"),
+        ({"target_entropy": 0.7}, "algorithm.target_entropy is 0.7; it must be below 0.693147"),
         ({"critics": 1}, "algorithm.critics is 1; it must be at least 2"),
     ],
 )

@@ -26,53 +26,39 @@ from gcp_jax.critic import adam, hold, one_of
 from gcp_jax.mesh import batch_mean, descend
 from gcp_jax.networks import Normaliser
 from gcp_jax.policy import Policy
-from gcp_jax.ranges import COUNT, NOT_NEGATIVE, POSITIVE, RATE, SHARE, Range
+from gcp_jax.ranges import NOT_NEGATIVE, POSITIVE, RATE, Range
 from gcp_jax.types import Algorithm, Array, Batch, PyTree, Segment, Source
 
 LOG_DENSITY = (-5.0, 2.0)
 
 
 @dataclasses.dataclass(frozen=True)
-class Config:
-    """gamma: discount of one environment step. gae_lambda: λ. epochs, minibatches: passes over a segment and their parts.
-    trained_steps: K', 0 trains all. denoising_gamma: γ_d. clip, clip_first: ε and ε_0. min_std: least σ_k, sampled and scored.
-    actor_lr, value_lr, value_hidden, grad_clip: Adam and V. max_kl: an approximate KL above it ends the segment's updates.
-    value_warmup: first segments that train V alone. scale_rewards: divide by the std of the running discounted return.
-    noise: "sde" or "learned"; noise_low, noise_high: range of the learned σ; entropy_weight: of its bonus."""
+class Config(value.Config):
+    """trained_steps: K', 0 trains all. denoising_gamma: γ_d. clip, clip_first: ε and ε_0. min_std: least σ_k, sampled and scored.
+    actor_lr: of Adam. max_kl: an approximate KL above it ends the segment's updates. noise: "sde" or "learned"; noise_low,
+    noise_high: range of the learned σ; entropy_weight: of its bonus."""
 
-    gamma: float = 0.99
-    gae_lambda: float = 0.95
-    epochs: int = 5
-    minibatches: int = 4
     trained_steps: int = 0
     denoising_gamma: float = 0.99
     clip: float = 0.01
     clip_first: float = 0.01
     min_std: float = 0.1
     actor_lr: float = 1e-4
-    value_lr: float = 1e-3
-    value_hidden: tuple[int, ...] = (256, 256, 256)
-    grad_clip: float = 1000.0
     max_kl: float = 1.0
-    value_warmup: int = 0
-    scale_rewards: bool = True
     noise: str = "sde"
     noise_low: float = 0.1
     noise_high: float = 0.24
     entropy_weight: float = 0.03
 
     RANGES = {
-        **dict.fromkeys(("gamma", "denoising_gamma"), RATE),
-        **dict.fromkeys(("epochs", "minibatches", "value_hidden"), COUNT),
-        **dict.fromkeys(("trained_steps", "value_warmup", "min_std", "entropy_weight"), NOT_NEGATIVE),
-        **dict.fromkeys(("actor_lr", "value_lr"), NOT_NEGATIVE),
-        **dict.fromkeys(("clip", "clip_first", "grad_clip", "max_kl"), POSITIVE),
+        **dict.fromkeys(("trained_steps", "min_std", "actor_lr", "entropy_weight"), NOT_NEGATIVE),
+        **dict.fromkeys(("clip", "clip_first", "max_kl"), POSITIVE),
         **dict.fromkeys(("noise_low", "noise_high"), Range(1e-3)),
-        "gae_lambda": SHARE,
+        "denoising_gamma": RATE,
     }
 
     def __post_init__(self) -> None:
-        ranges.check(self, "algorithm.")
+        super().__post_init__()
         one_of(self, noise=("sde", "learned"))
         ranges.check(self, "algorithm.", {"noise_high": Range(self.noise_low), "clip": Range(self.clip_first)})
 

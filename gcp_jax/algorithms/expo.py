@@ -21,7 +21,7 @@ import jax.numpy as jnp
 from gcp_jax import critic, imitation, soft
 from gcp_jax.networks import Normaliser
 from gcp_jax.policy import Policy
-from gcp_jax.ranges import COUNT, NOT_NEGATIVE, POSITIVE, RATE
+from gcp_jax.ranges import COUNT, NOT_NEGATIVE, POSITIVE, SHARE
 from gcp_jax.types import Algorithm, Array, Batch, PyTree, Source, unprepared
 
 
@@ -36,7 +36,7 @@ class Config(soft.Config):
     base_ema: float = 0.005
     target_entropy: float = -0.5
 
-    RANGES = {"samples": COUNT, "edit_scale": POSITIVE, "base_lr": NOT_NEGATIVE, "base_ema": RATE}
+    RANGES = {"samples": COUNT, "edit_scale": POSITIVE, "base_lr": NOT_NEGATIVE, "base_ema": SHARE}
 
 
 class State(NamedTuple):

@@ -20,7 +20,7 @@ from gcp_jax import critic, imitation
 from gcp_jax.mesh import descend
 from gcp_jax.networks import Head, Normaliser
 from gcp_jax.policy import Policy
-from gcp_jax.ranges import COUNT, NOT_NEGATIVE, RATE
+from gcp_jax.ranges import COUNT, NOT_NEGATIVE, SHARE
 from gcp_jax.types import Algorithm, Array, Batch, PyTree, Source, unprepared
 
 
@@ -38,7 +38,7 @@ class Config(critic.Config):
     RANGES = {
         **dict.fromkeys(("alpha", "actor_lr", "base_lr"), NOT_NEGATIVE),
         "actor_hidden": COUNT,
-        "base_ema": RATE,
+        "base_ema": SHARE,
     }
 
 

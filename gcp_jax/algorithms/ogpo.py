@@ -27,7 +27,7 @@ from gcp_jax.critic import heads as critic_heads
 from gcp_jax.mesh import batch_mean, descend, sample_keys
 from gcp_jax.networks import Normaliser, Value
 from gcp_jax.policy import Policy
-from gcp_jax.ranges import COUNT, FINITE, NOT_NEGATIVE, POSITIVE, RATE, Range
+from gcp_jax.ranges import COUNT, FINITE, NOT_NEGATIVE, POSITIVE, RATE, SHARE, Range
 from gcp_jax.types import Algorithm, Array, Batch, PyTree, Source, Transition, unprepared
 
 BASELINES = ("group", "leave_one_out", "value")
@@ -88,7 +88,8 @@ class Config:
     temperature: float = 1.0
 
     RANGES = {
-        **dict.fromkeys(("gamma", "actor_ema", "critic_ema", "slow_ema"), RATE),
+        **dict.fromkeys(("actor_ema", "critic_ema", "slow_ema"), SHARE),
+        "gamma": RATE,
         **dict.fromkeys(("chains", "critics"), Range(2)),
         **dict.fromkeys(("actor_states", "critic_hidden", "best_of", "deploy_best_of", "target_samples"), COUNT),
         **dict.fromkeys(("actor_lr", "critic_lr", "lr_cycle", "success_weight", "critic_warmup"), NOT_NEGATIVE),

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from gcp_jax import critic, imitation
 from gcp_jax.networks import Normaliser
 from gcp_jax.policy import Policy
-from gcp_jax.ranges import COUNT, NOT_NEGATIVE, RATE
+from gcp_jax.ranges import COUNT, NOT_NEGATIVE, SHARE
 from gcp_jax.types import Algorithm, Array, Batch, PyTree, Source, unprepared
 
 
@@ -28,7 +28,7 @@ class Config(critic.Config):
     base_lr: float = 3e-4
     base_ema: float = 0.005
 
-    RANGES = {"samples": COUNT, "base_lr": NOT_NEGATIVE, "base_ema": RATE}
+    RANGES = {"samples": COUNT, "base_lr": NOT_NEGATIVE, "base_ema": SHARE}
 
 
 class State(NamedTuple):
