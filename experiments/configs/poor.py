@@ -18,7 +18,6 @@ def get_config(task: str = "nut_on_peg") -> ml_collections.ConfigDict:
     vectorised(config)
     config.demonstrations.quality = "poor"
     if task.startswith("adroit"):
-        config.algorithm.actor_lr = 4.5e-5  # the authors', for nets of this width
         config.policy.hidden = (512, 512, 512)
         config.pretrain.fit_range = True
     config.pretrain.stop_at = 1.0
