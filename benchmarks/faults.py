@@ -79,13 +79,20 @@ def content(run: Path) -> dict[str, Any]:
     """What must be the same: rows without times, and the policies' bytes."""
     found: dict[str, Any] = {}
     for name in ("metrics.jsonl", "eval.jsonl"):
-        rows = [json.loads(line) for line in (run / name).read_text().splitlines()]
-        timeless = [{k: v for k, v in row.items() if "seconds" not in k and not k.startswith("time/")} for row in rows]
-        found[name] = timeless
+        found[name] = untimed(run / name)
     for path in sorted((run / "policy").rglob("*")):
         if path.is_file() and path.suffix != ".json":
             found[str(path.relative_to(run))] = path.read_bytes()
     return found
+
+
+def untimed(path: Path) -> list[dict[str, Any]]:
+    """Rows without what differs between two runs of the same: their seconds."""
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    return [
+        {k: v for k, v in row.items() if k not in ("seconds", "train_seconds") and not k.startswith("time/")}
+        for row in rows
+    ]
 
 
 def _launched(file: Path, folder: Path, *words: str) -> subprocess.Popen[bytes]:

@@ -20,6 +20,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
@@ -77,7 +78,7 @@ def command(folder: Path) -> list[str]:
 def differences(calm: Path, hit: Path) -> list[str]:
     """Names of what is not the same in two finished runs."""
     parts = [
-        {**content(run), **_arrays(run), "table": (run / "report" / "table.csv").read_text()} for run in (calm, hit)
+        {**content(run), **arrays(run), "table": (run / "report" / "table.csv").read_text()} for run in (calm, hit)
     ]
     names = sorted(parts[0].keys() | parts[1].keys())
     return [name for name in names if not _same(parts[0].get(name), parts[1].get(name))]
@@ -87,12 +88,16 @@ def _same(a: Any, b: Any) -> bool:
     return np.array_equal(a, b, equal_nan=True) if isinstance(a, np.ndarray) else a == b
 
 
-def _arrays(run: Path) -> dict[str, np.ndarray]:
-    """Everything in the last checkpoint of finetuning."""
+def arrays(run: Path) -> dict[str, np.ndarray]:
+    """Everything in the last checkpoint of a run's finetuning, however many devices wrote it."""
     folder = (run / "checkpoints" / "finetune").resolve()
-    newest = folder / str(max(ocp.utils.checkpoint_steps(folder)))
-    with ocp.StandardCheckpointer() as reader:
-        tree = ocp.utils.to_flat_dict(reader.restore(newest / "train"))
+    here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    with ocp.CheckpointManager(folder) as manager:
+        found = manager.restore(
+            max(ocp.utils.checkpoint_steps(folder)),
+            args=ocp.args.Composite(train=ocp.args.StandardRestore(fallback_sharding=here)),
+        )
+    tree = ocp.utils.to_flat_dict(found["train"])
     return {"/".join(map(str, name)): np.asarray(value) for name, value in tree.items()}
 
 

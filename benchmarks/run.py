@@ -27,7 +27,8 @@ from typing import Any
 
 from benchmarks import devices, launch, rollout, seeds, segment, startup, timing, update
 from experiments import cpu
-from gcp_jax.train import commit, versions, write_json
+from gcp_jax.files import write_json
+from gcp_jax.train import commit, versions
 
 BENCHMARKS: dict[str, Callable[..., dict[str, Any]]] = {
     "update": update.run,

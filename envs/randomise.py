@@ -16,6 +16,8 @@ import numpy as np
 
 from envs.physics import Body
 from envs.protocol import Demonstrator, Env, Scene, State
+from gcp_jax import ranges
+from gcp_jax.ranges import NOT_NEGATIVE, Range
 
 Array = jax.Array
 PyTree = Any
@@ -38,13 +40,13 @@ class Randomise:
     sensor_noise: float = 0.0
     action_delay: int = 0
 
+    RANGES = {
+        **dict.fromkeys(("mass", "friction", "size"), Range(0, 1, below=True)),
+        **dict.fromkeys(("sensor_noise", "action_delay"), NOT_NEGATIVE),
+    }
+
     def __post_init__(self) -> None:
-        for name in ("mass", "friction", "size"):
-            if not 0.0 <= getattr(self, name) < 1.0:
-                raise ValueError(f"randomise.{name} is {getattr(self, name)}; it must be in [0, 1): 0.3 is ±30 %.")
-        for name in ("sensor_noise", "action_delay"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"randomise.{name} is {getattr(self, name)}; it must be at least 0.")
+        ranges.check(self, "randomise.")
 
 
 def randomised(env: Env, config: Randomise) -> Env:

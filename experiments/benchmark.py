@@ -30,6 +30,7 @@ from experiments import planning, tasks
 from gcp_jax import comparison
 from gcp_jax import train as training
 from gcp_jax.config import ConfigError, Run, of_clone, resolve, to_dict
+from gcp_jax.files import write_json
 
 
 class Chosen(NamedTuple):
@@ -188,7 +189,7 @@ def _describe(chosen: Chosen, folder: Path, command: str) -> None:
                 )
         for field in ("tasks", "methods"):
             content[field] = [*there[field], *(entry for entry in content[field] if entry not in there[field])]
-    training.write_json(path, content)
+    write_json(path, content)
 
 
 def _clone(folder: Path, config: Run, task: training.Task, command: str) -> Path:

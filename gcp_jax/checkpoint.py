@@ -7,6 +7,7 @@ never finished, and is not restored.
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import os
 import sys
@@ -18,6 +19,7 @@ import jax
 import orbax.checkpoint as ocp
 
 from gcp_jax import hosts
+from gcp_jax.files import write_json
 from gcp_jax.types import PyTree, Train
 
 SIGNATURE = "digests.json"
@@ -58,9 +60,9 @@ def set_damaged_aside(folder: Path, aside: Path) -> None:
     """Move what cannot be restored of a stage's checkpoints to ``aside``, from the newest to the first that can, and say so."""
     if hosts.first():
         while (clock := latest(folder)) is not None and (wrong := damage(folder / str(clock))):
-            target = aside / f"{folder.name}-{clock}"
-            number = sum(1 for path in aside.glob(f"{target.name}*")) if aside.exists() else 0
-            target = target.with_name(f"{target.name}-{number}") if number else target
+            name = f"{folder.name}-{clock}"
+            names = itertools.chain([name], (f"{name}-{again}" for again in itertools.count(1)))
+            target = next(path for each in names if not (path := aside / each).exists())
             aside.mkdir(parents=True, exist_ok=True)
             os.replace(folder / str(clock), target)
             told = f"going on from {before}" if (before := latest(folder)) is not None else "there is none before it"
@@ -74,9 +76,7 @@ def _sign(checkpoint: Path) -> None:
     digests = {
         str(path.relative_to(checkpoint)): _digest(path) for path in sorted(checkpoint.rglob("*")) if path.is_file()
     }
-    scratch = checkpoint.with_name(f".{checkpoint.name}-{SIGNATURE}")
-    scratch.write_text(json.dumps(digests))
-    os.replace(scratch, checkpoint / SIGNATURE)
+    write_json(checkpoint / SIGNATURE, digests)
 
 
 def _digest(path: Path) -> str:

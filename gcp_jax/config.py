@@ -61,9 +61,7 @@ class Pretrain:
 
     RANGES = {
         **dict.fromkeys(("updates", "batch_size", "evaluate_every"), COUNT),
-        "learning_rate": POSITIVE,
-        "weight_decay": NOT_NEGATIVE,
-        "ema": Range(0, 1, below=True),
+        **bc.Config.RANGES,
         "stop_at": RATE,
     }
 

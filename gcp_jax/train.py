@@ -44,6 +44,7 @@ from gcp_jax import mesh as mesh_lib
 from gcp_jax import progress as progress_lib
 from gcp_jax.algorithms import bc
 from gcp_jax.config import ConfigError, Member, Run, to_dict
+from gcp_jax.files import write_json
 from gcp_jax.networks import fit_normaliser
 from gcp_jax.statistics import score
 from gcp_jax.types import Algorithm, PyTree, Specs, Step
@@ -490,7 +491,7 @@ class Training:
 
     def _evaluate_base(self, base: policy.Policy, deployed: PyTree) -> list[dict[str, Any]]:
         path = self.folder / "eval.jsonl"
-        known = [row for row in (metrics.rows(path) if path.exists() else []) if row["stage"] == "base"]
+        known = [row for row in metrics.rows(path) if row["stage"] == "base"]
         if hosts.agreed(len(known) == len(self.seeds)):
             return known
         with progress_lib.Progress(1, hosts.named("base"), unit="evaluation", judged=self.judged) as shown:
@@ -724,22 +725,6 @@ def identity(config: Run) -> str:
     """The hash of what shapes a run's numbers, by which its folder is called where none is named."""
     content = {name: value for name, value in to_dict(config).items() if name not in FREE_FIELDS}
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:10]
-
-
-def write_json(path: Path, content: Any) -> None:
-    """Write JSON, all of it or nothing. Raises OSError that names the file."""
-    write_text(path, json.dumps(content, indent=1))
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a file, all of it or nothing. Raises OSError that names it."""
-    scratch = path.with_suffix(".tmp")
-    try:
-        scratch.write_text(text, encoding="utf-8")
-        os.replace(scratch, path)
-    except OSError as error:
-        scratch.unlink(missing_ok=True)
-        raise OSError(error.errno, f"cannot write {path}: {error.strerror}") from error
 
 
 @contextlib.contextmanager

@@ -20,8 +20,8 @@ from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from gcp_jax import train as training
 from gcp_jax.config import ConfigError
+from gcp_jax.files import write_json
 from launch import work as working
 from launch.engine import Backend, Future
 from launch.work import Job, Outcome
@@ -222,7 +222,7 @@ class Slurm:
             self._executor.map_array(_on_slurm, [tuple(job) for job in new], [self._devices] * len(new)) if new else []
         )
         known.update({job.folder: each.job_id for job, each in zip(new, made, strict=True)})
-        training.write_json(path, known)
+        write_json(path, known)
         return [self._followed(known[job.folder]) for job in jobs]
 
     def close(self) -> None:

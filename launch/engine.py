@@ -12,6 +12,7 @@ from typing import Any, NamedTuple, Protocol
 
 from gcp_jax import train as training
 from gcp_jax.config import ConfigError, of_clone, resolve, to_dict
+from gcp_jax.files import write_json
 from launch import work as working
 from launch.sweep import Planned, Sweep
 from launch.work import Job, Outcome
@@ -195,7 +196,7 @@ def describe(runs: Sequence[Planned], folder: Path, *, file: str, command: str) 
         there = read(folder)
         content["runs"] = {**there["runs"], **content["runs"]}
         content["commands"] = [*there["commands"], command]
-    training.write_json(path, content)
+    write_json(path, content)
 
 
 def register(runs: Sequence[Planned], folder: Path) -> None:
@@ -203,7 +204,7 @@ def register(runs: Sequence[Planned], folder: Path) -> None:
     there = read(folder)
     new = {run.id: _about(run) for run in runs if run.id not in there["runs"]}
     if new:
-        training.write_json(folder / "sweep.json", {**there, "runs": {**there["runs"], **new}})
+        write_json(folder / "sweep.json", {**there, "runs": {**there["runs"], **new}})
 
 
 def _about(run: Planned) -> dict[str, Any]:

@@ -100,7 +100,6 @@ class Searched:
         self._study = optuna.create_study(
             storage=storage, study_name="sweep", direction="maximize", load_if_exists=True
         )
-        self._trials: dict[str, list[int]] = {}  # by the run
         self._awaited: dict[int, set[str]] = {}  # runs of a trial that have not ended
         self._runs: dict[int, list[Planned]] = {}
 
@@ -114,8 +113,8 @@ class Searched:
 
     def after(self, run: Planned, outcome: Outcome) -> Wanted:
         """A new trial for every one that has come to its end."""
-        for number in self._trials.get(run.id, []):
-            self._awaited[number].discard(run.id)
+        for number, awaited in list(self._awaited.items()):
+            awaited.discard(run.id)
             self._close(number)
         return self._more()
 
@@ -134,8 +133,6 @@ class Searched:
         runs = [run for base in sweeps.points(self._sweep) for run in sweeps.runs(self._sweep, {**base, **point})]
         register(runs, self._folder)
         self._awaited[number] = {run.id for run in runs if not self._finished(run)}
-        for run in runs:
-            self._trials.setdefault(run.id, []).append(number)
         wanted = [(run, 0) for run in runs if run.id in self._awaited[number]]
         self._runs[number] = runs
         self._close(number)
@@ -174,7 +171,7 @@ def _suggest(trial: Any, name: str, kind: Range | Choice) -> Any:
 
 def _evaluations(folder: Path, run: Planned) -> list[dict[str, Any]]:
     path = folder_of(folder, run.id) / "eval.jsonl"
-    return [row for row in (metrics.rows(path) if path.exists() else []) if row["stage"] == "finetune"]
+    return [row for row in metrics.rows(path) if row["stage"] == "finetune"]
 
 
 def _final(folder: Path, run: Planned) -> list[float]:

@@ -20,8 +20,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator
 
-from gcp_jax import report
+from gcp_jax import metrics, report
 from gcp_jax.comparison import Picture
+from gcp_jax.config import Member
 from gcp_jax.report import DARK, LIGHT, Panel, ReportError, Theme
 from gcp_jax.statistics import (
     MISSING,
@@ -146,9 +147,7 @@ def read(folder: Path) -> Found:
 
 
 def _evaluations(folder: Path) -> list[Row]:
-    path = folder / "eval.jsonl"
-    rows = status.lines(path)
-    return [row for row in rows if row["stage"] in ("base", "finetune")]
+    return [row for row in metrics.rows(folder / "eval.jsonl") if row["stage"] in ("base", "finetune")]
 
 
 def _members(values: Mapping[str, Any], rows: list[Row]) -> Iterable[tuple[Point, list[Row]]]:
@@ -160,8 +159,8 @@ def _members(values: Mapping[str, Any], rows: list[Row]) -> Iterable[tuple[Point
         return
     for point in zip(*packed.values(), strict=True):
         own = dict(zip(packed, point, strict=True))
-        label = ",".join(f"{name.rpartition('.')[2]}={value:g}" for name, value in own.items())
-        yield plain | own, [row for row in rows if row["stage"] == "base" or row.get("population") == label]
+        member = Member(0, {name.removeprefix("algorithm."): value for name, value in own.items()})
+        yield plain | own, [row for row in rows if row["stage"] == "base" or row.get("population") == member.label]
 
 
 def _packed(value: Any) -> bool:

@@ -46,7 +46,7 @@ def standings(folder: Path) -> list[Standing]:
 
 def standing(folder: Path, values: Point) -> Standing:
     """One run's."""
-    evals = lines(folder / "eval.jsonl")
+    evals = metrics.rows(folder / "eval.jsonl")
     newest, done = _newest(folder / "metrics.jsonl"), 0
     if newest.get("stage") == "finetune":
         done = newest["env_steps"]
@@ -134,7 +134,7 @@ def _state(folder: Path) -> tuple[str, str]:
         return "finished", ""
     if (folder / "dropped.txt").exists():
         return "dropped", (folder / "dropped.txt").read_text().strip()
-    attempts = lines(folder / "attempts.jsonl")
+    attempts = metrics.rows(folder / "attempts.jsonl")
     last = attempts[-1] if attempts else {}
     how, error = last.get("outcome", ""), last.get("error", "")
     if "outcome" not in last and _alive(folder):
@@ -147,7 +147,7 @@ def _state(folder: Path) -> tuple[str, str]:
 def _spent(folder: Path) -> float:
     """Seconds of all attempts that have ended."""
     spent, began = 0.0, None
-    for row in lines(folder / "attempts.jsonl"):
+    for row in metrics.rows(folder / "attempts.jsonl"):
         began = row.get("began", began)
         if "ended" in row and began is not None:
             spent, began = spent + row["ended"] - began, None
@@ -192,8 +192,3 @@ def _newest(path: Path) -> dict[str, Any]:
         except ValueError:
             continue
     return {}
-
-
-def lines(path: Path) -> list[dict[str, Any]]:
-    """The rows of a file; none where there is no file."""
-    return metrics.rows(path) if path.exists() else []

@@ -67,7 +67,8 @@ def prepare(environment: Mapping[str, str], devices: int, cores: Collection[int]
 
 def work(job: Job) -> Outcome:
     """Do one attempt. It raises nothing: what went wrong is the outcome, and in the folder."""
-    from gcp_jax.train import Interrupted, Paused, write_text
+    from gcp_jax.files import write_text
+    from gcp_jax.train import Interrupted, Paused
 
     folder = Path(job.folder)
     try:
@@ -97,7 +98,8 @@ def train(job: Job) -> None:
 
     from experiments import tasks
     from gcp_jax import config as configs
-    from gcp_jax.train import Training, write_json
+    from gcp_jax.files import write_json
+    from gcp_jax.train import Training
 
     config, folder = configs.resolve(job.config), Path(job.folder)
     if job.clone:

@@ -10,7 +10,8 @@ import signal
 import time
 from pathlib import Path
 
-from gcp_jax.train import Interrupted, Paused, write_json
+from gcp_jax.files import write_json
+from gcp_jax.train import Interrupted, Paused
 from launch.work import Job
 
 SAVE, EVALUATE = 4, 8

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from damage import flip_a_bit, largest, truncate
 from jax.sharding import SingleDeviceSharding
 
 from gcp_jax import checkpoint
@@ -30,22 +31,6 @@ def folder(kept, tmp_path):
     return shutil.copytree(kept, tmp_path / "checkpoints" / "finetune")
 
 
-def largest(folder, clock):
-    return max(
-        (path for path in (folder / str(clock)).rglob("*") if path.is_file()), key=lambda path: path.stat().st_size
-    )
-
-
-def flip(path):
-    content = bytearray(path.read_bytes())
-    content[len(content) // 2] ^= 1
-    path.write_bytes(content)
-
-
-def truncate(path):
-    path.write_bytes(path.read_bytes()[:-100])
-
-
 def restored(folder):
     saved = checkpoint.Checkpoints(folder, keep=3)
     found = saved.restore(lambda: state(0), SingleDeviceSharding(jax.devices()[0]))
@@ -54,9 +39,9 @@ def restored(folder):
 
 
 DAMAGES = {
-    "flipped": (lambda folder: flip(largest(folder, 3)), "is not what was written"),
-    "truncated": (lambda folder: truncate(largest(folder, 3)), "is not what was written"),
-    "a file gone": (lambda folder: largest(folder, 3).unlink(), "is missing"),
+    "flipped": (lambda folder: flip_a_bit(largest(folder / "3")), "is not what was written"),
+    "truncated": (lambda folder: truncate(largest(folder / "3")), "is not what was written"),
+    "a file gone": (lambda folder: largest(folder / "3").unlink(), "is missing"),
     "half gone": (lambda folder: shutil.rmtree(folder / "3" / "train"), "is missing"),
     "signature gone": (lambda folder: (folder / "3" / checkpoint.SIGNATURE).unlink(), "it was never finished"),
     "signature cut": (lambda folder: truncate(folder / "3" / checkpoint.SIGNATURE), "cannot be read"),
@@ -79,7 +64,7 @@ def test_the_one_before_is_restored(folder, tmp_path, capsys, harm, told):
 
 def test_what_was_damaged_is_saved_anew_and_damaged_again(folder, tmp_path):
     for name in ("finetune-3", "finetune-3-1"):
-        flip(largest(folder, 3))
+        flip_a_bit(largest(folder / "3"))
         checkpoint.set_damaged_aside(folder, tmp_path / "damaged")
         assert (tmp_path / "damaged" / name).is_dir()
         saved = checkpoint.Checkpoints(folder, keep=3)
@@ -90,7 +75,7 @@ def test_what_was_damaged_is_saved_anew_and_damaged_again(folder, tmp_path):
 
 def test_nothing_is_left_where_all_are_damaged(folder, tmp_path, capsys):
     for clock in (1, 2, 3):
-        flip(largest(folder, clock))
+        flip_a_bit(largest(folder / str(clock)))
     checkpoint.set_damaged_aside(folder, tmp_path / "damaged")
     assert "there is none before it" in capsys.readouterr().err
     assert checkpoint.latest(folder) is None and restored(folder) is None

@@ -20,6 +20,7 @@ import yaml
 
 from benchmarks.faults import kill_machine, last_attempt
 from experiments import cli
+from gcp_jax import metrics
 from gcp_jax.config import ConfigError
 from launch import Halving, Search, Sweep, backends, commands, engine, grid, log_uniform, plans, report, status, sweep
 from launch.work import Job, Outcome
@@ -331,7 +332,7 @@ def test_killed_launchers_and_workers_lose_and_repeat_nothing(slow, tmp_path, un
     ended = json.loads(again.stdout.splitlines()[-1])
     assert ended["finished"] == 4 and not ended["failed"]
     workers = [
-        row["pid"] for path in folder.glob("runs/*/attempts.jsonl") for row in status.lines(path) if "pid" in row
+        row["pid"] for path in folder.glob("runs/*/attempts.jsonl") for row in metrics.rows(path) if "pid" in row
     ]
     until(lambda: not any(map(psutil.pid_exists, workers)))
     assert numbers(folder) == numbers(undisturbed)

@@ -12,11 +12,13 @@ import sys
 import time
 from pathlib import Path
 
-import jax
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
+from damage import flip_a_bit, largest
 
+from benchmarks.faults import untimed
+from benchmarks.kills import arrays
 from experiments import cli
 from gcp_jax.checkpoint import SIGNATURE
 
@@ -68,24 +70,6 @@ def last_json(done: subprocess.CompletedProcess[str]) -> dict:
     return json.loads(done.stdout.strip().splitlines()[-1])
 
 
-def untimed(path: Path) -> list[dict]:
-    rows = [json.loads(line) for line in path.read_text().splitlines()]
-    return [
-        {k: v for k, v in row.items() if k not in ("seconds", "train_seconds") and not k.startswith("time/")}
-        for row in rows
-    ]
-
-
-def final_state(folder: Path) -> dict:
-    checkpoints = folder / "checkpoints" / "finetune"
-    newest = max(ocp.utils.checkpoint_steps(checkpoints))
-    here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-    with ocp.CheckpointManager(checkpoints.resolve()) as manager:
-        return manager.restore(newest, args=ocp.args.Composite(train=ocp.args.StandardRestore(fallback_sharding=here)))[
-            "train"
-        ]
-
-
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict]:
     folder = tmp_path_factory.mktemp("whole") / "run"
@@ -118,7 +102,7 @@ def test_killed_its_newest_checkpoint_damaged_and_started_again_equals_undisturb
     victim.send_signal(signal.SIGKILL)
     assert victim.wait() == -signal.SIGKILL, "the run ended before it could be killed"
     older, newest = sorted(int(path.parent.name) for path in checkpoints.glob(f"*/{SIGNATURE}"))[-2:]
-    flip_a_bit(max((checkpoints / str(newest)).rglob("*"), key=lambda path: path.stat().st_size))
+    flip_a_bit(largest(checkpoints / str(newest)))
     resumed = run(command(folder))
     assert (
         f"checkpoint {newest} of finetune is damaged" in resumed.stderr and f"going on from {older}" in resumed.stderr
@@ -128,17 +112,10 @@ def test_killed_its_newest_checkpoint_damaged_and_started_again_equals_undisturb
     assert summary["success_per_seed"] == reference["success_per_seed"]
     for name in ("metrics.jsonl", "eval.jsonl"):
         assert untimed(folder / name) == untimed(whole[0] / name)
-    a, b = final_state(folder), final_state(whole[0])
-    flat_a, flat_b = ocp.utils.to_flat_dict(a), ocp.utils.to_flat_dict(b)
-    assert flat_a.keys() == flat_b.keys() and len(flat_a) > 50
-    for name, value in flat_a.items():
-        np.testing.assert_array_equal(value, flat_b[name], err_msg=str(name))
-
-
-def flip_a_bit(path: Path) -> None:
-    content = bytearray(path.read_bytes())
-    content[len(content) // 2] ^= 1
-    path.write_bytes(content)
+    a, b = arrays(folder), arrays(whole[0])
+    assert a.keys() == b.keys() and len(a) > 50
+    for name, value in a.items():
+        np.testing.assert_array_equal(value, b[name], err_msg=name)
 
 
 def host(folder: Path, base: Path, index: int, port: int) -> subprocess.Popen[str]:
@@ -180,10 +157,10 @@ def test_two_hosts_one_of_them_killed_and_both_started_again_equal_one(whole, tm
         for path in (folder, whole[0])
     )
     assert rows == [row for row in expected if row[0] == "finetune"]
-    a, b = (ocp.utils.to_flat_dict(final_state(path)) for path in (folder, whole[0]))
+    a, b = arrays(folder), arrays(whole[0])
     assert a.keys() == b.keys()
     for name, value in a.items():
-        np.testing.assert_allclose(value, b[name], rtol=1e-3, atol=1e-4, err_msg=str(name))
+        np.testing.assert_allclose(value, b[name], rtol=1e-3, atol=1e-4, err_msg=name)
 
 
 def test_sigterm_saves_and_the_same_command_goes_on(tmp_path):

@@ -18,7 +18,7 @@ from gcp_jax import ranges
 from gcp_jax.mesh import batch_mean, descend
 from gcp_jax.networks import Normaliser
 from gcp_jax.policy import Policy
-from gcp_jax.ranges import NOT_NEGATIVE, Range
+from gcp_jax.ranges import NOT_NEGATIVE, POSITIVE, Range
 from gcp_jax.types import Algorithm, Array, Batch, PyTree, Source, unprepared
 
 
@@ -30,7 +30,7 @@ class Config:
     weight_decay: float = 1e-4
     ema: float = 0.995
 
-    RANGES = {"learning_rate": NOT_NEGATIVE, "weight_decay": NOT_NEGATIVE, "ema": Range(0, 1, below=True)}
+    RANGES = {"learning_rate": POSITIVE, "weight_decay": NOT_NEGATIVE, "ema": Range(0, 1, below=True)}
 
     def __post_init__(self) -> None:
         ranges.check(self, "algorithm.")
