@@ -40,12 +40,12 @@ def run(*, quick: bool) -> dict[str, Any]:
     first = None
     for count, each in made.items():
         train = each.start()
-        segment = each.learner.segment.lower(train).compile()
+        compiled = each.learner.compile(train)
         for _ in range(2):
-            train, _ = segment(train)
+            train, _ = compiled.segment(train)
         state = jax.device_get(train.state)
         first = state if first is None else first
-        crossing = list(collectives(segment.as_text()))
+        crossing = [c for program in (compiled.collect, compiled.learn) for c in collectives(program.as_text())]
         inside = [c for c in crossing if c.times % each.size.updates == 0 and c.times >= each.size.updates]
         name = f"{count} devices" if count > 1 else "1 device"
         found[name] = {
@@ -54,7 +54,7 @@ def run(*, quick: bool) -> dict[str, Any]:
             "collectives_per_segment": sum(c.times for c in crossing),
             "deviation": float(f"{deviation(state, first):.2g}"),
         }
-        programs[name] = setup.stepper(segment, train)
+        programs[name] = setup.stepper(compiled.segment, train)
     spent = timing.measure(programs, 2 if quick else 5)
     for each, (name, figures) in zip(made.values(), found.items(), strict=True):
         figures["steps_per_s"] = round(each.size.env_steps / spent[name].seconds)

@@ -39,7 +39,7 @@ def measure(count: int, repeats: int, **fields: Any) -> tuple[float, list[float]
     made = setup.make(TASK, seeds=count, finetune__rows=setup.ROWS, **fields)
     train = made.start()
     began = time.perf_counter()
-    segment = made.learner.segment.lower(train).compile()
+    segment = made.learner.compile(train).segment
     compiling = time.perf_counter() - began
     spent = timing.measure({"segment": setup.stepper(segment, train)}, repeats)
     return compiling, spent["segment"].wall, made.size.segments

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import jax
@@ -10,7 +11,7 @@ import jax.numpy as jnp
 
 from benchmarks import environments, setup, timing
 from experiments import planning
-from gcp_jax import algorithms
+from gcp_jax import algorithms, compiling
 from gcp_jax.types import Array, PyTree
 
 METHODS = ("ogpo", "dsrl", "residual", "expo", "qc", "fql", "dppo")
@@ -29,7 +30,7 @@ def measure(task: str, method: str, envs: int, repeats: int) -> dict[str, Any]:
     made = setup.make(task, method, finetune__envs=envs, **short)
     algorithm, rows, specs = made.algorithm, made.size.rows, made.size.specs
     train = made.start()
-    segment = made.learner.segment.lower(train).compile()
+    segment = made.learner.compile(train).segment
     state = jax.tree.map(lambda x: jnp.copy(x[0]), train.state)
     obs, key = jnp.zeros((envs, specs.obs_dim)), jax.random.key(0)
 
@@ -44,7 +45,7 @@ def measure(task: str, method: str, envs: int, repeats: int) -> dict[str, Any]:
     shapes = planning.batches(algorithm, specs, state, rows=rows, columns=envs)
     batches = jax.tree.map(lambda x: jnp.ones(x.shape, x.dtype), shapes)
 
-    @jax.jit
+    @partial(jax.jit, compiler_options=compiling.learning())
     def update(state: PyTree, batches: PyTree, key: Array) -> PyTree:
         keys = jax.random.split(key, algorithm.source.updates)
         return jax.lax.scan(lambda state, inputs: algorithm.update(state, *inputs), state, (batches, keys))

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 
 from benchmarks import timing
 from experiments import planning, products
-from gcp_jax import algorithms, policy, sources
+from gcp_jax import algorithms, compiling, policy, sources
 from gcp_jax.policy import PolicyConfig
 from gcp_jax.types import Array, PyTree, Specs
 
@@ -57,8 +57,9 @@ def measure(case: Case, *, quick: bool = False) -> dict[str, Any]:
         fields, batch, repeats = {**fields, **narrow, **({"actor_states": 8} if "chains" in fields else {})}, 8, 2
     update, inputs = program(case.method, fields, QUICK if quick else case.policy, batch)
     inside = products.count(update, *inputs)
-    compiled = jax.jit(update).lower(*inputs).compile()
-    programs = {str(product): run for product, run in products.alone(inside).items()}
+    options = compiling.learning()
+    compiled = jax.jit(update).lower(*inputs).compile(options)
+    programs = {str(product): run for product, run in products.alone(inside, options).items()}
     spent = timing.measure({"update": lambda: compiled(*inputs), **programs}, repeats)
     whole = spent["update"]
     weighed = [(times, spent[str(product)]) for product, times in inside.items()]

@@ -62,16 +62,20 @@ def _of(jaxpr: Any) -> Counter[Product]:
     return found
 
 
-def alone(products: Counter[Product]) -> dict[Product, Callable[[], Any]]:
-    """A compiled program for each different product, on random numbers."""
-    return {product: _program(product) for product in products}
+def alone(products: Counter[Product], options: Mapping[str, Any] | None = None) -> dict[Product, Callable[[], Any]]:
+    """A program for each different product, compiled with ``options``, on random numbers."""
+    return {product: _program(product, dict(options or {})) for product in products}
 
 
-def _program(product: Product) -> Callable[[], Any]:
+def _program(product: Product, options: dict[str, Any]) -> Callable[[], Any]:
     keys = jax.random.split(jax.random.key(0))
     lhs, rhs = (
         jax.random.normal(key, shape, product.dtype)
         for key, shape in zip(keys, (product.lhs, product.rhs), strict=True)
     )
-    run = jax.jit(lambda a, b: jax.lax.dot_general(a, b, product.dimensions, preferred_element_type=jnp.float32))
+
+    def multiply(a: jax.Array, b: jax.Array) -> jax.Array:
+        return jax.lax.dot_general(a, b, product.dimensions, preferred_element_type=jnp.float32)
+
+    run = jax.jit(multiply, compiler_options=options)
     return lambda: run(lhs, rhs)

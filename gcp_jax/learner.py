@@ -1,12 +1,13 @@
 """The one compiled loop: collect → source → updates, for any Algorithm, over (seed, data) devices.
 
-``segment(Train) -> (Train, metrics)`` is jitted once and donated. Seeds are vmapped inside ``shard_map``; what all seeds
+``segment(Train) -> (Train, metrics)`` is two programs, jitted once and donated: collecting steps environments and takes no
+gradients, learning takes gradients and steps none, and a CPU wants them compiled differently (``compiling``). Seeds are vmapped inside ``shard_map`` (one alone is not: ``mesh.each_seed``); what all seeds
 share (the clock, a dataset) carries no seed axis, so that the ring is written by a slice and the warm-up is a true branch.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -15,8 +16,8 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
+from gcp_jax import compiling, rollout
 from gcp_jax import mesh as mesh_lib
-from gcp_jax import rollout
 from gcp_jax.types import Algorithm, Array, PyTree, Segment, Specs, Step, Train
 
 RUN_STREAM = 0x67637021  # all keys of training derive from it; evaluation has a stream of its own
@@ -37,13 +38,38 @@ class Collection(NamedTuple):
 
 
 class Learner(NamedTuple):
-    """init: (seed indices [S], pretrained, values {field: [S]} = {}) -> Train;
-    segment: jitted (Train) -> (Train, metrics [S]), Train donated."""
+    """The programs of a method.
+
+    init:    (seed indices [S], pretrained, values {field: [S]} = {}) -> Train
+    collect: (Train.env, the Train without env and store) -> (env, rows, metrics [S]); None where nothing is collected
+    learn:   (the Train without env, rows) -> (Train, metrics [S])
+    """
 
     init: Callable[..., Train]
-    segment: Any
+    collect: Any
+    learn: Any
     layout: Train
     mesh: Mesh
+
+    def segment(self, train: Train) -> tuple[Train, dict[str, Array]]:
+        """Collect and learn once; ``train`` is consumed."""
+        workers, rows, episodes = train.env, None, {}
+        train = train._replace(env=None)
+        if self.collect is not None:
+            workers, rows, episodes = self.collect(workers, train._replace(store=None))
+        train, learned = self.learn(train, rows)
+        return train._replace(env=workers), episodes | learned
+
+    def compile(self, train: Train, options: Mapping[str, Any] | None = None) -> Learner:
+        """The same with both programs compiled for a Train like this; ``options`` go before those of ``compiling``."""
+        chosen, workers, rows, collect = options or {}, train.env, None, None
+        train = train._replace(env=None)
+        if self.collect is not None:
+            lowered = self.collect.lower(workers, train._replace(store=None))
+            _, rows, _ = lowered.out_info
+            collect = lowered.compile({**compiling.physics(), **chosen})
+        learn = self.learn.lower(train, rows).compile({**compiling.learning(), **chosen})
+        return self._replace(collect=collect, learn=learn)
 
 
 def seed_key(seed: Array) -> Array:
@@ -85,28 +111,38 @@ class _Keys(NamedTuple):
     update: Array
     diagnose: Array
 
+    @classmethod
+    def of(cls, key: Array) -> _Keys:
+        """Of one seed, from the key its Train carries."""
+        return cls(*jax.random.split(key, len(cls._fields)))
 
-def _collect(member: Vary, collection: Collection, train: Train, key: Array) -> tuple[PyTree, Segment, PyTree]:
+
+def _collect(
+    member: Vary, collection: Collection, workers: rollout.Workers, train: Train
+) -> tuple[PyTree, Segment, dict[str, Array]]:
     """One seed's segment of experience by the current policy."""
     algorithm, _ = member(train.values)
-    act = partial(algorithm.act, train.state)
-    return rollout.collect(collection.env, act, train.env, key, length=collection.length, pool=collection.pool)
+    act, key = partial(algorithm.act, train.state), _Keys.of(train.key).collect
+    workers, rows, episodes = rollout.collect(
+        collection.env, act, workers, key, length=collection.length, pool=collection.pool
+    )
+    return workers, rows, {f"episode/{name}": value for name, value in episodes._asdict().items()}
 
 
-def _learn(
-    member: Vary, warmup: int, train: Train, segment: Segment | None, keys: _Keys
-) -> tuple[PyTree, PyTree, dict[str, Array]]:
-    """One seed's updates from its source: (state, store, metrics)."""
+def _learn(member: Vary, warmup: int, train: Train, rows: Segment | None) -> tuple[Train, dict[str, Array]]:
+    """One seed's updates from its source."""
     (algorithm, diagnose), state, clock = member(train.values), train.state, train.clock
-    if segment is not None:
-        state, segment = algorithm.prepare(state, segment)
-    store, batches = algorithm.source.step(train.store, segment, keys.source, clock)
+    keys = _Keys.of(train.key)
+    if rows is not None:
+        state, rows = algorithm.prepare(state, rows)
+    store, batches = algorithm.source.step(train.store, rows, keys.source, clock)
     update_keys = jax.random.split(keys.update, algorithm.source.updates)
     ready = clock >= warmup if warmup else None
     state, metrics = _updates(algorithm, state, batches, update_keys, ready)
-    if diagnose is not None and segment is not None:
-        metrics |= diagnose(state, train.base, segment, keys.diagnose)
-    return state, store, metrics
+    if diagnose is not None and rows is not None:
+        metrics |= diagnose(state, train.base, rows, keys.diagnose)
+    train = train._replace(state=state, store=store, key=keys.following, clock=clock + 1)
+    return train, {f"train/{name}": value for name, value in metrics.items()}
 
 
 def layout_of(store: PyTree) -> Any:
@@ -131,7 +167,7 @@ def build(
     segment (``diagnostics``). vary: makes a member's own method from its traced values, in place of ``algorithm`` and
     ``diagnose`` (``population``). Raises ValueError where environments, pool, batch or seeds do not divide over the devices.
 
-    The segment is one program of two ``shard_map`` parts. Learning is checked (``check_vma``): a parameter that would come
+    Learning is checked (``check_vma``): a parameter that would come
     to differ between devices does not compile. Collecting takes no gradients and is not, since MJX cannot be typed so.
     """
     _check_divisible(algorithm, collection, mesh, seeds)
@@ -143,27 +179,25 @@ def build(
     def sharded(
         function: Callable[..., Any], in_specs: PyTree, out_specs: PyTree, *, check: bool
     ) -> Callable[..., Any]:
-        mapped = jax.vmap(function, in_axes=mesh_lib.vmap_axes(in_specs), out_axes=mesh_lib.vmap_axes(out_specs))
-        return jax.shard_map(mapped, mesh=mesh, in_specs=in_specs, out_specs=out_specs, check_vma=check)
+        each = mesh_lib.each_seed(function, in_specs, out_specs, seeds // mesh.shape[seed])
+        return jax.shard_map(each, mesh=mesh, in_specs=in_specs, out_specs=out_specs, check_vma=check)
 
     member: Vary = vary or (lambda values: (algorithm, diagnose))
+
+    def program(function: Callable[..., Any], in_specs: PyTree, out_specs: PyTree, *, check: bool) -> Any:
+        mapped = sharded(function, in_specs, out_specs, check=check)
+        placed = (mesh_lib.shardings(mesh, specs) for specs in (in_specs, out_specs))
+        return jax.jit(mapped, donate_argnums=0, **dict(zip(("in_shardings", "out_shardings"), placed, strict=True)))
+
     start = sharded(partial(initial, member, specs, collection), (P(seed), P(), P(seed)), layout, check=False)
     start = jax.jit(start, out_shardings=pinned)
+    collect = None
+    if collection is not None:
+        arguments = (layout.env, layout._replace(env=P(), store=P()))
+        collect = program(partial(_collect, member, collection), arguments, (layout.env, rows, P(seed)), check=False)
+    without = layout._replace(env=P())
     warmup = collection.warmup if collection else 0
-    updates = partial(_learn, member, warmup)
-    learn = sharded(updates, (layout._replace(env=P()), rows, P(seed)), (P(seed), layout.store, P(seed)), check=True)
-
-    def segment(train: Train) -> tuple[Train, dict[str, Array]]:
-        keys = _Keys(*jnp.moveaxis(jax.vmap(lambda k: jax.random.split(k, len(_Keys._fields)))(train.key), 1, 0))
-        workers, collected, metrics = train.env, None, {}
-        if collection is not None:
-            rollouts = partial(_collect, member, collection)
-            collect = sharded(rollouts, (layout, P(seed)), (layout.env, rows, P(seed)), check=False)
-            workers, collected, episodes = collect(train._replace(store=None), keys.collect)
-            metrics = {f"episode/{name}": value for name, value in episodes._asdict().items()}
-        state, store, learned = learn(train._replace(env=None, key=keys.following), collected, keys)
-        metrics |= {f"train/{name}": value for name, value in learned.items()}
-        return Train(state, train.base, workers, store, keys.following, train.clock + 1, train.values), metrics
+    learn = program(partial(_learn, member, warmup), (without, rows), (without, P(seed)), check=True)
 
     def init(seeds: Array, pretrained: PyTree, values: PyTree | None = None) -> Train:
         train = start(seeds, pretrained, values or {})
@@ -171,8 +205,7 @@ def build(
             return train
         return train._replace(store=jax.device_put(algorithm.source.init(None), pinned.store))
 
-    out = (pinned, mesh_lib.shardings(mesh, P(seed)))
-    return Learner(init, jax.jit(segment, donate_argnums=0, in_shardings=(pinned,), out_shardings=out), layout, mesh)
+    return Learner(init, collect, learn, layout, mesh)
 
 
 def _check_divisible(algorithm: Algorithm, collection: Collection | None, mesh: Mesh, seeds: int) -> None:

@@ -49,9 +49,33 @@ def is_spec(x: object) -> bool:
     return isinstance(x, P)
 
 
-def vmap_axes(layout: PyTree) -> PyTree:
+def each_seed(function: Callable[..., Any], in_specs: PyTree, out_specs: PyTree, seeds: int) -> Callable[..., Any]:
+    """``function`` of one seed over the ``seeds`` seeds that one device holds; leaves whose layout has no seed axis are shared.
+
+    One alone is called as it is: under a vmap of size 1 XLA fuses less, and an update takes up to 1.4 times as long.
+    """
+    if seeds > 1:
+        return jax.vmap(function, in_axes=_vmap_axes(in_specs), out_axes=_vmap_axes(out_specs))
+
+    def over(change: Callable[[Array], Array], layout: PyTree, tree: PyTree) -> PyTree:
+        def leaves(spec: P, part: PyTree) -> PyTree:
+            return jax.tree.map(change, part) if _has_seeds(spec) else part
+
+        return jax.tree.map(leaves, layout, tree, is_leaf=is_spec)
+
+    def alone(*args: PyTree) -> PyTree:
+        return over(lambda x: x[None], out_specs, function(*over(lambda x: x[0], in_specs, args)))
+
+    return alone
+
+
+def _has_seeds(spec: P) -> bool:
+    return bool(spec) and spec[0] == SEED
+
+
+def _vmap_axes(layout: PyTree) -> PyTree:
     """The vmap axis of each leaf of a layout: 0 where it has a seed axis, None where all seeds share it."""
-    return jax.tree.map(lambda spec: 0 if spec and spec[0] == SEED else None, layout, is_leaf=is_spec)
+    return jax.tree.map(lambda spec: 0 if _has_seeds(spec) else None, layout, is_leaf=is_spec)
 
 
 def shardings(mesh: Mesh, layout: PyTree) -> PyTree:

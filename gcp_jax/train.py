@@ -13,7 +13,6 @@ import hashlib
 import importlib.metadata
 import json
 import math
-import os
 import signal
 import subprocess
 import sys
@@ -31,6 +30,7 @@ from gcp_jax import (
     algorithms,
     artifact,
     checkpoint,
+    compiling,
     diagnostics,
     evaluation,
     hosts,
@@ -50,8 +50,6 @@ from gcp_jax.statistics import score
 from gcp_jax.types import Algorithm, PyTree, Specs, Step
 
 CLONE_STREAM = 0x636C6F6E
-# On CPU most of a compile is LLVM's. Measured on peg_insert's physics: level 1 steps as fast and compiles 20 % sooner.
-CPU_COMPILE = {"xla_backend_optimization_level": 1}
 FORMAT = 2  # of a run folder
 FREE_FIELDS = ("run_dir", "writers", "video", "checkpoint")  # may differ when a run is resumed
 
@@ -568,7 +566,7 @@ class Training:
         else:
             train = found[0]
         with shown.compiling(f"{stage.cadence.name} segment"):
-            return train, stage.learner.segment.lower(train).compile(_options())
+            return train, stage.learner.compile(train).segment
 
     def _evaluate_at(self, stage: _Stage, clock: int, train: Any, shown: Any) -> list[dict[str, Any]]:
         cadence = stage.cadence
@@ -632,7 +630,7 @@ class Training:
             build = partial(evaluation.build, mesh=mesh, episodes=self.config.evaluation.episodes)
             program = build(greedy, self.task.env, chunk=self.config.policy.chunk)
             with shown.compiling("evaluation"):
-                self._evaluate[greedy, count] = program.lower(*placed).compile(_options())
+                self._evaluate[greedy, count] = program.lower(*placed).compile(compiling.physics())
         outcome, states = self._evaluate[greedy, count](*placed)
         if film is not None:
             film(_take(hosts.fetch(states), 0))
@@ -668,13 +666,6 @@ class Training:
         if not path.exists() and hosts.first():
             deployed = jax.tree.map(jnp.asarray, deployed)
             artifact.save(path, policy=base, deployed=deployed, facts=facts, greedy=greedy)
-
-
-def _options() -> dict[str, Any]:
-    """Compiler options for CPUs, those that XLA_FLAGS do not set; other backends keep XLA's own."""
-    given = os.environ.get("XLA_FLAGS", "")
-    on_cpu = jax.default_backend() == "cpu"
-    return {name: value for name, value in CPU_COMPILE.items() if on_cpu and name not in given}
 
 
 def _who(member: Member) -> dict[str, Any]:

@@ -82,5 +82,5 @@ def two_modes(devices, optimised):
     algorithm = bc.make(bc.Config(learning_rate=5e-3), policy, source)
     cloning = learner.build(algorithm, specs, mesh=devices(), seeds=1)
     train = cloning.init(jnp.arange(1), {"normaliser": Normaliser(jnp.zeros(1), jnp.ones(1))})
-    train, _ = cloning.segment.lower(train).compile(optimised)(train)
+    train, _ = cloning.compile(train, optimised).segment(train)
     return TwoModes(policy, algorithm.export(jax.tree.map(lambda x: x[0], train.state)), mode, std)

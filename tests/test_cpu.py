@@ -6,6 +6,7 @@ import os
 import pytest
 
 from experiments import cpu
+from gcp_jax import compiling
 
 
 @pytest.fixture
@@ -39,3 +40,11 @@ def test_a_newer_xla_is_not_given_the_option_that_it_refuses(environ, monkeypatc
     monkeypatch.setattr(importlib.metadata, "version", lambda name: "0.11.0")
     cpu.prepare()
     assert environ["XLA_FLAGS"] == "--xla_dump_to=somewhere"
+
+
+def test_a_program_s_own_options_leave_to_xla_flags_what_they_set(monkeypatch):
+    assert compiling.physics() == {}  # conftest sets the level
+    assert "xla_backend_optimization_level" not in compiling.learning()
+    monkeypatch.setenv("XLA_FLAGS", "")
+    assert compiling.physics() == {"xla_backend_optimization_level": 1}
+    assert compiling.physics().items() < compiling.learning().items()

@@ -120,7 +120,7 @@ def test_a_seed_is_the_same_run_alone_among_others_and_over_devices(other, index
 
 def test_an_update_crosses_the_devices_once(four):
     """The gradients of actor and critics in one all-reduce; nothing else within the loop of two updates."""
-    text = four.learner.segment.lower(four.train).compile().as_text()
+    text = four.learner.compile(four.train).learn.as_text()
     updates = [each.kind for each in collectives(text) if each.times == 2]
     assert updates == ["all-reduce"]
 

@@ -97,7 +97,7 @@ def learned(variant, policy, deployed, *, mesh, options):
 
     train = build(1).init(jnp.arange(1), deployed)
     side = 1 if positive(train) < 0.5 else -1
-    segment = build(side).segment.lower(train).compile(options)
+    segment = build(side).compile(train, options).segment
     successes = []
     for _ in range(variant.segments):
         train, metrics = segment(train)
@@ -124,7 +124,7 @@ def diffused(two_modes, devices, optimised):
     algorithm = bc.make(bc.Config(learning_rate=5e-3), policy, source)
     cloning = learner.build(algorithm, policy.specs, mesh=devices(), seeds=1)
     train = cloning.init(jnp.arange(1), {"normaliser": two_modes.deployed["normaliser"]})
-    train, _ = cloning.segment.lower(train).compile(optimised)(train)
+    train, _ = cloning.compile(train, optimised).segment(train)
     return policy, algorithm.export(jax.tree.map(lambda x: x[0], train.state))
 
 

@@ -132,12 +132,6 @@ def test_a_share_of_a_negative_return_is_refused(tmp_path, rewarded):
         run.run()
 
 
-def test_what_xla_flags_set_goes_before_the_project_s_own_choice(monkeypatch):
-    assert train._options() == {}  # conftest sets the level
-    monkeypatch.setenv("XLA_FLAGS", "")
-    assert train._options() == train.CPU_COMPILE
-
-
 @pytest.fixture
 def begun(tmp_path):
     """A run that has just opened its folder, and what the folder says of it."""
