@@ -1,4 +1,4 @@
-"""The ``gcp-jax`` command: train, benchmark, sweep, status, evaluate, report, render, check, demos, plan, envs, algorithms."""
+"""The ``gcp-jax`` command: train, debug, benchmark, sweep, status, evaluate, report, render, check, demos, plan, envs, algorithms."""
 
 from __future__ import annotations
 
@@ -258,6 +258,19 @@ def train(values: Any, positional: list[str]) -> dict[str, Any]:
     return summary
 
 
+def debug(values: Any, positional: list[str]) -> dict[str, Any]:
+    """The update at which a run was given up."""
+    from experiments import tasks
+    from gcp_jax import train as training
+
+    if len(positional) != 1:
+        raise UsageError("name one run folder, e.g. gcp-jax debug runs/first")
+    folder = Path(positional[0])
+    config = tasks.of_run(folder)
+    cpu.prepare(config.data)
+    return training.Training(config, tasks.make(config, film=False), folder, "").debug()
+
+
 def benchmark(values: Any, positional: list[str]) -> dict[str, Any]:
     """Methods × tasks × seeds from shared clones, and their report."""
     from experiments import benchmark as benchmarks
@@ -455,6 +468,18 @@ The same command again resumes an unfinished run; Ctrl-C and SIGTERM save at the
   --json                   last line: base_success, success, success_per_seed (or …return), env_steps, updates, seconds,
                            compile_seconds, run_dir; from the first host""",
         flags=_train_flags,
+    ),
+    "debug": Command(
+        debug,
+        "the update at which a run was given up, once more, with all that went in",
+        """gcp-jax debug RUN [--json]
+
+An update that would leave the finite numbers is skipped and counted (train/skipped); a training with more than max_skipped of them is
+given up, and a run without any other stops. Its newest checkpoint then lies in RUN/fault, and this command trains from there to the
+first such update: the ranges of what went in, its metrics, and state and batch as RUN/fault/update.npz.
+
+  --json                   last line: stage, clock, index, told, update_of_segment, metrics, arrays""",
+        configured=False,
     ),
     "benchmark": Command(
         benchmark,

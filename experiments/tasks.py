@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import importlib.util
+import json
 import math
 import sys
 from collections.abc import Callable, Mapping
@@ -130,6 +131,16 @@ def checked(config: ml_collections.ConfigDict) -> Run:
         raise
     except ValueError as error:
         raise ConfigError(str(error)) from error
+
+
+def of_run(folder: Path) -> Run:
+    """The configuration of a run's folder. Raises ConfigError where there is none."""
+    path = folder / "config.json"
+    if not path.is_file():
+        raise ConfigError(f"{folder} holds no run: there is no {path}.")
+    content = json.loads(path.read_text())["config"]
+    env = {name: tuple(value) if isinstance(value, list) else value for name, value in content["env"].items()}
+    return resolve({**content, "env": env})
 
 
 def make_env(config: Run) -> Env:

@@ -150,7 +150,8 @@ class Run:
     """One run. seed: index of the first seed; seeds: how many, in one program; population: numeric fields of the method and the
     values they take in this program, the first of every field together, the second of every field, …, each with all seeds; data:
     devices that share a seed's environments and batches; writers: any of jsonl (always on), tensorboard, wandb; video: write
-    before.mp4 and after.mp4."""
+    before.mp4 and after.mp4; max_skipped: updates of a stage that may leave the finite numbers, and are skipped, before a training
+    is given up."""
 
     env: dict[str, Any]
     algorithm: dict[str, Any]
@@ -167,8 +168,9 @@ class Run:
     run_dir: str = ""
     writers: tuple[str, ...] = ()
     video: bool = True
+    max_skipped: int = 20
 
-    RANGES = {"seed": Range(0, 2**31 - 1), "seeds": COUNT, "data": COUNT}
+    RANGES = {"seed": Range(0, 2**31 - 1), "seeds": COUNT, "data": COUNT, "max_skipped": NOT_NEGATIVE}
 
     def __post_init__(self) -> None:
         ranges.check(self, "")

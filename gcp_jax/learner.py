@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
-from gcp_jax import compiling, rollout
+from gcp_jax import compiling, faults, rollout
 from gcp_jax import mesh as mesh_lib
 from gcp_jax.types import Algorithm, Array, PyTree, Segment, Specs, Step, Train
 
@@ -102,7 +102,7 @@ def initial(
     return Train(state, pretrained, workers, algorithm.source.init(item), key, jnp.int32(0), values)
 
 
-class _Keys(NamedTuple):
+class Keys(NamedTuple):
     """The keys of one segment, each used once."""
 
     following: Array
@@ -112,7 +112,7 @@ class _Keys(NamedTuple):
     diagnose: Array
 
     @classmethod
-    def of(cls, key: Array) -> _Keys:
+    def of(cls, key: Array) -> Keys:
         """Of one seed, from the key its Train carries."""
         return cls(*jax.random.split(key, len(cls._fields)))
 
@@ -122,7 +122,7 @@ def _collect(
 ) -> tuple[PyTree, Segment, dict[str, Array]]:
     """One seed's segment of experience by the current policy."""
     algorithm, _ = member(train.values)
-    act, key = partial(algorithm.act, train.state), _Keys.of(train.key).collect
+    act, key = partial(algorithm.act, train.state), Keys.of(train.key).collect
     workers, rows, episodes = rollout.collect(
         collection.env, act, workers, key, length=collection.length, pool=collection.pool
     )
@@ -131,11 +131,9 @@ def _collect(
 
 def _learn(member: Vary, warmup: int, train: Train, rows: Segment | None) -> tuple[Train, dict[str, Array]]:
     """One seed's updates from its source."""
-    (algorithm, diagnose), state, clock = member(train.values), train.state, train.clock
-    keys = _Keys.of(train.key)
-    if rows is not None:
-        state, rows = algorithm.prepare(state, rows)
-    store, batches = algorithm.source.step(train.store, rows, keys.source, clock)
+    algorithm, diagnose = member(train.values)
+    clock, keys = train.clock, Keys.of(train.key)
+    state, store, batches, rows = sourced(algorithm, train, rows, keys)
     update_keys = jax.random.split(keys.update, algorithm.source.updates)
     ready = clock >= warmup if warmup else None
     state, metrics = _updates(algorithm, state, batches, update_keys, ready)
@@ -143,6 +141,18 @@ def _learn(member: Vary, warmup: int, train: Train, rows: Segment | None) -> tup
         metrics |= diagnose(state, train.base, rows, keys.diagnose)
     train = train._replace(state=state, store=store, key=keys.following, clock=clock + 1)
     return train, {f"train/{name}": value for name, value in metrics.items()}
+
+
+def sourced(
+    algorithm: Algorithm, train: Train, rows: Segment | None, keys: Keys
+) -> tuple[PyTree, PyTree, PyTree, Segment | None]:
+    """What one seed's updates begin with: (state, store, batches [U, …], rows)."""
+    state = train.state
+    if rows is not None:
+        prepared, rows = algorithm.prepare(state, rows)
+        state, _ = faults.unless_broken(state, prepared)
+    store, batches = algorithm.source.step(train.store, rows, keys.source, train.clock)
+    return state, store, batches, rows
 
 
 def layout_of(store: PyTree) -> Any:
@@ -225,15 +235,18 @@ def _check_divisible(algorithm: Algorithm, collection: Collection | None, mesh: 
 def _updates(
     algorithm: Algorithm, state: PyTree, batches: PyTree, keys: Array, ready: Array | None
 ) -> tuple[PyTree, dict[str, Array]]:
-    """Scan ``update`` over the batches; the mean of its metrics over updates and devices. Where the scalar ``ready`` is
-    False, nothing is updated and the metrics are 0."""
+    """Scan ``update`` over the batches, leaving out what is not finite; the mean of its metrics over updates and devices, and its
+    ``faults``. Where the scalar ``ready`` is False, nothing is updated and all numbers are 0."""
 
-    def one(state: PyTree, inputs: tuple[PyTree, Array]) -> tuple[PyTree, dict[str, Array]]:
-        return algorithm.update(state, *inputs)
+    def one(state: PyTree, inputs: tuple[PyTree, Array]) -> tuple[PyTree, Any]:
+        new, metrics = algorithm.update(state, *inputs)
+        state, skipped = faults.unless_broken(state, new)
+        return state, (metrics, skipped, faults.first_of(metrics))
 
     def run(state: PyTree) -> tuple[PyTree, dict[str, Array]]:
-        state, metrics = jax.lax.scan(one, state, (batches, keys))
-        return state, mesh_lib.all_mean(jax.tree.map(jnp.mean, metrics))
+        state, (metrics, skipped, broken) = jax.lax.scan(one, state, (batches, keys))
+        told = jax.tree.map(faults.mean_of_finite, metrics) | faults.told(skipped, broken)
+        return state, mesh_lib.all_mean(told)
 
     if ready is None:
         return run(state)

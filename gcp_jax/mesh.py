@@ -57,16 +57,25 @@ def each_seed(function: Callable[..., Any], in_specs: PyTree, out_specs: PyTree,
     if seeds > 1:
         return jax.vmap(function, in_axes=_vmap_axes(in_specs), out_axes=_vmap_axes(out_specs))
 
-    def over(change: Callable[[Array], Array], layout: PyTree, tree: PyTree) -> PyTree:
-        def leaves(spec: P, part: PyTree) -> PyTree:
-            return jax.tree.map(change, part) if _has_seeds(spec) else part
-
-        return jax.tree.map(leaves, layout, tree, is_leaf=is_spec)
-
     def alone(*args: PyTree) -> PyTree:
-        return over(lambda x: x[None], out_specs, function(*over(lambda x: x[0], in_specs, args)))
+        out = function(*_with_seeds(lambda x: x[0], in_specs, args))
+        return _with_seeds(lambda x: x[None], out_specs, out)
 
     return alone
+
+
+def of_seed(tree: PyTree, layout: PyTree, index: int) -> PyTree:
+    """One seed's part of a tree; leaves whose layout has no seed axis as they are."""
+    return _with_seeds(lambda x: x[index], layout, tree)
+
+
+def _with_seeds(change: Callable[[Array], Array], layout: PyTree, tree: PyTree) -> PyTree:
+    """``change`` of the leaves whose layout has a seed axis."""
+
+    def leaves(spec: P, part: PyTree) -> PyTree:
+        return jax.tree.map(change, part) if _has_seeds(spec) else part
+
+    return jax.tree.map(leaves, layout, tree, is_leaf=is_spec)
 
 
 def _has_seeds(spec: P) -> bool:

@@ -64,7 +64,8 @@ def collect(
         episode_return = jnp.where(workers.state.done, 0.0, workers.episode_return)
         state = env.autoreset(workers.state, fresh, mesh.sample_keys(reset_key, count))
         chunk, extras = act(state.obs, act_key)
-        state, steps = env.step(state, chunk)
+        state, steps = env.step(state, chunk)  # an action that is no number has diverged there, and is not remembered
+        steps = steps._replace(action=jnp.where(jnp.isfinite(steps.action), steps.action, 0.0))
         episode_return = episode_return + jnp.sum(jnp.where(steps.executed, steps.reward, 0.0), -1)
         episodes = tally(state, episode_return, jnp.ones_like(state.terminated))
         return Workers(state, episode_return), (Segment(steps, extras), episodes)

@@ -17,6 +17,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
@@ -31,8 +32,10 @@ from gcp_jax import (
     artifact,
     checkpoint,
     compiling,
+    debugging,
     diagnostics,
     evaluation,
+    faults,
     hosts,
     learner,
     metrics,
@@ -51,7 +54,7 @@ from gcp_jax.types import Algorithm, PyTree, Specs, Step
 
 CLONE_STREAM = 0x636C6F6E
 FORMAT = 2  # of a run folder
-FREE_FIELDS = ("run_dir", "writers", "video", "checkpoint")  # may differ when a run is resumed
+FREE_FIELDS = ("run_dir", "writers", "video", "checkpoint", "max_skipped")  # may differ when a run is resumed
 
 
 class RunError(RuntimeError):
@@ -226,6 +229,7 @@ class _Stage(NamedTuple):
     greedy: Callable[..., Any]  # (deployed, obs, key) -> chunks
     export: Callable[[Any], PyTree]  # (Train) -> deployed
     stop: Callable[[list[dict[str, Any]]], bool]
+    method: Callable[[Mapping[str, Any]], Algorithm]  # of a member, by its values
 
     def init(self) -> Any:
         """The initial Train."""
@@ -245,6 +249,8 @@ class Training:
         self.compile_seconds = self.seconds_before = self.train_seconds = 0.0
         self.began = time.monotonic()
         self._evaluate: dict[Any, Any] = {}
+        self._skipped: Counter[str] = Counter()
+        self._given_up: list[str] = []
         self._signal = self.until = 0
         self.command = command
         if config.population:
@@ -357,7 +363,8 @@ class Training:
                 f"{path} is a policy for {base.specs}, but this run needs {self.size.specs}; choose its environment."
             )
 
-    def _clone(self, own: Path) -> tuple[policy.Policy, PyTree]:
+    def _cloning(self) -> tuple[policy.Policy, _Stage]:
+        """The policy that is cloned, and the stage."""
         pre, form = self.config.pretrain, self.config.policy
         print(f"cloning {self.config.demonstrations.episodes} demonstrations", file=sys.stderr)
         data = self._demonstrations()
@@ -379,7 +386,13 @@ class Training:
             greedy=algorithm.greedy,
             export=lambda train: algorithm.export(train.state),
             stop=lambda rows: _mean_score(rows) >= enough,
+            method=lambda values: algorithm,
         )
+        return base, stage
+
+    def _clone(self, own: Path) -> tuple[policy.Policy, PyTree]:
+        pre = self.config.pretrain
+        base, stage = self._cloning()
         deployed, rows = self._loop(stage)
         deployed = jax.tree.map(lambda x: x[0], deployed)
         if not stage.stop(rows) and pre.stop_at < 1.0:
@@ -415,10 +428,14 @@ class Training:
         print(f"demonstrations: {facts}", file=sys.stderr)
         return sources.windows(hosts.agreed(steps), self.config.policy.chunk)
 
+    def _borrowed(self) -> sources.Windows | None:
+        """The demonstrations that finetuning learns from as well."""
+        return self._demonstrations() if self.config.finetune.demo_fraction else None
+
     # Stage 2: finetune ------------------------------------------------------------------------------------------------
 
     def _finetune(self, base: policy.Policy, deployed: PyTree) -> dict[str, Any]:
-        demonstrations = self._demonstrations() if self.config.finetune.demo_fraction else None
+        demonstrations = self._borrowed()
         stage = self._finetuning(base, deployed, demonstrations)
         before = self._evaluate_base(base, deployed)
         final, rows = self._loop(stage)
@@ -435,6 +452,7 @@ class Training:
             self.judged: _mean_score(rows),
             f"{self.judged}_per_seed": scores if self.config.population else scores[""],
             **self.finetune.counters(self.finetune.segments),
+            **({"given_up": sorted(self._given_up)} if self._given_up else {}),
             "seconds": round(self.seconds, 1),
             "compile_seconds": round(self.compile_seconds, 1),
             "run_dir": str(self.folder),
@@ -477,6 +495,7 @@ class Training:
             greedy=of_members if config.population else algorithm.greedy,
             export=export,
             stop=lambda rows: False,
+            method=lambda values: member(values)[0],
         )
 
     def dry(self) -> Any:
@@ -506,7 +525,8 @@ class Training:
 
     def _loop(self, stage: _Stage) -> tuple[PyTree, list[dict[str, Any]]]:
         """Run a stage from its newest checkpoint to its end: the deployed policies [S, ...] and the last evaluation."""
-        cadence, self.train_seconds = stage.cadence, 0.0
+        cadence, self.train_seconds, self._skipped = stage.cadence, 0.0, Counter()
+        self._given_up = []
         saved = checkpoint.Checkpoints(self.folder / "checkpoints" / cadence.name, keep=self.config.checkpoint.keep)
         restored = saved.restore(stage.init, mesh_lib.shardings(stage.learner.mesh, stage.learner.layout))
         clock, rows = self._resume(cadence, restored)
@@ -522,6 +542,7 @@ class Training:
                 self.train_seconds += time.monotonic() - began
                 self._signal = hosts.largest(self._signal)
                 self._log(cadence, stage.members, clock, found, time.monotonic() - began, shown)
+                self._stop_if_given_up(stage.members)
                 last, pause = clock == cadence.segments, False
                 if last or clock % cadence.evaluate == 0:
                     rows = self._evaluate_at(stage, clock, train, shown)
@@ -553,6 +574,8 @@ class Training:
         clock = int(train.clock)
         self.seconds_before = max(self.seconds_before, host["seconds"])
         self.train_seconds = host["train_seconds"]
+        self._skipped = Counter(host["skipped"])
+        self._given_up = [who for who in self._skipped if self._spent(who)]
         self.compile_seconds = max(self.compile_seconds, host["compile_seconds"])
         total = cadence.done(cadence.segments)
         print(f"resuming {cadence.name} at {cadence.done(clock)} of {total} {cadence.unit}", file=sys.stderr)
@@ -582,7 +605,7 @@ class Training:
         """What a checkpoint keeps of the host."""
         compiled = self.compile_seconds + shown.compile_seconds
         times = {"seconds": self.seconds, "train_seconds": self.train_seconds, "compile_seconds": compiled}
-        return {"rows": rows, **times}
+        return {"rows": rows, "skipped": dict(self._skipped), **times}
 
     def _log(
         self,
@@ -593,7 +616,7 @@ class Training:
         seconds: float,
         shown: Any,
     ) -> None:
-        """Write one row per seed, refuse numbers that are not finite, and show where the stage stands."""
+        """Write one row per seed, note what was not finite, and show where the stage stands."""
         trained = clock > cadence.warmup
         speeds = {"time/env_steps_per_s": cadence.env_steps * len(members) / seconds}
         speeds["time/updates_per_s"] = cadence.updates * len(members) / seconds * trained
@@ -602,8 +625,9 @@ class Training:
             row: dict[str, Any] = {"stage": cadence.name, **_who(member), **cadence.counters(clock), **self._times()}
             row |= _episode_means({k: float(v[index]) for k, v in numbers.items() if k.startswith("episode/")})
             row |= {k: float(v[index]) for k, v in numbers.items() if k.startswith("train/") and trained}
-            row = {k: v for k, v in row.items() if k not in diagnostics.MAY_BE_MISSING or math.isfinite(v)}
-            _check_finite(row, cadence.name, metrics.member(row))
+            found = faults.taken(row, diagnostics.MAY_BE_MISSING)
+            if found.skipped:
+                self._note(cadence, clock, index, metrics.member(row), found)
             scores += [row[f"episode/{self.judged}"]] if f"episode/{self.judged}" in row else []
             self.writer.write(row | speeds)
         shown.update(
@@ -612,6 +636,54 @@ class Training:
             env_steps_per_s=speeds["time/env_steps_per_s"] if cadence.env_steps else None,
             updates_per_s=speeds["time/updates_per_s"],
         )
+
+    def _note(self, cadence: Cadence, clock: int, index: int, who: str, found: faults.Faults) -> None:
+        """Count the updates of a member that were skipped, tell the first, and keep what shows it once more."""
+        allowed, spent, first = self.config.max_skipped, self._spent(who), not self._skipped[who]
+        self._skipped[who] += int(found.skipped) if math.isfinite(found.skipped) else allowed + 1
+        update = cadence.counters(clock - 1)["updates"] + found.first
+        where = (
+            f"{found.quantity} in {cadence.name} of {who}, at update {update} ({cadence.done(clock)} {cadence.unit})"
+        )
+        if first and hosts.first():
+            debugging.keep(self.folder, {"stage": cadence.name, "clock": clock, "index": index, "told": where})
+        if self._spent(who) and not spent:
+            self._given_up.append(who)
+            print(
+                f"{where}; {self._skipped[who]} updates were not finite, max_skipped is {allowed}: it is given up",
+                file=sys.stderr,
+            )
+        elif first:
+            print(f"{where}: skipped, as up to {allowed} of its updates are", file=sys.stderr)
+
+    def _spent(self, who: str) -> bool:
+        return self._skipped[who] > self.config.max_skipped
+
+    def _stop_if_given_up(self, members: list[Member]) -> None:
+        """Raise RunError where no member is left to train."""
+        if len(self._given_up) == len(members):
+            told = debugging.kept(self.folder)["told"]
+            raise RunError(
+                f"{told}, and {sum(self._skipped.values())} updates in all: nothing is left to train. The last checkpoint is from "
+                f"before; gcp-jax debug {self.folder} shows that update. Lower the learning rates, raise the regularisation, or let "
+                f"more than max_skipped={self.config.max_skipped} pass."
+            )
+
+    def debug(self) -> dict[str, Any]:
+        """Train again from the checkpoint before the first update that was not finite, and tell about it."""
+        with owned(self.folder):
+            self._open()
+            known = debugging.kept(self.folder)
+            if known["stage"] == "pretrain":
+                _, stage = self._cloning()
+            else:
+                base, deployed, *_ = artifact.load(self.folder / "policy" / "base")
+                stage = self._finetuning(base, deployed, self._borrowed())
+            folder = self.folder / debugging.FOLDER
+            saved = checkpoint.Checkpoints(folder / "checkpoints", keep=1)
+            restored = saved.restore(stage.init, mesh_lib.shardings(stage.learner.mesh, stage.learner.layout))
+            train = restored[0] if restored else stage.init()
+            return debugging.show(stage.learner, stage.method, train, known, folder)
 
     def _evaluated(
         self,
@@ -689,15 +761,6 @@ def _episode_means(sums: Mapping[str, float]) -> dict[str, float]:
     means = {"success": "successes", "return": "returns", "length": "lengths"}
     counts = {"episode/episodes": count, "episode/diverged": sums["episode/diverged"]}
     return {f"episode/{name}": sums[f"episode/{total}"] / count for name, total in means.items()} | counts
-
-
-def _check_finite(row: Mapping[str, Any], stage: str, member: str) -> None:
-    for name, value in row.items():
-        if isinstance(value, float) and not math.isfinite(value):
-            raise RunError(
-                f"{name} became {value} in {stage} of {member} at {row['env_steps']} env steps, {row['updates']} updates; "
-                "the last checkpoint is from before. Lower the learning rates or raise the regularisation."
-            )
 
 
 def _differences(there: Mapping[str, Any], here: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any, Any]]:

@@ -73,6 +73,16 @@ def test_a_member_is_the_run_it_would_be_alone(members, devices, index, seed, ac
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a[index], b[0], **near), actual, expected)
 
 
+def test_a_member_that_leaves_the_finite_numbers_does_not_touch_the_others(members):
+    built, (state, _), _ = members
+    values = {"actor_lr": [1e-3, 1e-3, 1e30, 1e-2], "clip": [0.01, 0.01, 0.3, 0.3]}
+    found, numbers = trained(built, [2, 5, 2, 5], values)
+    assert numbers["train/skipped"][2] > 0 and not np.delete(numbers["train/skipped"], 2).any()
+    others = np.array([0, 1, 3])
+    jax.tree.map(lambda a, b: np.testing.assert_array_equal(a[others], b[others]), found, state)
+    assert all(np.isfinite(x).all() for x in jax.tree.leaves(found) if np.issubdtype(x.dtype, np.floating))
+
+
 def test_members_differ_by_their_values_and_by_their_seeds(members):
     state, _ = members[1]
     kernels = np.concatenate([np.asarray(x).reshape(4, -1) for x in jax.tree.leaves(state.actor)], axis=1)

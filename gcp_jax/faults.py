@@ -1,0 +1,71 @@
+"""Updates that left the finite numbers: left out inside the compiled loop, counted and named outside of it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from gcp_jax.types import Array, PyTree
+
+SKIPPED, FIRST, BROKEN = "train/skipped", "train/skipped_first", "train/broken/"  # metrics of a segment
+
+
+def finite(tree: PyTree) -> Array:
+    """Is every floating number of ``tree``? A scalar."""
+    floats = [x for x in jax.tree.leaves(tree) if jnp.issubdtype(x.dtype, jnp.floating)]
+    return jnp.all(jnp.stack([jnp.all(jnp.isfinite(x)) for x in floats])) if floats else jnp.bool(True)
+
+
+def unless_broken(old: PyTree, new: PyTree) -> tuple[PyTree, Array]:
+    """(``new``, False), or (``old``, True) where a number of ``new`` is not finite."""
+    fine = finite(new)
+    return jax.tree.map(lambda a, b: jnp.where(fine, b, a), old, new), ~fine
+
+
+def first_of(metrics: dict[str, Array]) -> dict[str, Array]:
+    """For every metric of one update: is it the first of them, in the order of the dict, that is not finite?"""
+    found, seen = {}, jnp.bool(False)
+    for name, value in metrics.items():
+        broken = ~jnp.all(jnp.isfinite(value))
+        found[name], seen = broken & ~seen, broken | seen
+    return found
+
+
+def mean_of_finite(x: Array) -> Array:
+    """Mean over the finite numbers of x [U, …]; NaN where none is."""
+    known = jnp.isfinite(x)
+    return jnp.sum(jnp.where(known, x, 0.0)) / jnp.sum(known)
+
+
+def told(skipped: Array, broken: dict[str, Array]) -> dict[str, Array]:
+    """How many of U updates were skipped [U], which was the first, and by which metric it was told (``first_of`` [U])."""
+    first = jnp.argmax(skipped)
+    found = {SKIPPED: jnp.sum(skipped), FIRST: first}
+    found |= {f"{BROKEN}{name}": jnp.any(skipped) & x[first] for name, x in broken.items()}
+    return {name.removeprefix("train/"): jnp.asarray(x, jnp.float32) for name, x in found.items()}
+
+
+class Faults(NamedTuple):
+    """Of one seed in one segment: how many updates were skipped, the first of them, and what was not finite."""
+
+    skipped: float  # infinite where a number is not finite although no update was skipped
+    first: int
+    quantity: str
+
+
+def taken(row: dict[str, Any], may_be_missing: Sequence[str]) -> Faults:
+    """Take out of a row of metrics what ``told`` put in, and all that is not finite; ``train/skipped`` stays."""
+    names = [name for name in row if name.startswith(BROKEN)]
+    named = [name.removeprefix(BROKEN) for name in names if row[name] > 0]
+    lost = [name for name, value in row.items() if isinstance(value, float) and not math.isfinite(value)]
+    told = [f"{name} became {row[name]}" for name in lost if name not in may_be_missing]
+    first = round(row.pop(FIRST, 0.0))
+    for name in {*names, *lost}:
+        del row[name]
+    if skipped := round(row.get(SKIPPED, 0.0)):
+        return Faults(skipped, first, f"{next(iter(named), 'a parameter')} was not finite")
+    return Faults(math.inf if told else 0, 0, next(iter(told), ""))

@@ -1,0 +1,141 @@
+"""Updates that leave the finite numbers: skipped, counted, named, and shown once more."""
+
+import json
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from experiments import cli, tasks
+from gcp_jax import debugging, faults
+from gcp_jax.metrics import rows
+from gcp_jax.train import RunError, Training
+
+TINY = {
+    "policy.hidden": (16,),
+    "policy.steps": 2,
+    "algorithm.critic_hidden": (16,),
+    "algorithm.critics": 2,
+    "algorithm.samples": 4,
+    "demonstrations.episodes": 16,
+    "pretrain.updates": 20,
+    "pretrain.evaluate_every": 20,
+    "pretrain.batch_size": 32,
+    "finetune.envs": 8,
+    "finetune.rows": 4,
+    "finetune.batch_size": 32,
+    "finetune.env_steps": 768,
+    "finetune.warmup_steps": 128,
+    "finetune.capacity": 512,
+    "evaluation.episodes": 8,
+    "evaluation.every": 768,
+    "checkpoint.every": 256,
+    "video": False,
+    "max_skipped": 5,
+}
+TOO_LARGE = 1e30
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_a_state_with_a_number_that_is_not_finite_is_not_taken(bad):
+    old = {"net": jnp.zeros(3), "step": jnp.int32(4), "key": jax.random.key(0)}
+    new = {"net": jnp.array([1.0, bad, 2.0]), "step": jnp.int32(5), "key": jax.random.key(1)}
+    kept, skipped = faults.unless_broken(old, new)
+    assert skipped and kept["step"] == 4 and kept["key"] == old["key"]
+    np.testing.assert_array_equal(kept["net"], old["net"])
+    taken, skipped = faults.unless_broken(old, {**new, "net": jnp.ones(3)})
+    assert not skipped and taken["step"] == 5
+    assert faults.finite({"step": jnp.int32(1)})
+
+
+def test_the_first_metric_that_was_not_finite_names_the_fault():
+    """Three updates; in the second of them ``later`` is NaN because ``earlier`` was."""
+    earlier, later = jnp.array([1.0, jnp.inf, 3.0]), jnp.array([4.0, jnp.nan, jnp.nan])
+    broken = jax.vmap(lambda a, b: faults.first_of({"z_earlier": a, "a_later": b}))(earlier, later)
+    told = faults.told(jnp.array([False, True, False]), broken)
+    row = {f"train/{name}": float(value) for name, value in told.items()} | {"train/z_earlier": 2.0}
+    assert faults.mean_of_finite(earlier) == 2.0
+    assert faults.taken(row, ()) == (1, 1, "z_earlier was not finite")
+    assert row == {"train/skipped": 1.0, "train/z_earlier": 2.0}
+
+
+def test_a_number_that_is_not_finite_although_all_updates_were_is_a_fault_without_end():
+    row = {"train/skipped": 0.0, "train/skipped_first": 0.0, "train/q": math.nan, "train/gap": math.nan}
+    assert faults.taken(row, ["train/gap"]) == (math.inf, 0, "train/q became nan")
+    assert row == {"train/skipped": 0.0}
+    assert faults.taken({"train/gap": math.nan}, ["train/gap"]) == (0, 0, "")
+
+
+def configured(**fields):
+    config = tasks.defaults(env="reach")
+    tasks.choose_algorithm(config, "qc")
+    tasks.override(config, TINY | {name.replace("__", "."): value for name, value in fields.items()})
+    return config
+
+
+def training(config, folder):
+    config = tasks.checked(config)
+    return Training(config, tasks.make(config, film=False), folder, "gcp-jax train")
+
+
+@pytest.fixture(scope="module")
+def stopped(tmp_path_factory):
+    """A run whose critics leave the finite numbers at their second update, and what it said."""
+    folder = tmp_path_factory.mktemp("stopped") / "run"
+    with pytest.raises(RunError) as raised:
+        training(configured(algorithm__critic_lr=TOO_LARGE), folder).run()
+    return folder, str(raised.value)
+
+
+def test_a_run_stops_after_a_bounded_number_and_says_what_was_first(stopped):
+    folder, told = stopped
+    assert told.startswith(
+        "critic_loss was not finite in finetune of seed_0, at update 1 (256 env steps), and 7 updates"
+    )
+    assert f"gcp-jax debug {folder}" in told and "max_skipped=5" in told
+    assert not (folder / "summary.json").exists()
+    skipped = [row["train/skipped"] for row in rows(folder / "metrics.jsonl") if "train/skipped" in row]
+    assert skipped[-1] > 5 - sum(skipped[:-1])
+
+
+def test_nothing_that_is_not_finite_is_in_a_checkpoint_or_a_row(stopped):
+    folder, _ = stopped
+    assert "NaN" not in (folder / "metrics.jsonl").read_text()
+    run = training(configured(algorithm__critic_lr=TOO_LARGE), folder)
+    with pytest.raises(RunError, match="nothing is left to train"):
+        run.run()  # the same command stops at the same place
+
+
+def test_debug_shows_the_first_update_that_was_not_finite(stopped, capsys):
+    folder, _ = stopped
+    assert cli.main(["debug", str(folder), "--json"]) == 0
+    out, err = capsys.readouterr()
+    found = json.loads(out.splitlines()[-1])
+    assert found["metrics"]["critic_loss"] is None and found["told"].startswith("critic_loss was not finite")
+    assert "state.critic.net" in err and "metric critic_loss" in err
+    with np.load(folder / "fault" / "update.npz") as arrays:
+        state = [arrays[name] for name in arrays if name.startswith("state.critic.net")]
+        assert all(np.isfinite(x).all() for x in state) and max(np.abs(x).max() for x in state) > 1e29
+        assert np.isfinite(arrays["batch.transitions.obs"]).all()
+
+
+def test_without_a_fault_there_is_nothing_to_debug(tmp_path, capsys):
+    assert cli.main(["debug", str(tmp_path)]) == 2
+    assert f"{tmp_path} holds no run" in capsys.readouterr().err
+    with pytest.raises(FileNotFoundError, match="every update of .* was finite; there is nothing to debug"):
+        debugging.kept(tmp_path)
+
+
+def test_a_seed_that_is_given_up_leaves_the_others_to_the_end(tmp_path, capsys):
+    config = configured()
+    with config.unlocked():
+        config.population = {"critic_lr": (1e-3, TOO_LARGE)}
+    summary = training(config, tmp_path).run()
+    [given_up] = summary["given_up"]
+    assert "critic_lr=1e+30" in given_up and f"of {given_up}" in capsys.readouterr().err
+    ends = [row for row in rows(tmp_path / "metrics.jsonl") if row["env_steps"] == 768]
+    by = {row["population"]: row for row in ends}
+    assert by["critic_lr=0.001"]["train/skipped"] == 0 and by["critic_lr=0.001"]["train/critic_loss"] < 1e3
+    assert by["critic_lr=1e+30"]["train/skipped"] > 0 and "train/critic_loss" not in by["critic_lr=1e+30"]
