@@ -15,6 +15,7 @@
 from __future__ import annotations
 
 import json
+import tokenize
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -25,10 +26,20 @@ from envs.demonstrations import Info
 from gcp_jax.types import Step
 
 FORMAT = 1
+UNREADABLE = (
+    ValueError,
+    EOFError,
+    OSError,
+    MemoryError,
+    SyntaxError,
+    TypeError,
+    tokenize.TokenError,
+)  # of numpy's header
 CHECKED_AT_ONCE = 65_536  # rows, so that a large file is never in memory as a whole
 
 _STEP = ("obs", "action", "next_obs", "reward", "terminated", "truncated", "success")
 _KIND = dict.fromkeys(_STEP, np.dtype(np.float32)) | dict.fromkeys(_STEP[4:], np.dtype(bool))
+_SIZES = ("obs_dim", "action_dim", "horizon", "episodes", "steps")
 
 
 class DatasetError(ValueError):
@@ -89,8 +100,15 @@ def read(folder: Path) -> Dataset:
     description = folder / "dataset.json"
     if not description.is_file():
         raise DatasetError(f"{folder} has no dataset.json: it is no dataset, or was not finished.")
-    facts = json.loads(description.read_text())
+    try:
+        facts = json.loads(description.read_text())
+    except (ValueError, RecursionError) as error:
+        raise DatasetError(f"{description} is damaged: {error}.") from error
+    _require(isinstance(facts, dict), description, "is no JSON object")
     _require(facts.get("format") == FORMAT, description, f"has format {facts.get('format')}, must be {FORMAT}")
+    for size in _SIZES:
+        whole = isinstance(facts.get(size), int) and not isinstance(facts[size], bool) and facts[size] > 0
+        _require(whole, description, f"has {size} {facts.get(size)!r}, must be a whole number above 0")
     arrays = {name: _open(folder, name) for name in (*_STEP, "start", "mode")}
     widths = {"obs": ("obs_dim",), "next_obs": ("obs_dim",), "action": ("action_dim",)}
     for name in _STEP:
@@ -107,6 +125,8 @@ def read(folder: Path) -> Dataset:
         folder / "mode.npy",
         f"has shape {arrays['mode'].shape}, must be {start.shape}",
     )
+    _require(start.dtype.kind == "i", folder / "start.npy", f"is {start.dtype}, must be int64")
+    _require(arrays["mode"].dtype.kind == "i", folder / "mode.npy", f"is {arrays['mode'].dtype}, must be int32")
     length = np.diff(start, append=steps)
     ordered = len(start) > 0 and start[0] == 0 and (length > 0).all() and (length <= facts["horizon"]).all()
     _require(ordered, folder / "start.npy", f"must rise from 0 by 1 to {facts['horizon']} steps an episode")
@@ -123,8 +143,8 @@ def _open(folder: Path, name: str) -> np.ndarray:
     _require(path.is_file(), path, "is missing")
     try:
         array: np.ndarray = np.load(path, mmap_mode="r", allow_pickle=False)
-    except ValueError as error:
-        raise DatasetError(f"{path} cannot be read as a numpy array: {error}") from error
+    except UNREADABLE as error:
+        raise DatasetError(f"{path} cannot be read as a numpy array: {error}.") from error
     return array
 
 

@@ -11,6 +11,7 @@ import io
 import json
 import os
 import shutil
+import struct
 import tokenize
 import uuid
 import zipfile
@@ -32,6 +33,21 @@ from gcp_jax.types import Array, PyTree, Specs
 
 FORMAT = 1
 PLAIN = {"net", "normaliser"}
+LARGEST = 2**32  # bytes of an archive
+UNREADABLE = (
+    ValueError,
+    OSError,
+    EOFError,
+    RuntimeError,
+    MemoryError,
+    SyntaxError,
+    TypeError,
+    KeyError,
+    IndexError,
+    struct.error,
+    tokenize.TokenError,
+    zipfile.BadZipFile,
+)  # what damaged bytes make json, zipfile and numpy raise
 
 Greedy = Callable[[PyTree, Array, Array], Array]
 
@@ -93,15 +109,26 @@ def save(
     return path
 
 
+def _arrays(path: Path) -> dict[str, np.ndarray]:
+    """The arrays of an archive that is no larger than LARGEST and holds nothing packed: what is read is no larger than the file."""
+    content = path.read_bytes() if path.stat().st_size <= LARGEST else b""
+    if not content:
+        raise ValueError(f"{path.name} has {path.stat().st_size:,} bytes, allowed are 1 to {LARGEST:,}")
+    with zipfile.ZipFile(io.BytesIO(content)) as archive:
+        packed = [each.filename for each in archive.infolist() if each.compress_type != zipfile.ZIP_STORED]
+    if packed:
+        raise ValueError(f"{packed[0]} is compressed, which a saved policy never is")
+    with np.load(io.BytesIO(content), allow_pickle=False) as arrays:
+        return {name: arrays[name] for name in arrays.files}
+
+
 def _read(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     try:
         meta = json.loads((path / "policy.json").read_text())
-        content = io.BytesIO((path / "arrays.npz").read_bytes())
-        with np.load(content, allow_pickle=False) as archive:
-            arrays = {name: archive[name] for name in archive.files}
+        arrays = _arrays(path / "arrays.npz")
     except FileNotFoundError as error:
         raise ArtifactError(f"{path} is not a policy artifact: {Path(error.filename).name} is missing.") from error
-    except (ValueError, OSError, EOFError, RuntimeError, tokenize.TokenError, zipfile.BadZipFile) as error:
+    except UNREADABLE as error:
         raise ArtifactError(
             f"{path} is damaged and cannot be read ({error}); copy it again or train it anew."
         ) from error
@@ -129,6 +156,26 @@ def load(path: str | os.PathLike[str]) -> Artifact:
     Raises ArtifactError for a missing, damaged or foreign one, and where the actions differ by more than 1e-3.
     """
     path = Path(path)
+    found, arrays = _opened(path)
+    try:
+        action = jax.jit(found.greedy)(found.deployed, jnp.asarray(arrays["probe/obs"]), jax.random.key(0))
+        error = float(np.max(np.abs(np.asarray(action) - arrays["probe/action"])))
+    except (KeyError, TypeError, ValueError) as failure:
+        raise ArtifactError(f"{path} does not hold what its policy.json describes ({failure}).") from failure
+    if not error <= 1e-3:
+        raise ArtifactError(
+            f"{path} gives other actions than when it was saved (largest difference {error:.2g}, allowed 1e-3): "
+            "its arrays were changed, or this version computes the policy differently."
+        )
+    return found
+
+
+def check(path: str | os.PathLike[str]) -> Artifact:
+    """The same, without computing an action: nothing is compiled."""
+    return _opened(Path(path))[0]
+
+
+def _opened(path: Path) -> tuple[Artifact, dict[str, np.ndarray]]:
     arrays, meta = _read(path)
     try:
         policy = policies.make(build(PolicyConfig, meta["policy"]), Specs(**meta["specs"]))
@@ -138,13 +185,6 @@ def load(path: str | os.PathLike[str]) -> Artifact:
         deployed = {**flax.traverse_util.unflatten_dict(nets, sep="/"), "normaliser": normaliser}
         if jax.tree.map(jnp.shape, deployed) != jax.tree.map(jnp.shape, expected):
             raise ValueError("arrays of other names or shapes")
-        action = jax.jit(greedy)(deployed, jnp.asarray(arrays["probe/obs"]), jax.random.key(0))
-        error = float(np.max(np.abs(np.asarray(action) - arrays["probe/action"])))
-    except (KeyError, TypeError, ValueError) as failure:
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as failure:
         raise ArtifactError(f"{path} does not hold what its policy.json describes ({failure}).") from failure
-    if not error <= 1e-3:
-        raise ArtifactError(
-            f"{path} gives other actions than when it was saved (largest difference {error:.2g}, allowed 1e-3): "
-            "its arrays were changed, or this version computes the policy differently."
-        )
-    return Artifact(policy, deployed, meta, greedy)
+    return Artifact(policy, deployed, meta, greedy), arrays

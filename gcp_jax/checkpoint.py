@@ -45,13 +45,15 @@ def damage(checkpoint: Path) -> str:
         known = json.loads((checkpoint / SIGNATURE).read_text())
     except FileNotFoundError:
         return "it was never finished"
-    except ValueError:
+    except (ValueError, RecursionError):
         return f"{SIGNATURE} cannot be read"
+    there = {str(path.relative_to(checkpoint)) for path in checkpoint.rglob("*") if path.is_file()}
+    if not isinstance(known, dict) or not known:
+        return f"{SIGNATURE} names no files"
     for name, digest in known.items():
-        path = checkpoint / name
-        if not path.is_file():
+        if name not in there:
             return f"{name} is missing"
-        if _digest(path) != digest:
+        if _digest(checkpoint / name) != digest:
             return f"{name} is not what was written"
     return ""
 

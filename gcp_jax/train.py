@@ -114,6 +114,10 @@ def sizes(config: Run, env_specs: Any) -> Sizes:
         needs = config.algorithm_module.rollout_needs(config.algorithm_config)
         updates = needs["epochs"] * needs["minibatches"]
     capacity = max(fine.capacity // (fine.envs * chunk) // fine.rows, 2) * fine.rows
+    if fine.batch_size > fine.capacity and not once:
+        raise ConfigError(
+            f"finetune.batch_size is {fine.batch_size}, more than the replay keeps (finetune.capacity={fine.capacity} env steps)."
+        )
     if fine.warmup_steps >= fine.env_steps and not once:
         raise ConfigError(
             f"finetune.warmup_steps is {fine.warmup_steps}, not below finetune.env_steps ({fine.env_steps}): nothing would be learnt."
@@ -255,6 +259,8 @@ class Training:
         self.command = command
         if config.population:
             population.check(config, self.dry)
+        if config.pretrain.artifact and not (folder / "policy" / "base").exists():
+            self._check_fits(config.pretrain.artifact)
 
     def run(self, until: int = 0) -> dict[str, Any]:
         """Clone (unless an artifact exists), finetune, save the policies; the summary is also ``summary.json``. until: environment
@@ -305,6 +311,12 @@ class Training:
         facts: dict[str, Any] = {"command": self.command, "versions": versions(), "commit": commit()}
         path = self.folder / "config.json"
         if not path.exists() and hosts.first():
+            for name in ("metrics.jsonl", "eval.jsonl", "checkpoints", "report", "summary.json"):
+                if (self.folder / name).exists():
+                    raise RunError(
+                        f"{self.folder} holds a {name}, but no config.json: it is no run of gcp-jax, or no longer one. Choose another "
+                        "--config.run_dir."
+                    )
             write_json(path, {"format": FORMAT, "config": config, **facts})
         hosts.wait("config.json")
         known = json.loads(path.read_text())
@@ -344,7 +356,6 @@ class Training:
             base, deployed, *_ = artifact.load(own)
         elif given:
             base, deployed, facts, _ = artifact.load(given)
-            self._check_fits(base, deployed, given)
             if hosts.first():
                 known = {k: v for k, v in facts.items() if k in ("env", self.judged)}
                 artifact.save(own, policy=base, deployed=deployed, facts=known)
@@ -352,12 +363,16 @@ class Training:
             base, deployed = self._clone(own)
         return base, deployed
 
-    def _check_fits(self, base: policy.Policy, deployed: PyTree, path: str) -> None:
+    def _check_fits(self, path: str) -> None:
+        base, deployed, facts, _ = artifact.check(path)
         if deployed.keys() != artifact.PLAIN:
             raise RunError(
                 f"{path} is more than a cloned policy (it also holds {', '.join(sorted(deployed.keys() - artifact.PLAIN))}); "
                 "finetuning starts from a plain one, such as RUN/policy/base."
             )
+        there, here = (dict(env).get("name") for env in (facts.get("env") or {}, self.config.env))
+        if there not in (here, None):
+            raise RunError(f"{path} is a policy for {there}, but this run is on {here}; choose its environment.")
         if base.specs != self.size.specs:
             raise RunError(
                 f"{path} is a policy for {base.specs}, but this run needs {self.size.specs}; choose its environment."

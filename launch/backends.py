@@ -8,7 +8,6 @@ import json
 import logging
 import multiprocessing
 import os
-import pickle
 import queue
 import signal
 import socket
@@ -219,7 +218,11 @@ class Slurm:
         queued = self._queued()
         new = [job for job in jobs if known.get(job.folder) not in queued]
         made = (
-            self._executor.map_array(_on_slurm, [tuple(job) for job in new], [self._devices] * len(new)) if new else []
+            self._executor.map_array(
+                _on_slurm, [tuple(job) for job in new], [self._devices] * len(new), [str(self._folder)] * len(new)
+            )
+            if new
+            else []
         )
         known.update({job.folder: each.job_id for job, each in zip(new, made, strict=True)})
         write_json(path, known)
@@ -250,7 +253,7 @@ class Slurm:
                 if missed[name] > 1:  # not between two tries either
                     with self._lock:
                         future, job = self._open.pop(name)
-                    _settle(future, job)
+                    _settle(future, job, self._folder)
 
     @staticmethod
     def _queued() -> set[str]:
@@ -263,27 +266,32 @@ SLURM = {"job_name": "gcp-jax", "time": 24 * 60, "signal_delay_s": 300}
 POLL = 2.0  # seconds between looks at the queue
 
 
-def _settle(future: Future, job: Any) -> None:
+def _settle(future: Future, job: Any, folder: Path) -> None:
     """What became of a job that has left the queue."""
-    try:
-        with open(job.paths.result_pickle, "rb") as file:
-            how, result = pickle.load(file)  # written by this user's own job a moment ago
-        future.set_result(result if how == "success" else Outcome("died", str(result).strip().rpartition("\n")[2]))
-    except OSError:
-        log = job.paths.stderr
-        future.set_exception(RuntimeError(f"SLURM ended job {job.job_id} without a result; see {log}"))
+    path = _outcome(folder, job.job_id)
+    if path.exists():
+        future.set_result(Outcome(**json.loads(path.read_text())))
+    else:
+        future.set_exception(
+            RuntimeError(f"SLURM ended job {job.job_id} without a result; see {job.paths.stderr}"),
+        )
 
 
-def _on_slurm(job: tuple[Any, ...], devices: int) -> Outcome:
+def _outcome(folder: Path, name: str) -> Path:
+    return folder / f"{name}_outcome.json"
+
+
+def _on_slurm(job: tuple[Any, ...], devices: int, folder: str) -> None:
     """One attempt; told to leave (SIGTERM when preempted, SIGUSR2 before the time limit) it saves and is queued again."""
     signal.signal(signal.SIGUSR2, lambda *_: os.kill(os.getpid(), signal.SIGTERM))
     working.prepare({}, devices, ())
     outcome = working.work(Job(*job))
+    array, task = (os.environ.get(f"SLURM_ARRAY_{part}_ID") for part in ("JOB", "TASK"))
+    name = f"{array}_{task}" if array else os.environ["SLURM_JOB_ID"]
     if outcome.how == "stopped":
-        array, task = (os.environ.get(f"SLURM_ARRAY_{part}_ID") for part in ("JOB", "TASK"))
-        subprocess.run(["scontrol", "requeue", f"{array}_{task}" if array else os.environ["SLURM_JOB_ID"]], check=False)
+        subprocess.run(["scontrol", "requeue", name], check=False)
         sys.exit(0)
-    return outcome
+    write_json(_outcome(Path(folder), name), outcome._asdict())
 
 
 def make(
