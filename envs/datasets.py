@@ -162,7 +162,7 @@ def _check_rows(path: Path, name: str, array: np.ndarray, shape: tuple[int, ...]
             bad, allowed = ~np.isfinite(rows), "finite"
         if bad.any():
             row = first + int(np.argwhere(bad)[0][0])
-            raise DatasetError(f"{path} row {row} is {array[row]!r:.60}; every number must be {allowed}.")
+            raise DatasetError(f"{path} row {row} is {array[row].tolist()!s:.60}; every number must be {allowed}.")
 
 
 def padded(dataset: Dataset) -> tuple[Step, Info]:

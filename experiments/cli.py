@@ -138,7 +138,8 @@ def _readable() -> Iterator[None]:
     try:
         yield
     except (AttributeError, KeyError, TypeError, OSError) as error:
-        raise UsageError(f"cannot read the configuration: {error}") from error
+        told = str(error).replace("\\n", " ").replace("\\'", "'").strip("'\"")  # a KeyError's words are in quotes
+        raise UsageError(f"cannot read the configuration: {told}") from error
 
 
 def _read_flags(values: Any, argv: list[str]) -> list[str]:
@@ -165,6 +166,9 @@ def _configuration(rest: list[str]) -> tuple[Any, list[str]]:
     rest = [*itertools.chain.from_iterable(_joined(rest))]
     files = [word for word in rest if word.startswith("--config=")]
     if files:
+        path = Path(files[-1].removeprefix("--config=").partition(":")[0])
+        if not path.is_file():
+            raise UsageError(f"--config={path} is not there; give a file such as experiments/configs/peg_insert.py.")
         words = ["config", files[-1]]
         config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=words)
         _read_flags(values, words)

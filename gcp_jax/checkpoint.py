@@ -100,9 +100,15 @@ class Checkpoints:
             train=ocp.args.StandardSave(_without_keys(train)), host=ocp.args.JsonSave(dict(host))
         )
         if clock not in self._manager.all_steps():
-            self._manager.save(clock, args=arguments)
-            if hosts.first():
-                _sign(self._folder / str(clock))
+            try:
+                self._manager.save(clock, args=arguments)
+                if hosts.first():
+                    _sign(self._folder / str(clock))
+            except (OSError, ValueError) as error:  # of a full disk, by way of tensorstore
+                raise OSError(
+                    f"cannot write checkpoint {clock} to {self._folder}: {error}; make room: the same command goes on from the "
+                    "checkpoint before"
+                ) from error
 
     def restore(self, init: Callable[[], Train], shardings: PyTree) -> tuple[Train, dict[str, Any]] | None:
         """The newest checkpoint as (Train, host counters), or None. ``init`` gives the shapes; nothing of it is run."""

@@ -16,6 +16,7 @@ import json
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from html import escape
+from itertools import combinations
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -27,16 +28,21 @@ from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
+from numpy.typing import NDArray
 
 from gcp_jax import report
 from gcp_jax.report import DARK, LIGHT, Panel, ReportError, Run, Theme
 from gcp_jax.statistics import (
     MISSING,
+    Discordant,
     Floats,
     Interval,
     Profile,
+    holm,
     interquartile_mean,
+    letters,
     mean_score,
+    outcomes,
     performance_profile,
     probability_of_improvement,
     steps_to_threshold,
@@ -45,6 +51,7 @@ from gcp_jax.statistics import (
 THRESHOLDS = (0.5, 0.8, 0.9)  # success rates whose first crossing is reported
 LEVELS = np.linspace(0.0, 1.0, 201)  # τ of the performance profile
 NEVER = "not reached"
+LEVEL = 0.05  # of telling methods apart, over all pairs of a task together
 
 DASHES: tuple[tuple[float, ...], ...] = ((), (6, 1.5), (1.2, 1.2), (6, 1.5, 1.2, 1.5))  # in line widths
 BASE: dict[str, Any] = {"color": "#8c959f", "linestyle": (0, (3, 3)), "linewidth": 1.3}
@@ -73,6 +80,9 @@ class Entry(NamedTuple):
     state: str  # "finished", "running", "not run yet", or how it failed
     points: tuple[Point, ...]  # the base policy first, at zero steps
     scores: tuple[float, ...]  # [S] final success of each seed; () until finished
+    outcomes: Any = (
+        None  # [S·E] bool of the last evaluation's episodes; None until finished, or where a run did not keep them
+    )
 
     @property
     def base(self) -> Interval | None:
@@ -188,7 +198,15 @@ def _entry(folder: Path, seeds: int) -> Entry:
     points = _points(run) if run else ()
     rates = report.final_scores(run) if run and run.summary and points and points[-1].env_steps else []
     scores = tuple(rates) if len(rates) == seeds else ()
-    return Entry(run, _state(folder, run, len(rates), seeds), points, scores)
+    outcomes = _outcomes(run, points[-1].env_steps) if run and scores else None
+    return Entry(run, _state(folder, run, len(rates), seeds), points, scores, outcomes)
+
+
+def _outcomes(run: Run, env_steps: int) -> NDArray[np.bool_] | None:
+    """Every seed's episodes of the last evaluation, one seed after the other; None where a row does not have them."""
+    last = sorted((row for row in run.finetuned if row["env_steps"] == env_steps), key=lambda row: row["seed"])
+    found = [outcomes(row) for row in last]
+    return np.concatenate([each for each in found if each is not None]) if all(x is not None for x in found) else None
 
 
 def _state(folder: Path, run: Run | None, evaluated: int, seeds: int) -> str:
@@ -237,6 +255,17 @@ def _row(entry: Entry, budget: float) -> dict[str, Any]:
     row["updates"] = report.last_counter(entry.run, "updates") if entry.run else None
     row["updates_per_s"] = _speed(entry.run) if entry.run else None
     return row | {"train_seconds": entry.seconds}
+
+
+def _groups(benchmark: Benchmark, task: str) -> dict[int, str]:
+    """The grouping letters of a task's methods by index; {} where fewer than two kept the outcomes of the same episodes."""
+    known = {i: entry for i, entry in enumerate(benchmark.of(task)) if entry.outcomes is not None}
+    if len(known) < 2 or len({entry.outcomes.size for entry in known.values()}) > 1:
+        return {}
+    order = sorted(known, key=lambda i: -known[i].outcomes.mean())
+    pairs = {(a, b): Discordant.of(known[a].outcomes, known[b].outcomes) for a, b in combinations(order, 2)}
+    adjusted = holm({pair: each.p_value() for pair, each in pairs.items()})
+    return letters(order, [pair for pair in pairs if adjusted[pair] <= LEVEL])
 
 
 def _columns_of(name: str, interval: Interval | None) -> dict[str, float | None]:
@@ -334,8 +363,9 @@ def _write_csv(benchmark: Benchmark, aggregate: Aggregate | None, path: Path) ->
     rows = [
         {"task": task, "method": method.label, "algorithm": method.algorithm, "state": entry.state}
         | _row(entry, benchmark.budget(task))
-        for task in benchmark.tasks
-        for method, entry in zip(benchmark.methods, benchmark.of(task), strict=True)
+        | {"group": groups.get(index)}
+        for task, groups in ((task, _groups(benchmark, task)) for task in benchmark.tasks)
+        for index, (method, entry) in enumerate(zip(benchmark.methods, benchmark.of(task), strict=True))
     ]
     header = list(rows[0])
     for index, method in enumerate(benchmark.methods):
@@ -645,19 +675,21 @@ def _task_table(benchmark: Benchmark, task: str) -> str:
     budget = benchmark.budget(task)
     thresholds = [f"to {100 * threshold:.0f} %" for threshold in THRESHOLDS]
     equal = "at T*" + (f" = {report.duration_text(budget)}" if math.isfinite(budget) else "")
-    heads = ("", "", "base", "final", "best", equal, "IQM", *thresholds, "updates", "per s", "training")
+    heads = ("", "", "base", "final", "group", "best", equal, "IQM", *thresholds, "updates", "per s", "training")
+    groups = _groups(benchmark, task)
     lines = [
-        [_name(benchmark, index), *_task_cells(entry.state, _row(entry, budget))]
+        [_name(benchmark, index), *_task_cells(entry.state, _row(entry, budget), groups.get(index, MISSING))]
         for index, entry in enumerate(benchmark.of(task))
     ]
     return f"<h3>{escape(task)}</h3>{report.html_table(heads, lines)}"
 
 
-def _task_cells(state: str, row: Mapping[str, Any]) -> list[str]:
+def _task_cells(state: str, row: Mapping[str, Any], group: str) -> list[str]:
     costs = [(row[f"steps_to_{100 * t:.0f}"], row[f"seconds_to_{100 * t:.0f}"]) for t in THRESHOLDS]
     cells = [
         _percent(row["base"]),
         _interval(row, "final"),
+        group,
         *(_percent(row[name]) for name in ("best", "equal_compute")),
         _interval(row, "iqm"),
         *(_cost(steps, seconds) for steps, seconds in costs),
@@ -757,7 +789,9 @@ _EQUAL = (
 
 _METHODS = (
     "Intervals are at 95 %. That of a final success is over all seeds and counts how much they differ (Wilson at the "
-    "effective number of episodes, Korn &amp; Graubard 1998). Interquartile means (IQM), means, profiles and P(a run "
+    "effective number of episodes, Korn &amp; Graubard 1998). Group: methods without a letter in common differ on the same start "
+    "states (5 % over all pairs of a task, Holm 1979; each by a test that holds at whatever number of episodes one stops, "
+    "Robbins 1970); it speaks of these trained policies, not of seeds not yet trained. Interquartile means (IQM), means, profiles and P(a run "
     "beats another, ties counting half) resample the seeds within each task (Agarwal et al. 2021), which is too narrow "
     "for few seeds. Over all tasks are compared the methods that finished every task on which nothing is left to run, "
     "or, while there is no such task, every task that some method has finished. Best is the highest point of the mean "

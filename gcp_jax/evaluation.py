@@ -16,7 +16,7 @@ from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
 from gcp_jax import mesh as mesh_lib
-from gcp_jax import rollout
+from gcp_jax import rollout, statistics
 from gcp_jax.types import Array, PyTree
 
 EVALUATION_STREAM = 0x6576616C
@@ -78,13 +78,17 @@ def _film(states: PyTree, filmed: int) -> PyTree:
     return jax.tree.map(lambda x: jnp.swapaxes(x[:filmed], 0, 1), states)
 
 
-def rows(outcome: Outcome, *, seeds: list[int], specs: Any) -> list[dict[str, float]]:
-    """One dict of ``eval/`` numbers per seed, from an Outcome of host arrays: no success where ``specs`` say that the task is
+def rows(outcome: Outcome, *, seeds: list[int], specs: Any) -> list[dict[str, Any]]:
+    """One dict of ``eval/`` numbers, and the outcomes, per seed, from an Outcome of host arrays: no success where ``specs`` say that the task is
     judged by its return, and that of each of their tasks that came up."""
     result = []
     for index, seed in enumerate(seeds):
         success, returns = outcome.success[index], outcome.episode_return[index]
-        rates = {"eval/success": float(success.mean()), "eval/successes": int(success.sum())}
+        rates = {
+            "eval/success": float(success.mean()),
+            "eval/successes": int(success.sum()),
+            "eval/outcomes": statistics.packed(success),
+        }
         row = {
             "seed": seed,
             **({} if specs.by_return else rates),

@@ -27,11 +27,12 @@ def unless_broken(old: PyTree, new: PyTree) -> tuple[PyTree, Array]:
 
 
 def first_of(metrics: dict[str, Array]) -> dict[str, Array]:
-    """For every metric of one update: is it the first of them, in the order of the dict, that is not finite?"""
-    found, seen = {}, jnp.bool(False)
+    """For every metric of one update: is it the first of them, in the order of the dict, that is not finite? 0 or 1."""
+    found: dict[str, Array] = {}
+    seen = jnp.bool(False)
     for name, value in metrics.items():
         broken = ~jnp.all(jnp.isfinite(value))
-        found[name], seen = broken & ~seen, broken | seen
+        found[name], seen = jnp.float32(broken & ~seen), broken | seen
     return found
 
 
@@ -41,11 +42,13 @@ def mean_of_finite(x: Array) -> Array:
     return jnp.sum(jnp.where(known, x, 0.0)) / jnp.sum(known)
 
 
-def told(skipped: Array, broken: dict[str, Array]) -> dict[str, Array]:
-    """How many of U updates were skipped [U], which was the first, and by which metric it was told (``first_of`` [U])."""
+def told(broken: dict[str, Array], lost: Array) -> dict[str, Array]:
+    """From ``first_of`` of U updates [U], over all devices: how many had a metric that is not finite, which was the first and what
+    told it; all of them where ``lost``."""
+    skipped = jnp.any(jnp.stack(list(broken.values())) > 0, 0)
     first = jnp.argmax(skipped)
-    found = {SKIPPED: jnp.sum(skipped), FIRST: first}
-    found |= {f"{BROKEN}{name}": jnp.any(skipped) & x[first] for name, x in broken.items()}
+    found = {SKIPPED: jnp.where(lost, len(skipped), jnp.sum(skipped)), FIRST: first}
+    found |= {f"{BROKEN}{name}": x[first] > 0 for name, x in broken.items()}
     return {name.removeprefix("train/"): jnp.asarray(x, jnp.float32) for name, x in found.items()}
 
 

@@ -235,18 +235,18 @@ def _check_divisible(algorithm: Algorithm, collection: Collection | None, mesh: 
 def _updates(
     algorithm: Algorithm, state: PyTree, batches: PyTree, keys: Array, ready: Array | None
 ) -> tuple[PyTree, dict[str, Array]]:
-    """Scan ``update`` over the batches, leaving out what is not finite; the mean of its metrics over updates and devices, and its
-    ``faults``. Where the scalar ``ready`` is False, nothing is updated and all numbers are 0."""
+    """Scan ``update`` over the batches; the mean of its metrics over updates and devices, and its ``faults``. Gradients that are not
+    finite were not followed (``mesh.descend``); where a number of the state is not for another reason, no update is taken. Where the scalar ``ready`` is False, nothing is updated and all numbers are 0."""
 
     def one(state: PyTree, inputs: tuple[PyTree, Array]) -> tuple[PyTree, Any]:
-        new, metrics = algorithm.update(state, *inputs)
-        state, skipped = faults.unless_broken(state, new)
-        return state, (metrics, skipped, faults.first_of(metrics))
+        state, metrics = algorithm.update(state, *inputs)
+        return state, (metrics, faults.first_of(metrics))
 
     def run(state: PyTree) -> tuple[PyTree, dict[str, Array]]:
-        state, (metrics, skipped, broken) = jax.lax.scan(one, state, (batches, keys))
-        told = jax.tree.map(faults.mean_of_finite, metrics) | faults.told(skipped, broken)
-        return state, mesh_lib.all_mean(told)
+        new, (metrics, broken) = jax.lax.scan(one, state, (batches, keys))
+        means, broken = mesh_lib.all_mean((jax.tree.map(faults.mean_of_finite, metrics), broken))
+        state, lost = faults.unless_broken(state, new)
+        return state, means | faults.told(broken, lost)
 
     if ready is None:
         return run(state)

@@ -155,7 +155,8 @@ def descend(
     opt_state: PyTree,
     optimiser: optax.GradientTransformation,
 ) -> tuple[PyTree, PyTree, PyTree]:
-    """One gradient step on the mean of ``loss(params) -> (scalar, aux)`` over all devices: (params, opt_state, aux).
+    """One gradient step on the mean of ``loss(params) -> (scalar, aux)`` over all devices: (params, opt_state, aux). A gradient that is
+    not finite is not followed: params and opt_state stay, and aux["gradient_norm"] tells.
 
     The mean is taken inside the gradient: ``pmean(grad(loss))`` under shard_map is n times too large.
     """
@@ -165,6 +166,8 @@ def descend(
         return all_mean(value), aux
 
     gradient, aux = jax.grad(mean_loss, has_aux=True)(params)
-    updates, opt_state = optimiser.update(gradient, opt_state, params)
-    aux = {**aux, "gradient_norm": optax.tree.norm(gradient)}
-    return optax.apply_updates(params, updates), opt_state, aux
+    norm = optax.tree.norm(gradient)
+    updates, new_state = optimiser.update(gradient, opt_state, params)
+    new = optax.apply_updates(params, updates), new_state
+    params, opt_state = jax.tree.map(lambda a, b: jnp.where(jnp.isfinite(norm), b, a), (params, opt_state), new)
+    return params, opt_state, {**aux, "gradient_norm": norm}

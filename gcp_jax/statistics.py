@@ -163,6 +163,92 @@ def difference(first: Interval, second: Interval) -> Interval:
     return Interval(gap, float(gap - down), float(gap + up))
 
 
+def packed(success: ArrayLike) -> str:
+    """Outcomes [E] of episodes in the order of their start states, as an ``eval.jsonl`` row keeps them: bits in hexadecimal."""
+    return np.packbits(np.asarray(success, bool)).tobytes().hex()
+
+
+def outcomes(row: Mapping[str, Any]) -> NDArray[np.bool_] | None:
+    """The outcomes [E] of an ``eval.jsonl`` row; None of a row that does not have them. Raises ValueError where they are not those
+    of its counts."""
+    bits = row.get("eval/outcomes")
+    if not isinstance(bits, str):
+        return None
+    found = np.unpackbits(np.frombuffer(bytes.fromhex(bits), np.uint8), count=row["eval/episodes"]).astype(bool)
+    if found.sum() != row["eval/successes"]:
+        raise ValueError(f"eval/outcomes has {found.sum()} successes, eval/successes is {row['eval/successes']}")
+    return found
+
+
+class Discordant(NamedTuple):
+    """Of two policies on the same start states: how often only the first succeeded, only the second, and how many there were."""
+
+    wins: int
+    losses: int
+    episodes: int
+
+    @classmethod
+    def of(cls, first: ArrayLike, second: ArrayLike) -> Discordant:
+        """From the outcomes [E] of both, in the same order."""
+        a, b = np.asarray(first, bool), np.asarray(second, bool)
+        if a.shape != b.shape:
+            raise ValueError(
+                f"outcomes of {a.size} and {b.size} episodes; a paired comparison needs the same start states"
+            )
+        return cls(int(np.sum(a & ~b)), int(np.sum(b & ~a)), a.size)
+
+    def difference(self, confidence: float = 0.95) -> Interval:
+        """Success of the first − that of the second, with the adjusted interval of Bonett & Price (2012, eq. 4):
+
+        p₁₂ = (wins + 1)/(n + 2),  p₂₁ = (losses + 1)/(n + 2),  p₁₂ − p₂₁ ± z √((p₁₂ + p₂₁ − (p₁₂ − p₂₁)²)/(n + 2))
+        """
+        adjusted = np.array([self.wins + 1, self.losses + 1]) / (self.episodes + 2)
+        middle = float(adjusted[0] - adjusted[1])
+        z = special.ndtri((1 + confidence) / 2)
+        half = float(z * np.sqrt((adjusted.sum() - middle**2) / (self.episodes + 2)))
+        estimate = (self.wins - self.losses) / self.episodes
+        return Interval(estimate, max(middle - half, -1.0), min(middle + half, 1.0))
+
+    def p_value(self) -> float:
+        """Of the hypothesis that a discordant pair is won as often as lost; it holds at whatever number of episodes one stops.
+
+        1/E with the Bayes factor E = ∫₀¹ pʷ(1−p)ˡ dp / 2⁻⁽ʷ⁺ˡ⁾ = B(w+1, l+1) · 2ʷ⁺ˡ, a martingale under the hypothesis, so that by
+        Ville's inequality P(it ever reaches 1/α) ≤ α (Robbins 1970; Ramdas et al. 2023, §2).
+        """
+        log_e = special.betaln(self.wins + 1, self.losses + 1) + (self.wins + self.losses) * np.log(2.0)
+        return float(min(1.0, np.exp(-log_e)))
+
+
+def holm(p_values: Mapping[Any, float]) -> dict[Any, float]:
+    """p-values of several hypotheses adjusted so that the chance of any false rejection is bounded (Holm 1979)."""
+    found, largest = {}, 0.0
+    for rank, name in enumerate(sorted(p_values, key=lambda name: p_values[name])):
+        largest = max(largest, min(1.0, (len(p_values) - rank) * p_values[name]))
+        found[name] = largest
+    return found
+
+
+def letters(order: Sequence[Any], different: Iterable[tuple[Any, Any]]) -> dict[Any, str]:
+    """Grouping letters, so that two items share one exactly where they were not told apart; "a" goes to the first of ``order``.
+
+    Insert and absorb (Piepho 2004): a group that holds two different items is split in two without the one and without the
+    other, and groups within others are dropped.
+    """
+    groups = [frozenset(order)]
+    for one, other in different:
+        split = [group - {out} for group in groups if {one, other} <= group for out in (one, other)]
+        groups = [group for group in groups if not {one, other} <= group] + split
+        groups = [group for group in dict.fromkeys(groups) if not any(group < wider for wider in groups)]
+    rank = {item: place for place, item in enumerate(order)}
+    groups.sort(key=lambda group: sorted(rank[item] for item in group))
+    return {item: "".join(_letter(i) for i, group in enumerate(groups) if item in group) for item in order}
+
+
+def _letter(index: int) -> str:
+    """a … z, then a′ … z′, and so on."""
+    return chr(ord("a") + index % 26) + "′" * (index // 26)
+
+
 def interquartile_mean(
     scores: ArrayLike, confidence: float = 0.95, *, resamples: int = 2000, rng_seed: int = 0
 ) -> Interval:

@@ -107,6 +107,16 @@ def sizes(config: Run, env_specs: Any) -> Sizes:
         raise ConfigError(
             f"policy.chunk is {chunk}, longer than an episode of {env_specs.name} ({env_specs.horizon} steps)."
         )
+    shared = {
+        "finetune.envs": fine.envs,
+        "finetune.pool (or a quarter of finetune.envs)": fine.fresh,
+        "pretrain.batch_size": config.pretrain.batch_size,
+        "evaluation.episodes": config.evaluation.episodes,
+        **({} if algorithms.on_policy(config.algorithm_module) else {"finetune.batch_size": fine.batch_size}),
+    }
+    for name, size in shared.items():
+        if size % config.data:
+            raise ConfigError(f"{name} is {size}, which {config.data} devices (data) cannot share; choose a multiple.")
     env_steps = fine.envs * fine.rows * chunk
     once = algorithms.on_policy(config.algorithm_module)
     updates = max(round(fine.utd * env_steps), 1)
@@ -255,8 +265,10 @@ class Training:
         self._evaluate: dict[Any, Any] = {}
         self._skipped: Counter[str] = Counter()
         self._given_up: list[str] = []
+        self._fault = ""
         self._signal = self.until = 0
         self.command = command
+        mesh_lib.make(len(config.members), data=config.data)  # refuses devices that are not there
         if config.population:
             population.check(config, self.dry)
         if config.pretrain.artifact and not (folder / "policy" / "base").exists():
@@ -311,12 +323,11 @@ class Training:
         facts: dict[str, Any] = {"command": self.command, "versions": versions(), "commit": commit()}
         path = self.folder / "config.json"
         if not path.exists() and hosts.first():
-            for name in ("metrics.jsonl", "eval.jsonl", "checkpoints", "report", "summary.json"):
-                if (self.folder / name).exists():
-                    raise RunError(
-                        f"{self.folder} holds a {name}, but no config.json: it is no run of gcp-jax, or no longer one. Choose another "
-                        "--config.run_dir."
-                    )
+            if name := _foreign(self.folder):
+                raise RunError(
+                    f"{self.folder} holds a {name}, but no config.json: it is no run of gcp-jax, or no longer one. Choose another "
+                    "--config.run_dir."
+                )
             write_json(path, {"format": FORMAT, "config": config, **facts})
         hosts.wait("config.json")
         known = json.loads(path.read_text())
@@ -660,8 +671,10 @@ class Training:
         where = (
             f"{found.quantity} in {cadence.name} of {who}, at update {update} ({cadence.done(clock)} {cadence.unit})"
         )
-        if first and hosts.first():
-            debugging.keep(self.folder, {"stage": cadence.name, "clock": clock, "index": index, "told": where})
+        if first:
+            self._fault = self._fault or where
+            if hosts.first():
+                debugging.keep(self.folder, {"stage": cadence.name, "clock": clock, "index": index, "told": where})
         if self._spent(who) and not spent:
             self._given_up.append(who)
             print(
@@ -677,7 +690,7 @@ class Training:
     def _stop_if_given_up(self, members: list[Member]) -> None:
         """Raise RunError where no member is left to train."""
         if len(self._given_up) == len(members):
-            told = debugging.kept(self.folder)["told"]
+            told = self._fault or debugging.kept(self.folder)["told"]
             raise RunError(
                 f"{told}, and {sum(self._skipped.values())} updates in all: nothing is left to train. The last checkpoint is from "
                 f"before; gcp-jax debug {self.folder} shows that update. Lower the learning rates, raise the regularisation, or let "
@@ -776,6 +789,20 @@ def _episode_means(sums: Mapping[str, float]) -> dict[str, float]:
     means = {"success": "successes", "return": "returns", "length": "lengths"}
     counts = {"episode/episodes": count, "episode/diverged": sums["episode/diverged"]}
     return {f"episode/{name}": sums[f"episode/{total}"] / count for name, total in means.items()} | counts
+
+
+def _foreign(folder: Path) -> str:
+    """What a folder without config.json holds that a run would write over; "" where that is nothing. The rows of an adopted clone
+    are no one else's."""
+    for name in ("metrics.jsonl", "eval.jsonl"):
+        path = folder / name
+        try:
+            found = metrics.rows(path)
+        except ValueError:
+            return name
+        if not all("stage" in row for row in found) or (not found and path.exists() and path.stat().st_size):
+            return name
+    return next((name for name in ("checkpoints", "report", "summary.json") if (folder / name).exists()), "")
 
 
 def _differences(there: Mapping[str, Any], here: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any, Any]]:

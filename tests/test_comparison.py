@@ -10,7 +10,7 @@ from scipy import stats
 from test_report import Page, row
 
 from gcp_jax import comparison, metrics, report
-from gcp_jax.statistics import Success, interquartile_mean, pooled_success, probability_of_improvement
+from gcp_jax.statistics import Success, interquartile_mean, packed, pooled_success, probability_of_improvement
 
 TASKS = ("peg_insert", "push_t")
 METHODS = ("ogpo", "flow_grpo", "dp&po_<i>")
@@ -65,6 +65,7 @@ def ran(folder, task, method, upto=300, finished=True):
 def write_rows(writer, method, steps, successes, seconds):
     for seed, count in enumerate(successes):
         numbers = {"eval/success": count / EPISODES, "eval/successes": count, "eval/episodes": EPISODES}
+        numbers["eval/outcomes"] = packed(np.arange(EPISODES) < count)
         numbers |= {"train_seconds": seconds} if steps else {}  # the base rows are old ones, without it
         writer.write(row("finetune" if steps else "base", seed, steps, steps // 4, **numbers))
         numbers = {"train/kl": 0.1, "time/updates_per_s": steps / 2} | ({"train/q": 1.0} if method == "ogpo" else {})
@@ -122,6 +123,17 @@ def test_every_file_is_written(partial, whole):
             assert picture.read_bytes().startswith(b"\x89PNG")
 
 
+def test_methods_that_were_told_apart_on_the_same_starts_share_no_letter(whole, partial):
+    """On push_t the third method wins 9 pairs of the first and loses none: p = 10/2⁹, twice that by Holm; the first wins 6 of the
+    second: 7/2⁶. On peg_insert the second and third win two of each other."""
+    groups = {place: line["group"] for place, line in table(whole).items()}
+    assert [groups["push_t", method] for method in METHODS] == ["b", "b", "a"]
+    assert [groups["peg_insert", method] for method in METHODS] == ["a", "b", "b"]
+    assert groups["all", "ogpo"] == ""
+    unfinished = {place: line["group"] for place, line in table(partial).items()}
+    assert unfinished["peg_insert", "dp&po_<i>"] == "" and unfinished["peg_insert", "ogpo"] == "a"
+
+
 def test_the_page_needs_no_network_and_no_script(partial):
     page = Page(partial)
     assert not {"script", "link"} & set(page.tags)
@@ -155,11 +167,11 @@ def test_the_page_tells_what_was_run(partial):
 def test_the_page_shows_the_tables(partial):
     page = Page(partial)
     final = pooled_success([Success(18, 20), Success(20, 20), Success(19, 20)]).percent()
-    assert f"ogpo finished 40.0 % {final} 95.0 % 80.0 %" in page.text
+    assert f"ogpo finished 40.0 % {final} a 95.0 % 80.0 %" in page.text
     assert "at T* = 22.5 s" in page.text
     assert "100 · 10.0 s 200 · 20.0 s 300 · 30.0 s 75 100 30.0 s" in page.text
     assert "dp&po_<i> running" not in page.text
-    assert "flow_grpo running 55.0 % – – – – 0 · 0.0 s – – 25 50 30.0 s" in page.text
+    assert "flow_grpo running 55.0 % – – – – – 0 · 0.0 s – – 25 50 30.0 s" in page.text
     assert "P(row beats column) ogpo flow_grpo ogpo – 100.0 % [100.0, 100.0]" in page.text
 
 

@@ -6,10 +6,11 @@ import math
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from experiments import cli, tasks
-from gcp_jax import debugging, faults
+from gcp_jax import debugging, faults, mesh
 from gcp_jax.metrics import rows
 from gcp_jax.train import RunError, Training
 
@@ -51,14 +52,14 @@ def test_a_state_with_a_number_that_is_not_finite_is_not_taken(bad):
 
 
 def test_the_first_metric_that_was_not_finite_names_the_fault():
-    """Three updates; in the second of them ``later`` is NaN because ``earlier`` was."""
+    """Three updates; in the second ``later`` is NaN because ``earlier`` was, in the third by itself."""
     earlier, later = jnp.array([1.0, jnp.inf, 3.0]), jnp.array([4.0, jnp.nan, jnp.nan])
     broken = jax.vmap(lambda a, b: faults.first_of({"z_earlier": a, "a_later": b}))(earlier, later)
-    told = faults.told(jnp.array([False, True, False]), broken)
+    told = faults.told(broken, jnp.bool(False))
     row = {f"train/{name}": float(value) for name, value in told.items()} | {"train/z_earlier": 2.0}
     assert faults.mean_of_finite(earlier) == 2.0
-    assert faults.taken(row, ()) == (1, 1, "z_earlier was not finite")
-    assert row == {"train/skipped": 1.0, "train/z_earlier": 2.0}
+    assert faults.taken(row, ()) == (2, 1, "z_earlier was not finite")
+    assert row == {"train/skipped": 2.0, "train/z_earlier": 2.0}
 
 
 def test_a_number_that_is_not_finite_although_all_updates_were_is_a_fault_without_end():
@@ -66,6 +67,27 @@ def test_a_number_that_is_not_finite_although_all_updates_were_is_a_fault_withou
     assert faults.taken(row, ["train/gap"]) == (math.inf, 0, "train/q became nan")
     assert row == {"train/skipped": 0.0}
     assert faults.taken({"train/gap": math.nan}, ["train/gap"]) == (0, 0, "")
+
+
+def test_a_state_that_was_lost_counts_all_updates():
+    broken = {"loss": jnp.zeros(5)}
+    row = {f"train/{name}": float(value) for name, value in faults.told(broken, jnp.bool(True)).items()}
+    assert faults.taken(row, ()) == (5, 0, "a parameter was not finite")
+
+
+def test_a_gradient_that_is_not_finite_is_not_followed():
+    """log of a parameter that is 0 has none; the optimiser's moments stay as well."""
+    optimiser = optax.adam(0.1)
+
+    def step(params, opt):
+        return mesh.descend(lambda p: (jnp.sum(jnp.log(p["x"])), {}), params, opt, optimiser)
+
+    fine, _, aux = step({"x": jnp.ones(2)}, optimiser.init({"x": jnp.ones(2)}))
+    assert (fine["x"] < 1).all() and aux["gradient_norm"] == pytest.approx(2**0.5)
+    broken = {"x": jnp.array([0.0, 1.0])}
+    params, opt, aux = step(broken, optimiser.init(broken))
+    np.testing.assert_array_equal(params["x"], broken["x"])
+    assert opt[0].count == 0 and not np.isfinite(aux["gradient_norm"])
 
 
 def configured(**fields):

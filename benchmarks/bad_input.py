@@ -1,0 +1,187 @@
+"""What the commands say to bad input: one line that names it, and exit code 2, before anything is compiled or written.
+
+python -m benchmarks.bad_input        writes docs/bad_input.md
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import shutil
+import sys
+import tempfile
+import zipfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import envs
+from envs import datasets, reach
+from envs.demonstrations import collect
+from experiments import cli
+from gcp_jax import artifact
+from gcp_jax import policy as policies
+from gcp_jax.networks import Normaliser
+from gcp_jax.policy import PolicyConfig
+from gcp_jax.types import Specs
+
+PAGE = Path(__file__).parent.parent / "docs" / "bad_input.md"
+CONFIG = "--config=experiments/configs/reach.py"
+
+
+class Case(NamedTuple):
+    """A command that must be refused. ``DIR`` in its words is a folder with ``samples``."""
+
+    what: str
+    words: tuple[str, ...]
+
+
+class Said(NamedTuple):
+    """What the command did: its exit code, what it said on standard error, and whether it wrote a run folder."""
+
+    code: int
+    lines: list[str]
+    wrote: bool
+
+
+def _train(what: str, *fields: str) -> Case:
+    return Case(what, ("train", CONFIG, "--config.run_dir=DIR/run", *(f"--config.{field}" for field in fields)))
+
+
+CASES = (
+    Case("a command that is not there", ("trian",)),
+    Case("a configuration that is not there", ("train", "--config=DIR/none.py")),
+    _train("a field that is not there", "finetune.utdd=1"),
+    _train("a value of another type", "finetune.envs=many"),
+    _train("a number out of its range", "algorithm.gamma=1.5"),
+    _train("no environments", "finetune.envs=0"),
+    _train("a choice that is none", "algorithm.baseline=median"),
+    _train("a scheme of another family", "policy.scheme=euler"),
+    _train("a method that is not there", "algorithm.name=ogpoo"),
+    _train("a task that is not there", "env.name=reech"),
+    _train("a task's field of another type", "env.speed=fast"),
+    _train("a level of demonstrations that is none", "demonstrations.quality=superb"),
+    _train("a chunk longer than the episode", "policy.chunk=400"),
+    _train("a batch larger than the replay", "finetune.batch_size=512", "finetune.capacity=256"),
+    _train("a warm-up as long as the run", "finetune.warmup_steps=5000", "finetune.env_steps=5000"),
+    _train("environments that devices cannot share", "data=2", "finetune.envs=63"),
+    _train("evaluation episodes that devices cannot share", "data=2", "evaluation.episodes=33"),
+    _train("members of different numbers of values", "population.actor_lr=1e-4,3e-4", "population.clip=0.1"),
+    _train("a share of demonstrations above all", "finetune.demo_fraction=1.5"),
+    _train("an artifact that is not there", "pretrain.artifact=DIR/none"),
+    _train("an artifact of another task", "pretrain.artifact=DIR/push_t"),
+    _train("an artifact of other sizes", "pretrain.artifact=DIR/wide"),
+    _train("an artifact cut short", "pretrain.artifact=DIR/cut"),
+    _train("an artifact with a foreign archive", "pretrain.artifact=DIR/foreign"),
+    _train("an artifact with pickled objects", "pretrain.artifact=DIR/pickled"),
+    _train("a packed archive", "pretrain.artifact=DIR/packed"),
+    _train("demonstrations that are not there", "demonstrations.path=DIR/none"),
+    _train("demonstrations of another shape", "demonstrations.path=DIR/demos_shape"),
+    _train("demonstrations with NaN", "demonstrations.path=DIR/demos_nan"),
+    _train("demonstrations out of range", "demonstrations.path=DIR/demos_range"),
+    _train("demonstrations without episodes", "demonstrations.path=DIR/demos_none"),
+    _train("demonstrations of another task", "demonstrations.path=DIR/demos_other"),
+    _train("fewer demonstrations than asked for", "demonstrations.path=DIR/demos", "demonstrations.episodes=99"),
+    Case("a folder of something else", ("train", CONFIG, "--config.run_dir=DIR/other")),
+    Case("nothing to evaluate", ("evaluate", "DIR/none")),
+    Case("nothing to report", ("report", "DIR/none")),
+    Case("nothing to debug", ("debug", "DIR/none")),
+    Case("a dataset that is there already", ("demos", "--config.env.name=reach", "--out=DIR/demos")),
+    Case("a video that is there already", ("render", "reach", "--out=DIR/other/metrics.jsonl")),
+    Case("no sweep file", ("sweep", "DIR/none.py")),
+    Case("a folder that holds no sweep", ("status", "DIR/other")),
+)
+
+
+def samples(folder: Path) -> None:
+    """Good and bad policies and datasets."""
+    folder.mkdir(parents=True)
+    steps, info = jax.device_get(collect(envs.make("reach"), reach.QUALITY["poor"], jax.random.key(0), 4))
+    datasets.write(folder / "demos", steps, info, {"env": {"name": "reach"}})
+    _policy(folder / "push_t", "push_t", obs_dim=4)
+    _policy(folder / "wide", "reach", obs_dim=9)
+    for name in ("cut", "foreign", "pickled", "packed"):
+        shutil.copytree(folder / "wide", folder / name)
+    arrays = folder / "cut" / "arrays.npz"
+    arrays.write_bytes(arrays.read_bytes()[:2000])
+    with zipfile.ZipFile(folder / "foreign" / "arrays.npz", "w") as archive:
+        archive.writestr("../../notes.txt", "something else")
+    np.savez(folder / "pickled" / "arrays.npz", objects=np.array([{}], dtype=object))
+    np.savez_compressed(folder / "packed" / "arrays.npz", zeros=np.zeros(10**6))
+    changes: dict[str, Callable[[Path], None]] = {
+        "shape": lambda d: np.save(d / "obs.npy", np.load(d / "obs.npy")[:, :-1]),
+        "nan": lambda d: _set(d / "obs.npy", np.nan),
+        "range": lambda d: _set(d / "action.npy", 1.5),
+        "none": lambda d: _described(d, episodes=0),
+        "other": lambda d: _narrow(d),
+    }
+    for name, change in changes.items():
+        shutil.copytree(folder / "demos", folder / f"demos_{name}")
+        change(folder / f"demos_{name}")
+    (folder / "other").mkdir()
+    (folder / "other" / "metrics.jsonl").write_text("mine\n")
+
+
+def _policy(path: Path, env: str, *, obs_dim: int) -> None:
+    specs = Specs(obs_dim=obs_dim, action_dim=2, chunk=4)
+    made = policies.make(PolicyConfig(chunk=4, hidden=(4,), steps=2), specs)
+    normaliser = Normaliser(jnp.zeros(obs_dim), jnp.ones(obs_dim))
+    deployed = {"net": jax.jit(made.init)(jax.random.key(0)), "normaliser": normaliser}
+    artifact.save(path, policy=made, deployed=deployed, facts={"env": {"name": env}})
+
+
+def _set(path: Path, value: float) -> None:
+    array = np.load(path)
+    array[3, 0] = value
+    np.save(path, array)
+
+
+def _described(folder: Path, **facts: int) -> None:
+    known = json.loads((folder / "dataset.json").read_text())
+    (folder / "dataset.json").write_text(json.dumps({**known, **facts}))
+
+
+def _narrow(folder: Path) -> None:
+    for name in ("obs", "next_obs"):
+        np.save(folder / f"{name}.npy", np.load(folder / f"{name}.npy")[:, :-1])
+    _described(folder, obs_dim=3)
+
+
+def said(case: Case, folder: Path) -> Said:
+    """Give a command to ``cli.main``; ``folder`` has the ``samples``."""
+    words = [word.replace("DIR", str(folder)) for word in case.words]
+    out, err = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        code = cli.main(words)
+    lines = [line.replace(str(folder), "DIR") for line in (out.getvalue() + err.getvalue()).splitlines()]
+    return Said(code, lines, (folder / "run").exists())
+
+
+def table(found: Sequence[tuple[Case, Said]]) -> str:
+    """The page, of every case and the last line that was said."""
+    lines = ["# Bad input", "", (__doc__ or "").split("\n")[0], "", "| what | command | line |", "| --- | --- | --- |"]
+    for case, each in found:
+        words = " ".join(word for word in case.words if word not in (CONFIG, "--config.run_dir=DIR/run"))
+        cells = (case.what, f"`{words}`", f"`{each.lines[-1]}`")
+        lines.append("| " + " | ".join(cell.replace("|", r"\|") for cell in cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def main() -> int:
+    """Give all cases, and write what they said."""
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch) / "samples"
+        samples(folder)
+        found = [(case, said(case, folder)) for case in CASES]
+    PAGE.write_text(table(found))
+    print(f"{len(found)} cases: {PAGE}", file=sys.stderr)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

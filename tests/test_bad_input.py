@@ -1,0 +1,34 @@
+"""Bad input: one line, exit code 2, and nothing written; ``docs/bad_input.md`` is what is really said."""
+
+import pytest
+
+from benchmarks import bad_input
+from experiments import cli
+
+CASES = {case.what: case for case in bad_input.CASES}
+
+
+@pytest.fixture(scope="module")
+def told(tmp_path_factory):
+    """What every case says."""
+    folder = tmp_path_factory.mktemp("bad") / "samples"
+    bad_input.samples(folder)
+    before = {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(cli, "compilation_cache", lambda: None)
+        found = {what: bad_input.said(case, folder) for what, case in CASES.items()}
+    changed = [path for path, time in before.items() if path.is_file() and path.stat().st_mtime_ns != time]
+    assert changed == []
+    return found
+
+
+@pytest.mark.parametrize("what", CASES)
+def test_it_is_one_line_and_exit_code_2_before_anything_is_written(told, what):
+    said = told[what]
+    assert said.code == 2 and not said.wrote
+    assert said.lines[-1].startswith("gcp-jax")
+    assert not [line for line in said.lines if "Traceback" in line or "compiling" in line]
+
+
+def test_the_page_is_what_is_said(told):
+    assert bad_input.PAGE.read_text() == bad_input.table([(CASES[what], said) for what, said in told.items()])
