@@ -43,7 +43,7 @@ def file(tmp_path_factory):
     path.write_text(
         "def get_config():\n"
         "    methods = {'plain': {'algorithm': 'qc', 'algorithm.samples': 2}, 'wide': {'algorithm': 'qc', 'algorithm.samples': 4},\n"
-        "               'broken': {'algorithm': 'broken', 'module': 'broken_method', 'algorithm.samples': 2}}\n"
+        "               'broken': {'algorithm': 'broken', 'module': 'broken_method', 'algorithm.samples': 2, 'max_skipped': 0}}\n"
         f"    return {{'tasks': {{'near': {{'config': 'reach'}}}}, 'methods': methods, 'seeds': 2, 'steps': 512, 'common': {TINY!r}}}\n"
     )
     return path

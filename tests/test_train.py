@@ -72,7 +72,11 @@ def test_an_on_policy_method_passes_over_its_segment_and_does_not_warm_up():
         ("dppo", {"finetune.demo_fraction": 0.5}, "dppo learns from what it remembers of its own acting"),
         ("dsrl", {"finetune.demo_fraction": 0.5, "algorithm.mode": "sac"}, "dsrl learns from what it remembers"),
         ("qc", {"finetune.demo_fraction": 0.01}, "16 replayed and 0 demonstrated transitions"),
-        ("qc", {"finetune.demo_fraction": 0.3, "data": 2}, r"must be positive multiples of data \(2\)"),
+        (
+            "qc",
+            {"finetune.demo_fraction": 0.3, "data": 2, "finetune.pool": 2},
+            r"must be positive multiples of data \(2\)",
+        ),
     ],
 )
 def test_shares_that_cannot_be_had_are_refused(algorithm, fields, message):
