@@ -138,7 +138,9 @@ def _readable() -> Iterator[None]:
     try:
         yield
     except (AttributeError, KeyError, TypeError, OSError) as error:
-        told = str(error).replace("\\n", " ").replace("\\'", "'").strip("'\"")  # a KeyError's words are in quotes
+        told = str(error)
+        if told[:1] == told[-1:] == "'":  # the words of a KeyError are quoted
+            told = told[1:-1].replace("\\n", " ").replace("\\'", "'")
         raise UsageError(f"cannot read the configuration: {told}") from error
 
 
