@@ -93,12 +93,14 @@ def settings(name: str, module: str = "") -> dict[str, Any]:
 
 
 def make(name: str, *, module: str = "", randomise: Mapping[str, Any] | None = None, **settings: Any) -> Env:
-    """The task ``name``; ``settings`` replace fields of its ``Config``, ``randomise`` those of ``envs.randomise.Randomise``.
+    """The task ``name``; ``settings`` replace fields of its ``Config`` (JSON's lists are tuples there), ``randomise`` those of
+    ``envs.randomise.Randomise``.
 
     Raises ValueError, in one line, for a name or a setting that does not exist, or a number out of its range.
     """
     task = load(name, module)
-    config = task.config(**_checked(settings, task.config, f"environment {name!r} has no setting"))
+    given = {key: tuple(value) if isinstance(value, list) else value for key, value in settings.items()}
+    config = task.config(**_checked(given, task.config, f"environment {name!r} has no setting"))
     ranges.check(
         config,
         "env.",

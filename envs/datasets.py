@@ -15,7 +15,6 @@
 from __future__ import annotations
 
 import json
-import tokenize
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -23,18 +22,10 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from envs.demonstrations import Info
+from gcp_jax.files import UNREADABLE
 from gcp_jax.types import Step
 
 FORMAT = 1
-UNREADABLE = (
-    ValueError,
-    EOFError,
-    OSError,
-    MemoryError,
-    SyntaxError,
-    TypeError,
-    tokenize.TokenError,
-)  # of numpy's header
 CHECKED_AT_ONCE = 65_536  # rows, so that a large file is never in memory as a whole
 
 _STEP = ("obs", "action", "next_obs", "reward", "terminated", "truncated", "success")

@@ -36,8 +36,7 @@ def _played(
     """Run a saved policy on its own task: (env, outcome [E], film [T, F, ...], the artifact's facts)."""
     base, deployed, facts, greedy = artifact.load(path)
     name, fields = named(facts["env"], "env")
-    settings: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()}
-    env = envs.make(name, **settings)
+    env = envs.make(name, **fields)
     mesh = mesh_lib.make(1)
     program = evaluation.build(
         greedy, wrappers.training(env), mesh=mesh, episodes=episodes, chunk=base.config.chunk, filmed=filmed

@@ -138,9 +138,7 @@ def of_run(folder: Path) -> Run:
     path = folder / "config.json"
     if not path.is_file():
         raise ConfigError(f"{folder} holds no run: there is no {path}.")
-    content = json.loads(path.read_text())["config"]
-    env = {name: tuple(value) if isinstance(value, list) else value for name, value in content["env"].items()}
-    return resolve({**content, "env": env})
+    return resolve(json.loads(path.read_text())["config"])
 
 
 def make_env(config: Run) -> Env:

@@ -11,8 +11,6 @@ import io
 import json
 import os
 import shutil
-import struct
-import tokenize
 import uuid
 import zipfile
 from collections.abc import Callable, Mapping
@@ -27,6 +25,7 @@ import numpy as np
 from gcp_jax import algorithms
 from gcp_jax import policy as policies
 from gcp_jax.config import build
+from gcp_jax.files import UNREADABLE
 from gcp_jax.networks import Normaliser
 from gcp_jax.policy import Policy, PolicyConfig
 from gcp_jax.types import Array, PyTree, Specs
@@ -34,20 +33,6 @@ from gcp_jax.types import Array, PyTree, Specs
 FORMAT = 1
 PLAIN = {"net", "normaliser"}
 LARGEST = 2**32  # bytes of an archive
-UNREADABLE = (
-    ValueError,
-    OSError,
-    EOFError,
-    RuntimeError,
-    MemoryError,
-    SyntaxError,
-    TypeError,
-    KeyError,
-    IndexError,
-    struct.error,
-    tokenize.TokenError,
-    zipfile.BadZipFile,
-)  # what damaged bytes make json, zipfile and numpy raise
 
 Greedy = Callable[[PyTree, Array, Array], Array]
 

@@ -80,9 +80,7 @@ class Entry(NamedTuple):
     state: str  # "finished", "running", "not run yet", or how it failed
     points: tuple[Point, ...]  # the base policy first, at zero steps
     scores: tuple[float, ...]  # [S] final success of each seed; () until finished
-    outcomes: Any = (
-        None  # [S·E] bool of the last evaluation's episodes; None until finished, or where a run did not keep them
-    )
+    outcomes: NDArray[np.bool_] | None = None  # [S·E] of the last evaluation; None until finished, or where not kept
 
     @property
     def base(self) -> Interval | None:
@@ -259,11 +257,11 @@ def _row(entry: Entry, budget: float) -> dict[str, Any]:
 
 def _groups(benchmark: Benchmark, task: str) -> dict[int, str]:
     """The grouping letters of a task's methods by index; {} where fewer than two kept the outcomes of the same episodes."""
-    known = {i: entry for i, entry in enumerate(benchmark.of(task)) if entry.outcomes is not None}
-    if len(known) < 2 or len({entry.outcomes.size for entry in known.values()}) > 1:
+    known = {i: entry.outcomes for i, entry in enumerate(benchmark.of(task)) if entry.outcomes is not None}
+    if len(known) < 2 or len({each.size for each in known.values()}) > 1:
         return {}
-    order = sorted(known, key=lambda i: -known[i].outcomes.mean())
-    pairs = {(a, b): Discordant.of(known[a].outcomes, known[b].outcomes) for a, b in combinations(order, 2)}
+    order = sorted(known, key=lambda i: -known[i].mean())
+    pairs = {(a, b): Discordant.of(known[a], known[b]) for a, b in combinations(order, 2)}
     adjusted = holm({pair: each.p_value() for pair, each in pairs.items()})
     return letters(order, [pair for pair in pairs if adjusted[pair] <= LEVEL])
 

@@ -210,8 +210,10 @@ class Run:
 
 
 def named(section: Mapping[str, Any], where: str) -> tuple[str, dict[str, Any]]:
-    """Split {"name": …, **fields}. Raises ConfigError without a name."""
+    """Split {"name": …, **fields}. Raises ConfigError without a name, or where ``module`` is none."""
     fields = dict(section)
+    if not isinstance(module := fields.get("module", ""), str):
+        raise ConfigError(f"{where}.module is {module!r}; the name of an importable module is expected.")
     name = fields.pop("name", None)
     if not isinstance(name, str) or not name:
         raise ConfigError(f"{where}.name is missing; e.g. {where}.name='ogpo'.")
@@ -223,6 +225,8 @@ def build(cls: type, values: Mapping[str, Any], where: str = "") -> Any:
     or a value of the wrong type."""
     fields = {field.name: field for field in dataclasses.fields(cls)}
     hints = typing.get_type_hints(cls)
+    if not isinstance(values, Mapping):
+        raise ConfigError(f"{where.rstrip('.')} is {values!r}; a section with some of {', '.join(fields)} is expected.")
     for name in values:
         if name not in fields:
             close = difflib.get_close_matches(name, fields, n=1)

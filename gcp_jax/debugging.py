@@ -77,8 +77,8 @@ def show(learner: Learner, method: Any, train: Train, facts: dict[str, Any], fol
         )
     arrays = {**_named("state", found.state), **_named("batch", found.batch)}
     np.savez_compressed(folder / "update.npz", **arrays)  # type: ignore[arg-type]
-    numbers = _ranges(arrays) | {
-        f"metric {name}": Range(1, x, x, int(not np.isfinite(x))) for name, x in found.metrics.items()
+    numbers = _extents(arrays) | {
+        f"metric {name}": Extent(1, x, x, int(not np.isfinite(x))) for name, x in found.metrics.items()
     }
     table = Table("number", "size", "smallest", "largest", "not finite")
     for name, x in numbers.items():
@@ -103,7 +103,7 @@ def first_broken(algorithm: Algorithm, train: Train, rows: Segment | None) -> Br
     return None
 
 
-class Range(NamedTuple):
+class Extent(NamedTuple):
     """Of the numbers of some arrays: how many, the extremes of the finite ones, and how many are not finite."""
 
     size: int
@@ -120,7 +120,7 @@ def _named(root: str, tree: PyTree) -> dict[str, np.ndarray]:
     }
 
 
-def _ranges(arrays: dict[str, np.ndarray]) -> dict[str, Range]:
+def _extents(arrays: dict[str, np.ndarray]) -> dict[str, Extent]:
     """Of all arrays of a record together: the parameters of a network are one line."""
     together: dict[str, list[np.ndarray]] = {}
     for name, x in arrays.items():
@@ -130,5 +130,5 @@ def _ranges(arrays: dict[str, np.ndarray]) -> dict[str, Range]:
     for name, parts in together.items():
         x = np.concatenate(parts)
         known = x[np.isfinite(x)] if np.isfinite(x).any() else np.full(1, np.nan)
-        found[name] = Range(x.size, float(known.min()), float(known.max()), int(np.sum(~np.isfinite(x))))
+        found[name] = Extent(x.size, float(known.min()), float(known.max()), int(np.sum(~np.isfinite(x))))
     return found

@@ -41,17 +41,13 @@ def build(
     greedy: (deployed, obs [E, O], key) -> chunks [E, h, A]. film: states after every control step, leaves
     [S, T, F, ...] for the first F = ``filmed`` episodes of each device. Raises ValueError if episodes do not divide over devices.
     """
-    parts = mesh.shape[mesh_lib.DATA]
-    if episodes % parts:
-        raise ValueError(
-            f"evaluation.episodes is {episodes}; it must be a multiple of the {parts} devices of the data axis."
-        )
+    share = mesh_lib.share("evaluation.episodes", episodes, mesh.shape[mesh_lib.DATA])
     rows = -(-env.specs.horizon // chunk)
 
     def one(deployed: PyTree, seed: Array) -> tuple[Outcome, PyTree]:
         key = jax.random.fold_in(jax.random.key(EVALUATION_STREAM), seed)
         reset_key, act_key = jax.random.split(key)
-        workers = rollout.start(env, reset_key, episodes // parts)
+        workers = rollout.start(env, reset_key, share)
 
         def row(workers: rollout.Workers, key: Array) -> tuple[rollout.Workers, PyTree]:
             chunks = greedy(deployed, workers.state.obs, key)

@@ -4,8 +4,26 @@ from __future__ import annotations
 
 import json
 import os
+import struct
+import tokenize
+import zipfile
 from pathlib import Path
 from typing import Any
+
+UNREADABLE = (
+    ValueError,
+    OSError,
+    EOFError,
+    RuntimeError,
+    MemoryError,
+    SyntaxError,
+    TypeError,
+    KeyError,
+    IndexError,
+    struct.error,
+    tokenize.TokenError,
+    zipfile.BadZipFile,
+)  # what damaged bytes make json, zipfile and numpy raise
 
 
 def write_json(path: Path, content: Any) -> None:

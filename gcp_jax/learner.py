@@ -180,16 +180,20 @@ def build(
     Learning is checked (``check_vma``): a parameter that would come
     to differ between devices does not compile. Collecting takes no gradients and is not, since MJX cannot be typed so.
     """
-    _check_divisible(algorithm, collection, mesh, seeds)
     seed, data = mesh_lib.SEED, mesh_lib.DATA
     layout = layout_of(algorithm.source.layout)
+    alone = mesh_lib.share("seeds", seeds, mesh.shape[seed], seed)
+    mesh_lib.share("batch_size", algorithm.source.batch_size, mesh.shape[data])
+    if collection is not None:
+        for name in ("envs", "pool"):
+            mesh_lib.share(f"rollout.{name}", getattr(collection, name), mesh.shape[data])
     pinned = mesh_lib.shardings(mesh, layout)
     rows = P(seed, None, data)
 
     def sharded(
         function: Callable[..., Any], in_specs: PyTree, out_specs: PyTree, *, check: bool
     ) -> Callable[..., Any]:
-        each = mesh_lib.each_seed(function, in_specs, out_specs, seeds // mesh.shape[seed])
+        each = mesh_lib.each_seed(function, in_specs, out_specs, alone)
         return jax.shard_map(each, mesh=mesh, in_specs=in_specs, out_specs=out_specs, check_vma=check)
 
     member: Vary = vary or (lambda values: (algorithm, diagnose))
@@ -216,20 +220,6 @@ def build(
         return train._replace(store=jax.device_put(algorithm.source.init(None), pinned.store))
 
     return Learner(init, collect, learn, layout, mesh)
-
-
-def _check_divisible(algorithm: Algorithm, collection: Collection | None, mesh: Mesh, seeds: int) -> None:
-    parts, groups = mesh.shape[mesh_lib.DATA], mesh.shape[mesh_lib.SEED]
-    if seeds % groups:
-        raise ValueError(f"seeds is {seeds}; it must be a multiple of the {groups} devices of the seed axis.")
-    sizes = {"batch_size": algorithm.source.batch_size}
-    if collection is not None:
-        sizes |= {"rollout.envs": collection.envs, "rollout.pool": collection.pool}
-    for name, size in sizes.items():
-        if size < 1 or size % parts:
-            raise ValueError(
-                f"{name} is {size}; it must be a positive multiple of the {parts} devices of the data axis."
-            )
 
 
 def _updates(

@@ -44,6 +44,13 @@ def make(seeds: int, *, data: int = 1) -> Mesh:
     return Mesh(grid, (SEED, DATA, COPY), axis_types=(AxisType.Auto,) * 3)
 
 
+def share(name: str, size: int, parts: int, axis: str = DATA) -> int:
+    """What each of the ``parts`` devices of an axis gets of ``size``. Raises ValueError where they cannot share it evenly."""
+    if size < 1 or size % parts:
+        raise ValueError(f"{name} is {size}; it must be a positive multiple of the {parts} devices of the {axis} axis.")
+    return size // parts
+
+
 def is_spec(x: object) -> bool:
     """Is this leaf a PartitionSpec? (a PartitionSpec is a tuple, so tree functions must be told)"""
     return isinstance(x, P)

@@ -101,7 +101,7 @@ class Sizes(NamedTuple):
 
 
 def sizes(config: Run, env_specs: Any) -> Sizes:
-    """Derive the sizes of finetuning. Raises ConfigError where they do not fit together."""
+    """Derive the sizes of finetuning. Raises ValueError where they do not fit together."""
     fine, chunk = config.finetune, config.policy.chunk
     if chunk > env_specs.horizon:
         raise ConfigError(
@@ -115,8 +115,7 @@ def sizes(config: Run, env_specs: Any) -> Sizes:
         **({} if algorithms.on_policy(config.algorithm_module) else {"finetune.batch_size": fine.batch_size}),
     }
     for name, size in shared.items():
-        if size % config.data:
-            raise ConfigError(f"{name} is {size}, which {config.data} devices (data) cannot share; choose a multiple.")
+        mesh_lib.share(name, size, config.data)
     env_steps = fine.envs * fine.rows * chunk
     once = algorithms.on_policy(config.algorithm_module)
     updates = max(round(fine.utd * env_steps), 1)
@@ -250,6 +249,10 @@ class _Stage(NamedTuple):
         seeds = np.asarray([member.seed for member in self.members], np.int32)
         return self.learner.init(seeds, jax.device_get(self.pretrained), self.values)
 
+    def restore(self, saved: checkpoint.Checkpoints) -> tuple[Any, dict[str, Any]] | None:
+        """(Train, what was kept of the host) of the newest checkpoint; None where there is none."""
+        return saved.restore(self.init, mesh_lib.shardings(self.learner.mesh, self.learner.layout))
+
 
 class Training:
     """One run in its folder. ``run()`` does whatever is left of it and returns the summary."""
@@ -264,7 +267,6 @@ class Training:
         self.began = time.monotonic()
         self._evaluate: dict[Any, Any] = {}
         self._skipped: Counter[str] = Counter()
-        self._given_up: list[str] = []
         self._fault = ""
         self._signal = self.until = 0
         self.command = command
@@ -552,9 +554,8 @@ class Training:
     def _loop(self, stage: _Stage) -> tuple[PyTree, list[dict[str, Any]]]:
         """Run a stage from its newest checkpoint to its end: the deployed policies [S, ...] and the last evaluation."""
         cadence, self.train_seconds, self._skipped = stage.cadence, 0.0, Counter()
-        self._given_up = []
         saved = checkpoint.Checkpoints(self.folder / "checkpoints" / cadence.name, keep=self.config.checkpoint.keep)
-        restored = saved.restore(stage.init, mesh_lib.shardings(stage.learner.mesh, stage.learner.layout))
+        restored = stage.restore(saved)
         clock, rows = self._resume(cadence, restored)
         total, start = cadence.done(cadence.segments), cadence.done(clock)
         name = hosts.named(cadence.name)
@@ -601,7 +602,6 @@ class Training:
         self.seconds_before = max(self.seconds_before, host["seconds"])
         self.train_seconds = host["train_seconds"]
         self._skipped = Counter(host["skipped"])
-        self._given_up = [who for who in self._skipped if self._spent(who)]
         self.compile_seconds = max(self.compile_seconds, host["compile_seconds"])
         total = cadence.done(cadence.segments)
         print(f"resuming {cadence.name} at {cadence.done(clock)} of {total} {cadence.unit}", file=sys.stderr)
@@ -676,7 +676,6 @@ class Training:
             if hosts.first():
                 debugging.keep(self.folder, {"stage": cadence.name, "clock": clock, "index": index, "told": where})
         if self._spent(who) and not spent:
-            self._given_up.append(who)
             print(
                 f"{where}; {self._skipped[who]} updates were not finite, max_skipped is {allowed}: it is given up",
                 file=sys.stderr,
@@ -686,6 +685,11 @@ class Training:
 
     def _spent(self, who: str) -> bool:
         return self._skipped[who] > self.config.max_skipped
+
+    @property
+    def _given_up(self) -> list[str]:
+        """The members of this stage that are no longer trained."""
+        return [who for who in self._skipped if self._spent(who)]
 
     def _stop_if_given_up(self, members: list[Member]) -> None:
         """Raise RunError where no member is left to train."""
@@ -709,7 +713,8 @@ class Training:
                 stage = self._finetuning(base, deployed, self._borrowed())
             folder = self.folder / debugging.FOLDER
             saved = checkpoint.Checkpoints(folder / "checkpoints", keep=1)
-            restored = saved.restore(stage.init, mesh_lib.shardings(stage.learner.mesh, stage.learner.layout))
+            restored = stage.restore(saved)
+            saved.close()
             train = restored[0] if restored else stage.init()
             return debugging.show(stage.learner, stage.method, train, known, folder)
 

@@ -272,9 +272,8 @@ def _settle(future: Future, job: Any, folder: Path) -> None:
     if path.exists():
         future.set_result(Outcome(**json.loads(path.read_text())))
     else:
-        future.set_exception(
-            RuntimeError(f"SLURM ended job {job.job_id} without a result; see {job.paths.stderr}"),
-        )
+        complaint = f"SLURM ended job {job.job_id} without a result; see {job.paths.stderr}"
+        future.set_exception(RuntimeError(complaint))
 
 
 def _outcome(folder: Path, name: str) -> Path:

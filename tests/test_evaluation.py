@@ -103,7 +103,7 @@ def test_evaluation_is_traced_once(single, square):
 
 
 def test_episodes_that_do_not_divide_over_the_devices_are_refused(devices):
-    with pytest.raises(ValueError, match="evaluation.episodes is 6; it must be a multiple of the 4 devices"):
+    with pytest.raises(ValueError, match="evaluation.episodes is 6; it must be a positive multiple of the 4 devices"):
         evaluation.build(greedy, ENV, mesh=devices(data=4), episodes=6, chunk=CHUNK)
 
 

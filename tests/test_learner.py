@@ -230,7 +230,7 @@ def test_episode_sums_are_those_of_the_records(lone, recorded):
 @pytest.mark.parametrize(
     ("mesh", "seeds", "changes", "message"),
     [
-        ({"seed": 2}, 3, {}, "seeds is 3; it must be a multiple of the 2 devices of the seed axis"),
+        ({"seed": 2}, 3, {}, "seeds is 3; it must be a positive multiple of the 2 devices of the seed axis"),
         ({"data": 4}, 1, {"envs": 6}, "rollout.envs is 6; it must be a positive multiple of the 4 devices"),
         ({"data": 4}, 1, {"pool": 2}, "rollout.pool is 2; it must be a positive multiple of the 4 devices"),
         ({"data": 1}, 1, {"pool": 0}, "rollout.pool is 0; it must be a positive multiple of the 1 devices"),
