@@ -12,6 +12,7 @@ SEARCH = ["optuna>=4.1"]
 ROBOTS = ["gymnasium-robotics>=1.4", "ogbench>=1.2"]  # for the models that they ship
 TEST = [
     "pytest",
+    "pytest-cov",
     "pytest-timeout",
     "pytest-xdist",
     "ruff",
