@@ -101,7 +101,7 @@ CASES = (
 def samples(folder: Path) -> None:
     """Good and bad policies and datasets."""
     folder.mkdir(parents=True)
-    steps, info = jax.device_get(collect(envs.make("reach"), reach.QUALITY["poor"], jax.random.key(0), 4))
+    steps, info, *_ = jax.device_get(collect(envs.make("reach"), reach.QUALITY["poor"], jax.random.key(0), 4))
     datasets.write(folder / "demos", steps, info, {"env": {"name": "reach"}})
     _policy(folder / "push_t", "push_t", obs_dim=4)
     _policy(folder / "wide", "reach", obs_dim=9)

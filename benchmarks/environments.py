@@ -67,7 +67,7 @@ def measure(name: str, *, quick: bool = False) -> dict[str, Any]:
 
 def demonstrated(env: Env, noise: float, episodes: int) -> dict[str, Any]:
     """Success of the demonstrator, overall and by the way it took; its mean return and their std where the task is judged so."""
-    steps, info = jax.device_get(demonstrations.collect(env, noise, jax.random.key(0), episodes))
+    steps, info, *_ = jax.device_get(demonstrations.collect(env, noise, jax.random.key(0), episodes))
     if env.specs.by_return:
         returns = np.where(steps.executed, steps.reward, 0.0).sum(0)
         return {"return": float(returns.mean()), "std": float(returns.std(ddof=1)), "steps": int(info.length.sum())}

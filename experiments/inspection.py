@@ -126,14 +126,14 @@ def demos(config: Run, out: Path, *, seed: int) -> dict[str, Any]:
     noise = tasks.noise_of(config, env)
     datasets.check_free(out)
     began = time.monotonic()
-    steps, info = jax.device_get(demonstrations.collect(env, noise, jax.random.key(seed), chosen.episodes))
-    facts = {**demonstrations.facts(info), "env": config.env, "noise": noise, "quality": chosen.quality, "seed": seed}
-    dataset = datasets.write(out, steps, info, {**facts, "versions": training.versions()})
+    collected = jax.device_get(demonstrations.collect(env, noise, jax.random.key(seed), chosen.episodes))
+    facts = {**collected.facts(), "env": config.env, "noise": noise, "quality": chosen.quality, "seed": seed}
+    dataset = datasets.write(out, collected.steps, collected.info, {**facts, "versions": training.versions()})
     seconds = round(time.monotonic() - began, 1)
     ways = " + ".join(str(count) for count in facts["modes"])
     print(
         f"{out}: {facts['episodes']} episodes ({ways} by way), {dataset.facts['steps']:,} steps in {seconds} s, compiling included; "
-        f"success {facts['success']:.1%}",
+        f"success {facts['success']:.1%}, trajectory quality {facts['trajectory_quality']}, coverage {facts['coverage']}",
         file=sys.stderr,
     )
     return {"dataset": str(out), **dataset.facts, "seconds": seconds}

@@ -17,7 +17,7 @@ import ml_collections
 import numpy as np
 
 import envs
-from envs import datasets, demonstrations, wrappers
+from envs import datasets, demonstrations, quality, wrappers
 from envs.protocol import Env
 from gcp_jax import algorithms, critic, evaluation
 from gcp_jax.config import ConfigError, Run, named, resolve, to_dict
@@ -184,8 +184,8 @@ def make(config: Run, *, film: bool = True) -> Task:
 
 def _scripted(env: Env, noise: float, episodes: int) -> Demonstrate:
     def demonstrate(key: jax.Array) -> tuple[Step, dict[str, Any]]:
-        steps, info = jax.device_get(demonstrations.collect(env, noise, key, episodes))
-        return steps, {**demonstrations.facts(info), "noise": noise}
+        collected = jax.device_get(demonstrations.collect(env, noise, key, episodes))
+        return collected.steps, {**collected.facts(), "noise": noise}
 
     return demonstrate
 
@@ -204,7 +204,8 @@ def _from_disk(env: Env, path: str, episodes: int) -> Demonstrate:
 
     def demonstrate(key: jax.Array) -> tuple[Step, dict[str, Any]]:
         steps, info = jax.tree.map(lambda x: x[:, :episodes] if x.ndim > 1 else x[:episodes], datasets.padded(dataset))
-        return steps, {**demonstrations.facts(info), "path": path}
+        known = {name: dataset.facts[name] for name in quality.NAMES if name in dataset.facts}
+        return steps, {**demonstrations.facts(info), **known, "path": path}
 
     return demonstrate
 

@@ -33,9 +33,12 @@ from gcp_jax.statistics import (
     Floats,
     Interval,
     before_after,
+    ends,
     interquartile_mean,
+    jeffreys,
     judged_by,
     pooled,
+    posterior,
     probability_of_improvement,
     score,
 )
@@ -56,6 +59,7 @@ class Run(NamedTuple):
     metrics: list[dict[str, Any]]
     evals: list[dict[str, Any]]
     summary: dict[str, Any]  # {} while the run is unfinished
+    demonstrations: dict[str, Any]  # what is known of those that were cloned; {} where nothing is
 
     @property
     def config(self) -> dict[str, Any]:
@@ -124,7 +128,7 @@ DARK = Theme(
     ("#56B4E9", "#E69F00", "#2AB58C", "#CC79A7", "#F0E442", "#D55E00", "#e6edf3", "#6f86ff"),
 )
 
-XLABEL = {"env_steps": "environment steps per seed", "updates": "gradient updates"}
+XLABEL = {"env_steps": "environment steps per seed", "updates": "gradient updates", "success": "success, %"}
 
 
 def write(run_dirs: str | Path | Sequence[str | Path], out: str | Path | None = None) -> Path:
@@ -173,6 +177,7 @@ def read_run(folder: Path) -> Run:
         metrics=_rows(folder / "metrics.jsonl", needed),
         evals=_rows(folder / "eval.jsonl", (*needed, "eval/episodes")),
         summary=read_json(folder / "summary.json") if (folder / "summary.json").exists() else {},
+        demonstrations=_demonstrations(folder / "policy" / "base" / "policy.json"),
     )
     for number, row in enumerate(run.evals, start=1):
         judging = ("success", "successes") if run.judged == "success" else ("return", "return_std")
@@ -186,6 +191,13 @@ def read_run(folder: Path) -> Run:
             counts = f"{successes} successes of {row['eval/episodes']} episodes"
             raise ReportError(f"{folder / 'eval.jsonl'}: seed {row['seed']} has {counts}; mend or delete that row")
     return run
+
+
+def _demonstrations(path: Path) -> dict[str, Any]:
+    """Of what a run's base policy was cloned."""
+    policy = read_json(path) if path.exists() else {}
+    known = policy.get("demonstrations")
+    return known if isinstance(known, dict) else {}
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -373,6 +385,25 @@ def _learning_curves(runs: Sequence[Run], theme: Theme) -> Figure:
     return figure
 
 
+def _posteriors(runs: Sequence[Run], theme: Theme) -> Figure:
+    """Of each run a panel: what the last evaluations before and after finetuning say of each seed's success rate."""
+    panels = [
+        Panel("success", run.label if len(runs) > 1 else "", "density over its peak", _finetuned, "success")
+        for run in runs
+    ]
+    figure, axes = panel_grid(panels, min(len(runs), 2), (5.4, 2.2), theme)
+    rate = np.linspace(0, 1, 1001)[1:-1]
+    for panel, ax, run, colour in zip(panels, axes, runs, _colours(theme, runs), strict=True):
+        for rows, ink in zip(ends(run.evals), (theme.ink, colour), strict=True):
+            for row in rows.values():
+                density = posterior(int(row["eval/successes"]), int(row["eval/episodes"]), rate)
+                ax.fill_between(100 * rate, density / density.max(), color=ink, alpha=0.25, linewidth=0.9)
+        ax.set_xlim(0, 100)
+        ax.set_yticks([])
+        label_axes(ax, panel, theme, size=9)
+    return figure
+
+
 def small_multiples(panels: Sequence[Panel], runs: Sequence[Run], theme: Theme) -> Figure:
     """One small panel each, four in a row."""
     figure, axes = panel_grid(panels, 4, (2.7, 2.0), theme)
@@ -477,9 +508,10 @@ def _page(runs: Sequence[Run]) -> str:
     sections = [
         _tiles(runs[0]) if len(runs) == 1 else html_section("Comparison", fact_table(runs, _comparison(runs))),
         html_section("What was run", fact_table(runs, _provenance(runs))),
+        _cloned(runs),
         html_section(
             f"{_judged(runs).capitalize()} before and after finetuning",
-            "".join(_success_table(run, runs) for run in runs),
+            "".join(_success_table(run, runs) for run in runs) + _posterior_section(runs),
         ),
         html_section("Learning curves", _picture(lambda theme: _learning_curves(runs, theme), "learning curves")),
         html_section("Time and throughput", fact_table(runs, _timing(runs))),
@@ -595,6 +627,30 @@ def versions_text(versions: object) -> str:
     return ", ".join(f"{k} {v}" for k, v in versions.items()) if isinstance(versions, Mapping) else MISSING
 
 
+def _cloned(runs: Sequence[Run]) -> str:
+    """What the demonstrations offered; nothing where no run knows."""
+    if not any(run.demonstrations for run in runs):
+        return ""
+    facts = {
+        "Episodes": [_fact(run, "episodes") for run in runs],
+        "Episodes by the way they took": [_fact(run, "modes") for run in runs],
+        "Success": [_fact(run, "success") for run in runs],
+        "Mean return": [_fact(run, "return") for run in runs],
+        "Trajectory quality (TQ)": [_fact(run, "trajectory_quality") for run in runs],
+        "State-action coverage (SACo)": [_fact(run, "coverage") for run in runs],
+    }
+    return html_section("Demonstrations", fact_table(runs, facts) + f"<p>{_QUALITY}</p>")
+
+
+def _fact(run: Run, name: str) -> str:
+    value = run.demonstrations.get(name)
+    if isinstance(value, list):
+        return " + ".join(str(part) for part in value)
+    if name == "success" and is_number(value):
+        return f"{100 * value:.1f} %"
+    return f"{value:,}" if is_number(value) else MISSING
+
+
 def _timing(runs: Sequence[Run]) -> dict[str, list[str]]:
     speeds = sorted({key for run in runs for row in run.metrics for key in row if key.startswith("time/")})
     thresholds = THRESHOLDS if _judged(runs) == "success" else ()
@@ -646,6 +702,24 @@ def _success_table(run: Run, runs: Sequence[Run]) -> str:
         f'{_heading(run, runs)}<div class="wide"><table class="success"><thead><tr>{head}</tr></thead>'
         f"<tbody>{''.join(lines)}</tbody></table></div>"
     )
+
+
+def _posterior_section(runs: Sequence[Run]) -> str:
+    """A picture of the posteriors; nothing where runs are judged by their return or not evaluated yet."""
+    if _judged(runs) != "success" or not any(run.evals for run in runs):
+        return ""
+    picture = _picture(lambda theme: _posteriors(runs, theme), "posterior of the success rate")
+    credible = {"95 % of it after finetuning": ["; ".join(_credible(run)) or MISSING for run in runs]}
+    return f"{picture}{fact_table(runs, credible)}<p>{_POSTERIOR}</p>"
+
+
+def _credible(run: Run) -> list[str]:
+    """``seed 0: 98.4 % [96.3, 99.5]`` of each seed."""
+    _, after = ends(run.evals)
+    return [
+        f"seed {seed}: {jeffreys(int(row['eval/successes']), int(row['eval/episodes'])).percent()}"
+        for seed, row in sorted(after.items())
+    ]
 
 
 def _heading(run: Run, runs: Sequence[Run]) -> str:
@@ -735,6 +809,15 @@ def encoded(data: bytes) -> str:
     return base64.b64encode(data).decode("ascii")
 
 
+_QUALITY = (
+    "TQ: mean return, where uniformly random actions have 0 and the task’s clean demonstrator has 1. SACo: distinct state-action pairs "
+    "over those of as many steps of which half are random and half the clean demonstrator’s (Schweighofer et al. 2022; pairs are "
+    "told apart by 16 random hyperplanes)."
+)
+_POSTERIOR = (
+    "Posterior of each seed’s success rate by its last evaluation, from Jeffreys’ prior: Beta(k + ½, n − k + ½) after k successes in n "
+    "episodes. Grey: before finetuning."
+)
 _METHODS = (
     "Intervals are at 95 %. Of a rate a seed’s is Wilson’s score interval over its episodes. The pooled one also counts how "
     "much the seeds differ (Wilson at the effective number of episodes, Korn &amp; Graubard 1998), so with few seeds it is "

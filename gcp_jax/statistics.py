@@ -111,6 +111,15 @@ def jeffreys(successes: int, episodes: int, confidence: float = 0.95) -> Interva
     )
 
 
+def posterior(successes: int, episodes: int, rate: ArrayLike) -> Floats:
+    """Density of the success rate after ``episodes`` and Jeffreys' prior: Beta(k + ½, n − k + ½) at each ``rate`` in (0, 1)."""
+    _check_counts(successes, episodes)
+    rate = np.asarray(rate, np.float64)
+    a, b = successes + 0.5, episodes - successes + 0.5
+    density: Floats = np.exp(special.xlogy(a - 1, rate) + special.xlog1py(b - 1, -rate) - special.betaln(a, b))
+    return density
+
+
 def pooled_success(counts: Sequence[Success], confidence: float = 0.95) -> Interval:
     """Success rate over all episodes of S seeds, with an interval for the method: it covers seeds not yet trained.
 
@@ -351,16 +360,22 @@ def pooled(rows: Sequence[Mapping[str, Any]]) -> Interval | None:
     return mean_return(means, stds, episodes)
 
 
+def ends(eval_rows: Iterable[Mapping[str, Any]]) -> tuple[dict[int, Mapping[str, Any]], dict[int, Mapping[str, Any]]]:
+    """Each seed's rows before and after finetuning: the last of stage ``base``, or where there is none of ``pretrain``; and the
+    last of ``finetune``."""
+    last: dict[str, dict[int, Mapping[str, Any]]] = {"base": {}, "pretrain": {}, "finetune": {}}
+    for row in eval_rows:
+        last[row["stage"]][row["seed"]] = row
+    return last["base"] or last["pretrain"], last["finetune"]
+
+
 def before_after(eval_rows: Iterable[Mapping[str, Any]]) -> list[BeforeAfter]:
     """The table of success, or of return, of one run from its ``eval.jsonl`` rows: a row per seed, one per task of an
     environment that holds several (all seeds together), then the pooled row.
 
-    Before: the last row of stage ``base``, or where there is none of ``pretrain``. After: the last of ``finetune``.
+    Before and after are ``ends``.
     """
-    last: dict[str, dict[int, Mapping[str, Any]]] = {"base": {}, "pretrain": {}, "finetune": {}}
-    for row in eval_rows:
-        last[row["stage"]][row["seed"]] = row
-    before, after = last["base"] or last["pretrain"], last["finetune"]
+    before, after = ends(eval_rows)
     if not (before or after):
         return []
     judged = judged_by(next(iter((before or after).values())))

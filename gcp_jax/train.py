@@ -370,7 +370,7 @@ class Training:
         elif given:
             base, deployed, facts, _ = artifact.load(given)
             if hosts.first():
-                known = {k: v for k, v in facts.items() if k in ("env", self.judged)}
+                known = {k: v for k, v in facts.items() if k in ("env", self.judged, "demonstrations")}
                 artifact.save(own, policy=base, deployed=deployed, facts=known)
         else:
             base, deployed = self._clone(own)
@@ -391,11 +391,11 @@ class Training:
                 f"{path} is a policy for {base.specs}, but this run needs {self.size.specs}; choose its environment."
             )
 
-    def _cloning(self) -> tuple[policy.Policy, _Stage]:
-        """The policy that is cloned, and the stage."""
+    def _cloning(self) -> tuple[policy.Policy, _Stage, dict[str, Any]]:
+        """The policy that is cloned, the stage, and the facts of the demonstrations."""
         pre, form = self.config.pretrain, self.config.policy
         print(f"cloning {self.config.demonstrations.episodes} demonstrations", file=sys.stderr)
-        data = self._demonstrations()
+        data, facts = self._demonstrations()
         if pre.fit_range:
             form = policy.spanning(form, np.asarray(data.steps.action)[data.steps.executed])
         base = policy.make(form, self.size.specs)
@@ -416,11 +416,11 @@ class Training:
             stop=lambda rows: _mean_score(rows) >= enough,
             method=lambda values: algorithm,
         )
-        return base, stage
+        return base, stage, facts
 
     def _clone(self, own: Path) -> tuple[policy.Policy, PyTree]:
         pre = self.config.pretrain
-        base, stage = self._cloning()
+        base, stage, facts = self._cloning()
         deployed, rows = self._loop(stage)
         deployed = jax.tree.map(lambda x: x[0], deployed)
         if not stage.stop(rows) and pre.stop_at < 1.0:
@@ -428,7 +428,7 @@ class Training:
                 f"cloning ended at {self._told(rows)}, below pretrain.stop_at={pre.stop_at:.0%}",
                 file=sys.stderr,
             )
-        self._save_policy(own, self.config, base, deployed, rows)
+        self._save_policy(own, self.config, base, deployed, rows, demonstrations=facts)
         return base, deployed
 
     def _enough(self, demonstrations: sources.Windows) -> float:
@@ -449,16 +449,16 @@ class Training:
         mean = _mean_score(rows)
         return f"{mean:.1%} success" if self.judged == "success" else f"return {mean:,.1f}"
 
-    def _demonstrations(self) -> sources.Windows:
-        """The configured demonstrations, the same in every stage."""
+    def _demonstrations(self) -> tuple[sources.Windows, dict[str, Any]]:
+        """The configured demonstrations, the same in every stage, and what to tell of them."""
         key = jax.random.fold_in(jax.random.key(CLONE_STREAM), self.config.seed)
         steps, facts = self.task.demonstrate(key)
         print(f"demonstrations: {facts}", file=sys.stderr)
-        return sources.windows(hosts.agreed(steps), self.config.policy.chunk)
+        return sources.windows(hosts.agreed(steps), self.config.policy.chunk), facts
 
     def _borrowed(self) -> sources.Windows | None:
         """The demonstrations that finetuning learns from as well."""
-        return self._demonstrations() if self.config.finetune.demo_fraction else None
+        return self._demonstrations()[0] if self.config.finetune.demo_fraction else None
 
     # Stage 2: finetune ------------------------------------------------------------------------------------------------
 
@@ -707,7 +707,7 @@ class Training:
             self._open()
             known = debugging.kept(self.folder)
             if known["stage"] == "pretrain":
-                _, stage = self._cloning()
+                _, stage, _ = self._cloning()
             else:
                 base, deployed, *_ = artifact.load(self.folder / "policy" / "base")
                 stage = self._finetuning(base, deployed, self._borrowed())
@@ -758,6 +758,7 @@ class Training:
         deployed: PyTree,
         rows: list[dict[str, Any]],
         greedy: artifact.Greedy | None = None,
+        demonstrations: Mapping[str, Any] | None = None,
     ) -> None:
         facts = {
             "env": config.env,
@@ -766,6 +767,8 @@ class Training:
             "seeds": [row["seed"] for row in rows],
             "config": to_dict(config),
         }
+        if demonstrations:
+            facts["demonstrations"] = demonstrations
         if deployed.keys() != artifact.PLAIN:
             facts["algorithm"] = config.algorithm
         if not path.exists() and hosts.first():

@@ -40,7 +40,7 @@ def test_a_task_without_success_is_measured_and_shown_by_its_return(tmp_path, mo
     env = envs.make("reach")
     env = env._replace(specs=env.specs._replace(name="brax:hopper", success=NO_SUCCESS))
     measured = environments.demonstrated(env, 1.0, 8)
-    steps, _ = jax.device_get(demonstrations.collect(env, 1.0, jax.random.key(0), 8))
+    steps, *_ = jax.device_get(demonstrations.collect(env, 1.0, jax.random.key(0), 8))
     returns = [float(reward[executed].sum()) for reward, executed in zip(steps.reward.T, steps.executed.T, strict=True)]
     np.testing.assert_allclose(
         (measured["return"], measured["std"]), (np.mean(returns), np.std(returns, ddof=1)), rtol=1e-5

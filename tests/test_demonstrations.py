@@ -20,7 +20,7 @@ def env():
 @pytest.fixture(scope="module")
 def mixed(env):
     """Steps [T, E, ...] and Info of the mixed level, as numpy."""
-    return jax.device_get(collect(env, reach.QUALITY["mixed"], jax.random.key(0), EPISODES))
+    return jax.device_get(collect(env, reach.QUALITY["mixed"], jax.random.key(0), EPISODES))[:2]
 
 
 def test_shapes_are_time_major(env, mixed):
@@ -62,7 +62,7 @@ def test_successors_chain_inside_episodes(mixed):
 
 
 def test_same_key_same_demonstrations(env, mixed):
-    again, _ = collect(env, reach.QUALITY["mixed"], jax.random.key(0), EPISODES)
+    again, *_ = collect(env, reach.QUALITY["mixed"], jax.random.key(0), EPISODES)
     np.testing.assert_array_equal(again.action, mixed[0].action)
 
 
@@ -70,7 +70,7 @@ def test_same_key_same_demonstrations(env, mixed):
     ("level", "low", "high"), [("expert", 0.95, 1.0), ("mixed", 0.55, 0.75), ("poor", 0.2, 0.4), ("bad", 0.03, 0.15)]
 )
 def test_quality_levels_give_their_success(env, level, low, high):
-    _, info = collect(env, reach.QUALITY[level], jax.random.key(1), EPISODES)
+    _, info, *_ = collect(env, reach.QUALITY[level], jax.random.key(1), EPISODES)
     assert low <= info.success.mean() <= high
 
 

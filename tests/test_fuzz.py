@@ -105,7 +105,7 @@ def edited(content, changes):
 def dataset(tmp_path_factory):
     folder = tmp_path_factory.mktemp("fuzzed") / "demos"
     datasets.write(
-        folder, *jax.device_get(collect(envs.make("reach"), reach.QUALITY["poor"], jax.random.key(0), 4)), {}
+        folder, *jax.device_get(collect(envs.make("reach"), reach.QUALITY["poor"], jax.random.key(0), 4))[:2], {}
     )
     return folder
 

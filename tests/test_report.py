@@ -24,6 +24,11 @@ def evaluation(stage, seed, env_steps, successes):
     return row(stage, seed, env_steps, env_steps // 8, **counts, **{"eval/return": -3.0, "eval/length": 12.0})
 
 
+DEMONSTRATIONS = {
+    "episodes": 200, "success": 0.715, "modes": [88, 112], "return": -61.8, "trajectory_quality": 0.503, "coverage": None
+}  # fmt: skip
+
+
 def started(folder, **config):
     """A run folder as it is when the run has just started."""
     folder.mkdir(parents=True)
@@ -54,6 +59,14 @@ def finished(folder, **settings):
     return folder
 
 
+def known(folder):
+    """A finished run that knows what it cloned."""
+    finished(folder)
+    (folder / "policy" / "base").mkdir(parents=True)
+    (folder / "policy" / "base" / "policy.json").write_text(json.dumps({"demonstrations": DEMONSTRATIONS}))
+    return folder
+
+
 class Page(HTMLParser):
     """The visible text of a page, its tags, and every address it refers to."""
 
@@ -80,7 +93,7 @@ class Page(HTMLParser):
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
     """A finished run with videos, its report written."""
-    folder = finished(tmp_path_factory.mktemp("runs") / "peg" / "a1b2")
+    folder = known(tmp_path_factory.mktemp("runs") / "peg" / "a1b2")
     (folder / "report").mkdir()
     for name in ("before", "after"):
         (folder / "report" / f"{name}.mp4").write_bytes(name.encode())
@@ -101,8 +114,18 @@ def test_one_run_is_reported_in_its_own_folder(whole):
         "pooled 50.0 % [39.3, 60.7] 100.0 % [95.4, 100.0]",
         "Wall time 2 min 12 s of it compiling 14.2 s env steps/s, median 5,640",
         "Environment steps to 50 % 0 Environment steps to 80 % 1,280",
+        "Episodes by the way they took 88 + 112 Success 71.5 % Mean return -61.8",
+        "Trajectory quality (TQ) 0.503 State-action coverage (SACo) –",
+        "95 % of it after finetuning seed 0: 100.0 % [94.0, 100.0]; seed 1: 100.0 %",
     ):
         assert text in page.text
+
+
+def test_nothing_is_said_of_demonstrations_that_no_run_knows(tmp_path):
+    page = Page(report.write(finished(tmp_path / "run")))
+    assert "Demonstrations" not in page.text
+    compared = Page(report.write([known(tmp_path / "known"), tmp_path / "run"], tmp_path / "out"))
+    assert "Episodes 200 –" in compared.text and "Success 71.5 % –" in compared.text
 
 
 def test_the_page_needs_no_network_and_no_script(whole):
@@ -122,7 +145,7 @@ def test_text_of_the_user_is_escaped(whole):
 
 def test_pictures_are_png_in_a_light_and_a_dark_version(whole):
     pictures = [address for address in Page(whole).addresses if address.startswith("data:image/png;base64,")]
-    assert len(set(pictures)) == 6  # learning curves, finetuning and pretraining diagnostics
+    assert len(set(pictures)) == 8  # posteriors, learning curves, finetuning and pretraining diagnostics
     assert all(base64.b64decode(picture.split(",")[1]).startswith(b"\x89PNG") for picture in pictures)
     assert (whole.parent / "curves.png").read_bytes().startswith(b"\x89PNG")
 

@@ -84,7 +84,10 @@ def test_a_run_leaves_everything_it_promises(whole):
     assert summary["updates"] == 80
     for name in ("config.json", "metrics.jsonl", "eval.jsonl", "policy/base", "policy/seed_0", "policy/seed_1"):
         assert (folder / name).exists()
+    known = json.loads((folder / "policy" / "base" / "policy.json").read_text())["demonstrations"]
+    assert known["episodes"] > 0 and {"trajectory_quality", "coverage"} <= known.keys()
     page = (folder / "report" / "report.html").read_text()
+    assert "Trajectory quality" in page
     assert "http://" not in page.replace("http://www.w3.org", "") and (folder / "report" / "curves.png").exists()
     stages = [row["stage"] for row in untimed(folder / "eval.jsonl")]
     assert stages.count("base") == 2 and stages.count("finetune") == 6

@@ -22,6 +22,7 @@ from gcp_jax.statistics import (
     mean_score,
     performance_profile,
     pooled_success,
+    posterior,
     probability_of_improvement,
     steps_to_threshold,
     wilson,
@@ -46,10 +47,17 @@ def test_wilson_equals_scipy(successes, confidence):
 
 def test_jeffreys_holds_its_posterior_mass_and_closes_at_the_ends():
     _, low, high = jeffreys(12, 20)
-    posterior = stats.beta(12.5, 8.5)
-    assert (posterior.cdf(low), posterior.sf(high)) == pytest.approx((0.025, 0.025))
+    after = stats.beta(12.5, 8.5)
+    assert (after.cdf(low), after.sf(high)) == pytest.approx((0.025, 0.025))
     assert jeffreys(0, 20).low == 0
     assert jeffreys(20, 20).high == 1
+
+
+@pytest.mark.parametrize(("successes", "episodes"), [(0, 8), (12, 20), (256, 256)])
+def test_the_posterior_is_scipy_s_beta(successes, episodes):
+    rate = np.linspace(0.001, 0.999, 50)
+    expected = stats.beta(successes + 0.5, episodes - successes + 0.5).pdf(rate)
+    np.testing.assert_allclose(posterior(successes, episodes, rate), expected, rtol=1e-9)
 
 
 @pytest.mark.parametrize("interval", [wilson, jeffreys])
