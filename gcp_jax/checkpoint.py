@@ -6,8 +6,6 @@ never finished, and is not restored.
 
 from __future__ import annotations
 
-import contextlib
-import ctypes
 import hashlib
 import itertools
 import json
@@ -111,7 +109,6 @@ class Checkpoints:
                     f"cannot write checkpoint {clock} to {self._folder}: {error}; make room: the same command goes on from the "
                     "checkpoint before"
                 ) from error
-            _give_back()
 
     def restore(self, init: Callable[[], Train], shardings: PyTree) -> tuple[Train, dict[str, Any]] | None:
         """The newest checkpoint as (Train, host counters), or None. ``init`` gives the shapes; nothing of it is run."""
@@ -132,13 +129,6 @@ class Checkpoints:
     def close(self) -> None:
         """Release the folder."""
         self._manager.close()
-
-
-def _give_back() -> None:
-    """Return what serialising left in the C library's arenas, one for each of orbax's passing threads: without this a run grows by
-    megabytes with every checkpoint. Only glibc has it."""
-    with contextlib.suppress(OSError, AttributeError):
-        ctypes.CDLL("libc.so.6").malloc_trim(0)
 
 
 def _place(shapes: PyTree, shardings: PyTree) -> PyTree:

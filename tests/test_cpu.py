@@ -2,6 +2,9 @@
 
 import importlib.metadata
 import os
+import platform
+import subprocess
+import sys
 
 import pytest
 
@@ -40,6 +43,35 @@ def test_a_newer_xla_is_not_given_the_option_that_it_refuses(environ, monkeypatc
     monkeypatch.setattr(importlib.metadata, "version", lambda name: "0.11.0")
     cpu.prepare()
     assert environ["XLA_FLAGS"] == "--xla_dump_to=somewhere"
+
+
+def heaps(*settings: str) -> int:
+    """How many heaps of glibc 16 threads at once made."""
+    program = """
+import ctypes, re, threading
+from experiments import cpu
+cpu.prepare()
+held, barrier = [], threading.Barrier(16)
+libc = ctypes.CDLL(None)
+libc.malloc.restype = ctypes.c_void_p
+def work():
+    barrier.wait()
+    held.append([libc.malloc(1000) for _ in range(1000)])
+    barrier.wait()
+threads = [threading.Thread(target=work) for _ in range(16)]
+[thread.start() for thread in threads]
+[thread.join() for thread in threads]
+libc.malloc_info(0, ctypes.c_void_p.in_dll(libc, "stdout"))
+libc.fflush(None)
+"""
+    env = {**os.environ, **dict(each.split("=") for each in settings)}
+    done = subprocess.run([sys.executable, "-c", program], env=env, capture_output=True, text=True, check=True)
+    return done.stdout.count("<heap nr=")
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="other C libraries have no arenas")
+def test_freed_memory_is_kept_in_few_heaps_unless_the_user_says_otherwise():
+    assert heaps() <= cpu.ARENAS < 4 <= heaps("MALLOC_ARENA_MAX=8")
 
 
 def test_a_program_s_own_options_leave_to_xla_flags_what_they_set(monkeypatch):
