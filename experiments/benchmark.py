@@ -30,7 +30,7 @@ from experiments import planning, tasks
 from gcp_jax import comparison
 from gcp_jax import train as training
 from gcp_jax.config import ConfigError, Run, of_clone, resolve, to_dict
-from gcp_jax.files import write_json
+from gcp_jax.files import write_json, write_text
 
 
 class Chosen(NamedTuple):
@@ -208,7 +208,7 @@ def _finetune(folder: Path, config: Run, artifact: Path, task: training.Task, co
         raise
     except (RuntimeError, FloatingPointError) as error:
         note.parent.mkdir(parents=True, exist_ok=True)
-        note.write_text(f"{' '.join(str(error).split())}\n")
+        write_text(note, f"{' '.join(str(error).split())}\n")
         print(f"failed: {error}", file=sys.stderr)
         return note.read_text().strip()
     finally:

@@ -31,6 +31,7 @@ from matplotlib.patches import Patch
 from numpy.typing import NDArray
 
 from gcp_jax import report
+from gcp_jax.files import replaced, write_bytes, write_text
 from gcp_jax.report import DARK, LIGHT, Panel, ReportError, Run, Theme
 from gcp_jax.statistics import (
     MISSING,
@@ -150,11 +151,11 @@ def write(folder: str | Path, out: str | Path | None = None) -> Path:
     target.mkdir(parents=True, exist_ok=True)
     pictures = {name: _picture(*figure) for name, figure in _figures(benchmark, aggregate).items()}
     for name, picture in pictures.items():
-        (target / f"{name}.png").write_bytes(picture.light)
+        write_bytes(target / f"{name}.png", picture.light)
     _write_csv(benchmark, aggregate, target / "table.csv")
-    (target / "table.tex").write_text(_latex(benchmark, aggregate), encoding="utf-8")
+    write_text(target / "table.tex", _latex(benchmark, aggregate))
     page = target / "report.html"
-    page.write_text(_page(benchmark, aggregate, pictures), encoding="utf-8")
+    write_text(page, _page(benchmark, aggregate, pictures))
     return page
 
 
@@ -369,7 +370,7 @@ def _write_csv(benchmark: Benchmark, aggregate: Aggregate | None, path: Path) ->
     for index, method in enumerate(benchmark.methods):
         named = {"task": "all", "method": method.label, "algorithm": method.algorithm}
         rows.append(named | _all_tasks(benchmark, aggregate, index))
-    with path.open("w", newline="", encoding="utf-8") as file:
+    with replaced(path) as scratch, scratch.open("w", newline="", encoding="utf-8") as file:
         table = csv.DictWriter(file, header, restval="")
         table.writeheader()
         table.writerows(rows)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import struct
 import tokenize
 import zipfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -33,9 +35,22 @@ def write_json(path: Path, content: Any) -> None:
 
 def write_text(path: Path, text: str) -> None:
     """Write a file, all of it or nothing. Raises OSError that names it."""
+    with replaced(path) as scratch:
+        scratch.write_text(text, encoding="utf-8")
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write a file, all of it or nothing. Raises OSError that names it."""
+    with replaced(path) as scratch:
+        scratch.write_bytes(content)
+
+
+@contextlib.contextmanager
+def replaced(path: Path) -> Iterator[Path]:
+    """A file to write to, which takes the place of ``path`` at the end. Raises OSError that names ``path``, which is left as it was."""
     scratch = path.with_suffix(".tmp")
     try:
-        scratch.write_text(text, encoding="utf-8")
+        yield scratch
         os.replace(scratch, path)
     except OSError as error:
         scratch.unlink(missing_ok=True)

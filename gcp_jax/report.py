@@ -27,6 +27,7 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import EngFormatter
 
 from gcp_jax import metrics
+from gcp_jax.files import replaced, write_bytes, write_text
 from gcp_jax.statistics import (
     MISSING,
     BeforeAfter,
@@ -152,10 +153,10 @@ def write(run_dirs: str | Path | Sequence[str | Path], out: str | Path | None = 
         )
     target = folders[0] / "report" if out is None else Path(out)
     target.mkdir(parents=True, exist_ok=True)
-    (target / "curves.png").write_bytes(png_bytes(_learning_curves(runs, LIGHT)))
+    write_bytes(target / "curves.png", png_bytes(_learning_curves(runs, LIGHT)))
     _write_csv(runs, target / "table.csv")
     page = target / "report.html"
-    page.write_text(_page(runs), encoding="utf-8")
+    write_text(page, _page(runs))
     return page
 
 
@@ -313,7 +314,7 @@ def _median(run: Run, key: str) -> float | None:
 def _write_csv(runs: Sequence[Run], path: Path) -> None:
     bounds = ("", "_low", "_high")
     header = ("run", "seed", *(name + bound for name in ("before", "after", "change") for bound in bounds))
-    with path.open("w", newline="", encoding="utf-8") as file:
+    with replaced(path) as scratch, scratch.open("w", newline="", encoding="utf-8") as file:
         table = csv.writer(file)
         table.writerow(header)
         for run in runs:

@@ -10,6 +10,7 @@ from typing import Any
 
 from gcp_jax import metrics
 from gcp_jax.config import ConfigError
+from gcp_jax.files import write_text
 from gcp_jax.statistics import score
 from launch import sweep as sweeps
 from launch.axes import Choice, Point, Range
@@ -64,7 +65,7 @@ class Halved:
         for place, run in enumerate(ranked):
             if run not in kept and not finished(folder_of(self._folder, run.id)):
                 text = f"dropped at {rung:,} env steps: place {place + 1} of {len(ranked)}, the first {len(kept)} went on\n"
-                (folder_of(self._folder, run.id) / "dropped.txt").write_text(text)
+                write_text(folder_of(self._folder, run.id) / "dropped.txt", text)
         self._racing, self._rung = kept, self._rung + 1
 
     def _standing(self, run: Planned) -> float:

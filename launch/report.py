@@ -23,6 +23,7 @@ from matplotlib.ticker import NullLocator
 from gcp_jax import metrics, report
 from gcp_jax.comparison import Picture
 from gcp_jax.config import Member
+from gcp_jax.files import replaced, write_bytes, write_text
 from gcp_jax.report import DARK, LIGHT, Panel, ReportError, Theme
 from gcp_jax.statistics import (
     MISSING,
@@ -120,10 +121,10 @@ def write(folder: str | Path, out: str | Path | None = None) -> Path:
         if found.fields:
             pictures["marginals"] = _picture(_marginals, found, "score against each field")
     for name, picture in pictures.items():
-        (target / f"{name}.png").write_bytes(picture.light)
+        write_bytes(target / f"{name}.png", picture.light)
     _write_csv(found, target / "table.csv")
     page = target / "report.html"
-    page.write_text(_page(found, pictures), encoding="utf-8")
+    write_text(page, _page(found, pictures))
     return page
 
 
@@ -174,7 +175,7 @@ def _key(values: Any) -> str:
 def _write_csv(found: Found, path: Path) -> None:
     """Rates are fractions; a field is empty where its number is not known (yet)."""
     header = [*found.fields, "finished", "seeds", "before", *_columns(None, found.judged), "env_steps", "command"]
-    with path.open("w", newline="", encoding="utf-8") as file:
+    with replaced(path) as scratch, scratch.open("w", newline="", encoding="utf-8") as file:
         table = csv.DictWriter(file, header, restval="")
         table.writeheader()
         for setting in found.settings:

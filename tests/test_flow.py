@@ -204,6 +204,15 @@ def test_matching_loss_counts_only_what_the_mask_shows():
     np.testing.assert_allclose(loss, [14 / 3, 5 / 2, 9.0, 0.0], rtol=1e-6)
 
 
+def test_matching_loss_takes_any_leading_axes():
+    z, action = jax.random.normal(jax.random.key(0), (2, 5, 4, 3))
+    mask = jnp.arange(60).reshape(5, 4, 3) % 3 < 2
+    batch = {"action": action, "z": z, "t": jnp.full((5, 4), 0.3), "mask": mask.astype(jnp.float32)}
+    whole = flow.matching_loss(gaussian_velocity, **batch)
+    parts = [flow.matching_loss(gaussian_velocity, **jax.tree.map(lambda x, i=i: x[i], batch)) for i in range(5)]
+    np.testing.assert_allclose(whole, jnp.stack(parts), rtol=1e-6)
+
+
 def test_the_exact_velocity_minimises_the_matching_loss():
     """Its expected loss is Var[a − z | x_t], in closed form for Gaussians, and a shifted velocity costs shift² more."""
     count, t = 200_000, 0.4
@@ -229,6 +238,10 @@ def test_the_exact_velocity_minimises_the_matching_loss():
 def test_a_wrong_sampler_is_refused(settings, message):
     with pytest.raises(ValueError, match=message):
         Sampler(**settings)
+
+
+def test_defaults_are_ogpo_s():
+    assert (flow.Sampler().steps, flow.Sampler().sigma, flow.Sampler().scheme) == (5, 0.05, "paper")
 
 
 def test_noise_tapers_on_the_grid():

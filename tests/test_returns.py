@@ -143,9 +143,16 @@ def test_group_and_leave_one_out_advantages_by_hand(variant):
     )
 
 
+def test_group_advantages_take_any_leading_axes(variant):
+    q = jnp.arange(24.0).reshape(2, 4, 3) ** 2
+    for advantage in (variant(returns.group_advantage), variant(returns.leave_one_out_advantage)):
+        np.testing.assert_allclose(advantage(q), jnp.stack([advantage(part) for part in q]), rtol=1e-6)
+
+
 def test_conservative_advantage_needs_every_head_to_agree(variant):
-    heads = jnp.array([[2.0, -3.0, 1.0, 0.0, 5.0], [1.0, -1.0, -1.0, 4.0, 5.0], [3.0, -2.0, 1.0, 4.0, 5.0]])
+    heads = jnp.array([[2.0, -3.0, 1.0, 0.0, 5.0], [1.0, -1.0, -1.0, 4.0, 5.0], [3.0, -2.0, 0.5, 4.0, 5.0]])
     np.testing.assert_array_equal(variant(returns.conservative)(heads), [1.0, -1.0, 0.0, 0.0, 5.0])
+    np.testing.assert_array_equal(variant(returns.conservative)(jnp.array([[-0.5], [0.5]])), [0.0])
 
 
 def test_hindsight_by_hand(variant):
@@ -207,6 +214,18 @@ def test_running_return_by_hand(variant):
         reward_t=jnp.array([[1.0], [2.0], [4.0], [8.0]]), decay_t=jnp.array([[0.5], [0.0], [0.25], [0.5]])
     )
     np.testing.assert_allclose(total, [[1.0], [2.5], [4.0], [9.0]])
+
+
+def test_observed_returns_restart_after_a_termination_and_after_a_time_limit(variant):
+    """γ = ½ and rewards 1, 2, 4, 8: the second chunk is terminated, the third is cut by the time limit: R = 1, 2.5, 4, 8."""
+    column = {"reward": [1.0, 2.0, 4.0, 8.0], "discount": [0.5, 0.0, 0.5, 0.5]}
+    fields = {name: jnp.asarray(values)[:, None] for name, values in column.items()}
+    truncated = jnp.array([False, False, True, False])[:, None]
+    empty = dict.fromkeys(("obs", "action", "mask", "next_obs", "terminated", "extras"))
+    data = returns.Transition(**empty, **fields, truncated=truncated)
+    moments = variant(returns.observe)(returns.Moments(*[jnp.float32(0.0)] * 3), data)
+    seen = np.array([1.0, 2.5, 4.0, 8.0])
+    np.testing.assert_allclose((moments.total, moments.mean, moments.std), (4, seen.mean(), seen.std()), rtol=1e-6)
 
 
 def test_normalised_advantages_have_mean_0_and_std_1(variant):
