@@ -37,7 +37,7 @@ def test_a_report_on_a_full_disk_names_the_file_that_it_could_not_write(tmp_path
     environment = {
         name: value for name, value in os.environ.items() if not name.startswith("COVERAGE_")
     }  # it writes too
-    limited = ["bash", "-c", 'ulimit -f 1 && exec "$@"', "bash", *program]
+    limited = ["bash", "-c", 'export PYTHONDONTWRITEBYTECODE=1; ulimit -f 1 && exec "$@"', "bash", *program]
     found = subprocess.run(limited, capture_output=True, text=True, cwd=ROOT, env=environment)
     assert found.returncode == 2
     told = f"gcp-jax report: [Errno 27] cannot write {tmp_path}/report/curves.png: File too large"

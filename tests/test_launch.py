@@ -230,7 +230,13 @@ def test_a_report_of_a_sweep_that_has_not_begun(tmp_path):
 
 def test_a_full_disk_is_told_in_one_line_and_leaves_nothing_half_written(slow, tmp_path):
     folder = tmp_path / "sweep"
-    limited = ["bash", "-c", 'ulimit -f 0 && exec "$@"', "bash", *command(slow, folder, "--slots=1")]
+    limited = [
+        "bash",
+        "-c",
+        'export PYTHONDONTWRITEBYTECODE=1; ulimit -f 0 && exec "$@"',
+        "bash",
+        *command(slow, folder, "--slots=1"),
+    ]
     uncovered = {name: value for name, value in os.environ.items() if not name.startswith("COVERAGE_")}  # it writes too
     found = subprocess.run(limited, capture_output=True, text=True, cwd=ROOT, env=uncovered)
     assert found.returncode == 2

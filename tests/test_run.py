@@ -80,7 +80,7 @@ def assert_equal_to(whole: tuple[Path, dict], folder: Path, summary: dict) -> No
 def test_a_full_disk_ends_a_run_in_one_line_and_the_same_command_goes_on_whatever_the_clock_says(whole, tmp_path):
     """No file may grow beyond 40 KiB: rows fit, a checkpoint does not. Then time.time() leaps to and fro."""
     folder = tmp_path / "run"
-    full = run(["bash", "-c", 'ulimit -f 40 && exec "$@"', "bash", *command(folder)])
+    full = run(["bash", "-c", 'export PYTHONDONTWRITEBYTECODE=1; ulimit -f 40 && exec "$@"', "bash", *command(folder)])
     told = [line for line in full.stderr.splitlines() if line.startswith("gcp-jax train: ")]  # orbax's threads say more
     assert full.returncode == 2 and len(told) == 1 and "cannot write checkpoint" in told[0], full.stderr
     assert not (folder / "summary.json").exists()
