@@ -400,6 +400,7 @@ def _posteriors(runs: Sequence[Run], theme: Theme) -> Figure:
                 density = posterior(int(row["eval/successes"]), int(row["eval/episodes"]), rate)
                 ax.fill_between(100 * rate, density / density.max(), color=ink, alpha=0.25, linewidth=0.9)
         ax.set_xlim(0, 100)
+        ax.set_ylim(0, 1.05)
         ax.set_yticks([])
         label_axes(ax, panel, theme, size=9)
     return figure
