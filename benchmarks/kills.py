@@ -77,9 +77,13 @@ def command(folder: Path) -> list[str]:
 
 def differences(calm: Path, hit: Path) -> list[str]:
     """Names of what is not the same in two finished runs."""
-    parts = [
-        {**content(run), **arrays(run), "table": (run / "report" / "table.csv").read_text()} for run in (calm, hit)
-    ]
+    tables = [(run / "report" / "table.csv").read_text() for run in (calm, hit)]
+    return [*unequal(calm, hit), *(["table"] if tables[0] != tables[1] else [])]
+
+
+def unequal(calm: Path, hit: Path) -> list[str]:
+    """Names of the rows, policies and arrays of the last checkpoint that are not the same in two runs."""
+    parts = [{**content(run), **arrays(run)} for run in (calm, hit)]
     names = sorted(parts[0].keys() | parts[1].keys())
     return [name for name in names if not _same(parts[0].get(name), parts[1].get(name))]
 

@@ -31,6 +31,7 @@ from gcp_jax.types import Specs, Step  # noqa: E402
 
 pytest.register_assert_rewrite("off_policy")
 
+LONGEST = ("test_launch", "test_run", "test_docs", "test_bytes", "test_population", "test_benchmark", "test_envs")
 DEFAULT_CACHE = Path.home() / ".cache" / "gcp-jax" / "tests"
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
@@ -38,10 +39,24 @@ jax.config.update("jax_compilation_cache_dir", os.environ.get("GCP_JAX_TEST_CACH
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 
 
+def pytest_collection_modifyitems(items):
+    """The longest files first: workers take files in this order, and none should be left alone with one at the end."""
+    items.sort(key=lambda item: LONGEST.index(name) if (name := item.path.stem) in LONGEST else len(LONGEST))
+
+
 @pytest.fixture(scope="session")
 def optimised():
     """Compiler options for a program that runs for seconds, where the flags above would cost more than they save."""
     return {"xla_backend_optimization_level": 1, "xla_cpu_use_fusion_emitters": True}
+
+
+@pytest.fixture(scope="module")
+def unmeasured():
+    """Processes that are started are not measured: they run nothing that other tests do not, or cannot write what they measure."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name in [name for name in os.environ if name.startswith("COVERAGE_")]:
+            patch.delenv(name)
+        yield
 
 
 @pytest.fixture(scope="session")

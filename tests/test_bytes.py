@@ -1,40 +1,52 @@
 """The same command on the same machine gives the same bytes, whatever the method."""
 
 import dataclasses
+import json
+import sys
+from ast import literal_eval
 
 import pytest
-from runs import TINY, command, last_json, run
+from runs import TINY, last_json, run
 
-from benchmarks.kills import differences
+from benchmarks.kills import unequal
 from gcp_jax import algorithms
 
-SHORTER = {
-    "seeds": "1", "finetune.env_steps": "768", "evaluation.every": "768", "pretrain.updates": "50", "demonstrations.episodes": "16",
-    "video": "False",
-}  # fmt: skip
+METHODS = algorithms.names()
+SHORTER = {"evaluation.every": 768, "pretrain.updates": 50, "demonstrations.episodes": 16, "video": False}
 
 
-def trained(folder, method, **more):
-    """Train by a method, with those of TINY's fields that it has."""
-    own = {f"algorithm.{field.name}" for field in dataclasses.fields(algorithms.load(method).Config)}
-    foreign = dict.fromkeys(name for name in TINY if name.startswith("algorithm.") and name not in own)
-    few = {"algorithm.minibatches": "4"} if method == "dppo" else {}
-    last_json(run(command(folder, **{"algorithm.name": method, **SHORTER, **foreign, **few, **more})))
-    return folder
+def benchmark(task):
+    """A file's text: all methods, each with those of TINY's fields that it has."""
+    given = {name: literal_eval(value) for name, value in TINY.items()} | SHORTER
+    common = {name: value for name, value in given.items() if not name.startswith("algorithm.")}
+    del common["seeds"], common["finetune.env_steps"]
+    methods = {}
+    for name in METHODS:
+        own = {f"algorithm.{field.name}" for field in dataclasses.fields(algorithms.load(name).Config)}
+        methods[name] = {"algorithm": name, **{field: given[field] for field in own & given.keys()}}
+    methods["dppo"] |= {"algorithm.minibatches": 4}
+    chosen = {"tasks": {task: {"config": task}}, "methods": methods, "seeds": 1, "steps": 768, "common": common}
+    return f"def get_config():\n    return {chosen!r}\n"
 
 
 @pytest.fixture(scope="module")
-def cloned(tmp_path_factory):
-    """A run of OGPO from its demonstrations on."""
-    return trained(tmp_path_factory.mktemp("cloned") / "run", "ogpo")
+def folders(tmp_path_factory, unmeasured):
+    """Two benchmarks by the same command, each in a process and a folder of its own."""
+    root = tmp_path_factory.mktemp("bytes")
+    (root / "all_methods.py").write_text(benchmark("reach"))
+    program = [sys.executable, "-m", "experiments.cli", "benchmark", f"--file={root / 'all_methods.py'}", "--json"]
+    for name in ("one", "other"):
+        told = last_json(run([*program, f"--run_dir={root / name}"]))
+        assert (told["finished"], told["failed"]) == (len(METHODS), {}), json.dumps(told)
+    return root / "one" / "reach", root / "other" / "reach"
 
 
-def test_the_same_command_gives_the_same_rows_policies_table_and_state_from_the_demonstrations_on(cloned, tmp_path):
-    assert differences(cloned, trained(tmp_path / "run", "ogpo")) == []
+@pytest.mark.parametrize("method", METHODS)
+def test_the_same_command_gives_the_same_rows_policies_and_state(method, folders):
+    one, other = (folder / method for folder in folders)
+    assert unequal(one, other) == []
 
 
-@pytest.mark.parametrize("method", [name for name in algorithms.names() if name != "ogpo"])
-def test_the_same_command_gives_the_same_rows_policies_table_and_state(method, cloned, tmp_path):
-    base = {"pretrain.artifact": str(cloned / "policy" / "base")}
-    folders = [trained(tmp_path / name / "run", method, **base) for name in ("one", "other")]
-    assert differences(*folders) == []
+def test_the_same_command_gives_the_same_clone(folders):
+    one, other = ((folder / "base" / "policy" / "base" / "arrays.npz").read_bytes() for folder in folders)
+    assert one == other

@@ -7,6 +7,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
+pytestmark = pytest.mark.usefixtures("unmeasured")
+
 ROOT = Path(__file__).parent.parent
 ALGORITHM, ENVIRONMENT = (
     (ROOT / "docs" / f"add_an_{what}.md").read_text(encoding="utf-8") for what in ("algorithm", "environment")

@@ -30,6 +30,8 @@ RATES = grid("algorithm.critic_lr", (1e-4, 3e-4, 1e-3, 3e-3))
 SHORT = {"finetune.env_steps": 24, "finetune.warmup_steps": 0}
 ROOT = Path(__file__).parent.parent
 
+pytestmark = pytest.mark.usefixtures("unmeasured")
+
 
 def counted(*axes, **more) -> Sweep:
     return Sweep(REACH, axes or (RATES,), fields={**SHORT, **more.pop("fields", {})}, work="counting:count", **more)
@@ -237,8 +239,7 @@ def test_a_full_disk_is_told_in_one_line_and_leaves_nothing_half_written(slow, t
         "bash",
         *command(slow, folder, "--slots=1"),
     ]
-    uncovered = {name: value for name, value in os.environ.items() if not name.startswith("COVERAGE_")}  # it writes too
-    found = subprocess.run(limited, capture_output=True, text=True, cwd=ROOT, env=uncovered)
+    found = subprocess.run(limited, capture_output=True, text=True, cwd=ROOT)
     assert found.returncode == 2
     assert found.stderr.splitlines()[-1].startswith(
         f"gcp-jax sweep: [Errno 27] cannot write {folder}/sweep.json: File too large"
