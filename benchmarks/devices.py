@@ -28,7 +28,7 @@ class Collective(NamedTuple):
     times: int
 
 
-def run(*, quick: bool) -> dict[str, Any]:
+def run(*, quick: bool) -> Iterator[timing.Measured]:
     """Every number of devices that is there."""
     counts = [count for count in DEVICES if len(jax.devices()) % count == 0]
     fields: dict[str, Any] = {"finetune__envs": 64, "finetune__pool": 16, "finetune__rows": setup.ROWS}
@@ -59,7 +59,7 @@ def run(*, quick: bool) -> dict[str, Any]:
     for each, (name, figures) in zip(made.values(), found.items(), strict=True):
         figures["steps_per_s"] = round(each.size.env_steps / spent[name].seconds)
         figures["of_one_device"] = timing.ratio(spent["1 device"].wall, spent[name].wall).told()
-    return found
+    yield from found.items()
 
 
 def deviation(state: Any, reference: Any) -> float:

@@ -8,9 +8,10 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
+from benchmarks import timing
 from launch.work import Job
 
 FILE = """from launch import Sweep, grid
@@ -29,18 +30,15 @@ def nothing(job: Job) -> None:
     (Path(job.folder) / "summary.json").write_text("{}")
 
 
-def run(*, quick: bool) -> dict[str, Any]:
+def run(*, quick: bool) -> Iterator[timing.Measured]:
     """Seconds a run, with two processes of this machine; of a second launch, which finds everything done, too."""
     runs = 8 if quick else 100
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "nothing.py"
         file.write_text(FILE.format(runs=runs))
         first, again = (_launched(file, Path(folder) / "sweep", runs) for _ in range(2))
-    figures = {
-        name: {"runs": runs, "seconds_a_run": round(spent / runs, 3)}
-        for name, spent in (("first", first), ("again", again))
-    }
-    return {"local": figures["first"], "local, all finished before": figures["again"]}
+    for name, spent in (("local", first), ("local, all finished before", again)):
+        yield name, {"runs": runs, "seconds_a_run": round(spent / runs, 3)}
 
 
 def _launched(file: Path, folder: Path, runs: int) -> float:

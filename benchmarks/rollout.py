@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Iterator
 from functools import partial
 from typing import Any
 
@@ -16,10 +18,11 @@ COUNTS = (256, 1024)
 ROWS = 2  # chunks of one timed run
 
 
-def run(*, quick: bool) -> dict[str, Any]:
+def run(*, quick: bool) -> Iterator[timing.Measured]:
     """Every task with each number of environments: steps/s, and the fraction of plain physics."""
     counts = (8,) if quick else COUNTS
-    return {f"{task} {count}": measure(task, count, 2 if quick else 5) for task in TASKS for count in counts}
+    for task, count in itertools.product(TASKS, counts):
+        yield f"{task} {count}", measure(task, count, 2 if quick else 5)
 
 
 def measure(task: str, count: int, repeats: int) -> dict[str, Any]:

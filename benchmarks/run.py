@@ -21,7 +21,7 @@ import argparse
 import json
 import subprocess
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +30,7 @@ from experiments import cpu
 from gcp_jax.files import write_json
 from gcp_jax.train import commit, versions
 
-BENCHMARKS: dict[str, Callable[..., dict[str, Any]]] = {
+BENCHMARKS: dict[str, Callable[..., Iterator[timing.Measured]]] = {
     "update": update.run,
     "rollout": rollout.run,
     "segment": segment.run,
@@ -66,13 +66,18 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def measured(name: str, folder: Path, *, quick: bool) -> dict[str, Any]:
-    """Measure one benchmark in this process."""
+    """Measure one benchmark in this process. Cases measured before one that fails are kept."""
     cpu.prepare(VIRTUAL.get(name, 1))
     print(f"measuring {name} …", file=sys.stderr)
-    found = BENCHMARKS[name](quick=quick)
+    found: dict[str, dict[str, Any]] = {}
+    try:
+        for case, figures in BENCHMARKS[name](quick=quick):
+            found[case] = figures
+            print(f"{case}: {json.dumps(figures)}", file=sys.stderr)
+    finally:
+        if found and not quick:
+            keep(folder, name, found)
     print(table(found), file=sys.stderr)
-    if not quick:
-        keep(folder, name, found)
     return {name: found}
 
 

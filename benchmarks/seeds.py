@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import statistics
 import time
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -20,18 +21,16 @@ SEEDS: tuple[int, ...] = (1, 2, 4, 8, 16)
 TASK = "peg_insert"
 
 
-def run(*, quick: bool) -> dict[str, Any]:
+def run(*, quick: bool) -> Iterator[timing.Measured]:
     """Every number of seeds."""
     counts, repeats = ((1, 2), 2) if quick else (SEEDS, 5)
     fields: dict[str, Any] = {"finetune__envs": 8, "policy__hidden": (16, 16)} if quick else {}
     jax.config.update("jax_enable_compilation_cache", False)
-    found: dict[str, Any] = {}
     alone: tuple[float, list[float]] | None = None
     for count in counts:
         compiling, spent, segments = measure(count, repeats, **fields)
         alone = alone or (compiling, spent)
-        found[f"{count} seeds" if count > 1 else "1 seed"] = told(count, compiling, spent, alone, segments)
-    return found
+        yield f"{count} seeds" if count > 1 else "1 seed", told(count, compiling, spent, alone, segments)
 
 
 def measure(count: int, repeats: int, **fields: Any) -> tuple[float, list[float], int]:

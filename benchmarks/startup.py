@@ -15,12 +15,13 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import jax
 
-from benchmarks import setup
+from benchmarks import setup, timing
 from experiments import planning
 
 TASK = "peg_insert"
@@ -36,7 +37,7 @@ SMALL = {"policy.hidden": "(16,)", "algorithm.critic_hidden": "(16,)", "evaluati
 LIMIT = 900.0  # seconds
 
 
-def run(*, quick: bool) -> dict[str, Any]:
+def run(*, quick: bool) -> Iterator[timing.Measured]:
     """Cold and warm, and the memory of a segment."""
     repeats, task, fields = (1, "reach", {**FIELDS, **SMALL}) if quick else (5, TASK, FIELDS)
     spent: dict[str, list[dict[str, float]]] = {"cold": [], "warm": []}
@@ -44,14 +45,10 @@ def run(*, quick: bool) -> dict[str, Any]:
         with tempfile.TemporaryDirectory() as folder:
             for name, found in spent.items():
                 found.append(start(Path(folder) / name, Path(folder) / "cache", task, fields))
-    times = {
-        name: {
-            f"{stage}_s": round(statistics.median(each[stage] for each in found), 1)
-            for stage in ("cloning", "finetuning")
-        }
-        for name, found in spent.items()
-    }
-    return {**times, "memory": memory(task, small=quick)}
+    for name, found in spent.items():
+        stages = ("cloning", "finetuning")
+        yield name, {f"{stage}_s": round(statistics.median(each[stage] for each in found), 1) for stage in stages}
+    yield "memory", memory(task, small=quick)
 
 
 def start(folder: Path, cache: Path, task: str, fields: dict[str, Any]) -> dict[str, float]:

@@ -10,6 +10,8 @@ from typing import Any, NamedTuple
 
 import jax
 
+Measured = tuple[str, dict[str, Any]]  # a case's name and its figures
+
 
 class Spent(NamedTuple):
     """Seconds by the clock and by the processor, one entry a run."""

@@ -6,6 +6,7 @@ same process: ``of_products`` is the time they would take by themselves, over th
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import jax
@@ -44,9 +45,10 @@ CASES = {
 QUICK = PolicyConfig(chunk=4, hidden=(32,) * 2, steps=2)
 
 
-def run(*, quick: bool) -> dict[str, Any]:
+def run(*, quick: bool) -> Iterator[timing.Measured]:
     """Every case."""
-    return {name: measure(case, quick=quick) for name, case in CASES.items()}
+    for name, case in CASES.items():
+        yield name, measure(case, quick=quick)
 
 
 def measure(case: Case, *, quick: bool = False) -> dict[str, Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +13,7 @@ import optax
 from gcp_jax import ranges
 from gcp_jax.mesh import descend
 from gcp_jax.networks import ensemble
+from gcp_jax.policy import Policy
 from gcp_jax.ranges import COUNT, NOT_NEGATIVE, POSITIVE, RATE, SHARE, Range
 from gcp_jax.types import Array, PyTree
 
@@ -146,6 +147,15 @@ def make(config: Config, obs_dim: int, action_dim: int, compute: str = "float32"
         return CriticState(net, optax.incremental_update(net, state.target, config.critic_ema), opt), metrics
 
     return Critics(init, q, smallest, pooled, regress)
+
+
+def value(critics: Critics, policy: Policy) -> Callable[[Any, Array, Array], Array]:
+    """``Algorithm.value`` of a method whose state has a ``normaliser`` and a ``critic``: Q̄_m(s, a) of whole chunks."""
+
+    def judge(state: Any, obs: Array, chunk: Array) -> Array:
+        return critics.q(state.critic.target, state.normaliser(obs)[:, None], policy.flatten(chunk))
+
+    return judge
 
 
 def hold(warming: Array, before: PyTree, after: PyTree) -> PyTree:

@@ -5,6 +5,8 @@ import os
 from pathlib import Path
 from typing import NamedTuple
 
+from coverage import Coverage
+
 JAX = tuple(int(part) for part in importlib.metadata.version("jax").split(".")[:2])
 XLA_FLAGS = [
     "--xla_force_host_platform_device_count=8",
@@ -31,7 +33,16 @@ from gcp_jax.types import Specs, Step  # noqa: E402
 
 pytest.register_assert_rewrite("off_policy")
 
-LONGEST = ("test_launch", "test_run", "test_docs", "test_bytes", "test_population", "test_benchmark", "test_envs")
+LONGEST = (
+    "test_envs",
+    "test_run",
+    "test_learning",
+    "test_launch",
+    "test_bytes",
+    "test_population",
+    "test_docs",
+    "test_ogpo",
+)
 DEFAULT_CACHE = Path.home() / ".cache" / "gcp-jax" / "tests"
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
@@ -44,19 +55,26 @@ def pytest_collection_modifyitems(items):
     items.sort(key=lambda item: LONGEST.index(name) if (name := item.path.stem) in LONGEST else len(LONGEST))
 
 
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item):
+    """``unmeasured``: without coverage here and in processes that the test starts, fixtures included."""
+    measuring = Coverage.current()
+    if measuring is None or item.get_closest_marker("unmeasured") is None:
+        return (yield)
+    measuring.stop()
+    try:
+        with pytest.MonkeyPatch.context() as patch:
+            for name in [name for name in os.environ if name.startswith("COVERAGE_")]:
+                patch.delenv(name)
+            return (yield)
+    finally:
+        measuring.start()
+
+
 @pytest.fixture(scope="session")
 def optimised():
     """Compiler options for a program that runs for seconds, where the flags above would cost more than they save."""
     return {"xla_backend_optimization_level": 1, "xla_cpu_use_fusion_emitters": True}
-
-
-@pytest.fixture(scope="module")
-def unmeasured():
-    """Processes that are started are not measured: they run nothing that other tests do not, or cannot write what they measure."""
-    with pytest.MonkeyPatch.context() as patch:
-        for name in [name for name in os.environ if name.startswith("COVERAGE_")]:
-            patch.delenv(name)
-        yield
 
 
 @pytest.fixture(scope="session")

@@ -56,10 +56,22 @@ def test_a_task_without_success_is_measured_and_shown_by_its_return(tmp_path, mo
 
 
 def test_quick_measures_and_writes_nothing(tmp_path, monkeypatch, capsys):
-    monkeypatch.setitem(run.BENCHMARKS, "update", lambda quick: {"ogpo": {"ms": 1.0 if quick else 2.0}})
+    monkeypatch.setitem(run.BENCHMARKS, "update", lambda quick: iter([("ogpo", {"ms": 1.0 if quick else 2.0})]))
     assert run.main(["update", "--quick", "--json", f"--folder={tmp_path}"]) == 0
     assert json.loads(capsys.readouterr().out.splitlines()[-1]) == {"update": {"ogpo": {"ms": 1.0}}}
     assert not list(tmp_path.iterdir())
+
+
+def test_cases_measured_before_one_that_fails_are_kept(tmp_path, monkeypatch):
+    def cases(quick):
+        yield "ogpo", {"ms": 1.0}
+        raise RuntimeError("out of memory")
+
+    monkeypatch.setitem(run.BENCHMARKS, "update", cases)
+    with pytest.raises(RuntimeError, match="out of memory"):
+        run.main(["update", f"--folder={tmp_path}"])
+    (entry,) = json.loads((tmp_path / "results" / "update.json").read_text())
+    assert entry["figures"] == {"ogpo": {"ms": 1.0}}
 
 
 def test_what_the_parts_leave_over_of_a_segment_is_the_rest():

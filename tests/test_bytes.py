@@ -11,8 +11,13 @@ from runs import TINY, last_json, run
 from benchmarks.kills import unequal
 from gcp_jax import algorithms
 
+pytestmark = pytest.mark.unmeasured
+
 METHODS = algorithms.names()
-SHORTER = {"evaluation.every": 768, "pretrain.updates": 50, "demonstrations.episodes": 16, "video": False}
+SHORTER = {
+    "policy.hidden": (8,), "algorithm.critic_hidden": (8,), "demonstrations.episodes": 16, "pretrain.updates": 50,
+    "evaluation.every": 768, "video": False,
+}  # fmt: skip
 
 
 def benchmark(task):
@@ -30,7 +35,7 @@ def benchmark(task):
 
 
 @pytest.fixture(scope="module")
-def folders(tmp_path_factory, unmeasured):
+def folders(tmp_path_factory):
     """Two benchmarks by the same command, each in a process and a folder of its own."""
     root = tmp_path_factory.mktemp("bytes")
     (root / "all_methods.py").write_text(benchmark("reach"))

@@ -107,6 +107,7 @@ def test_unknown_peg_is_told_with_what_is_allowed():
         envs.make("peg_insert", peg="hexagonal")
 
 
+@pytest.mark.unmeasured
 @pytest.mark.parametrize("name", envs.names())
 def test_contracts(name):
     env, programs = made(name)
@@ -227,6 +228,7 @@ def test_noise_costs_success(task):
     assert 0.2 < solved[CLEAN:].mean() < solved[:CLEAN].mean()
 
 
+@pytest.mark.unmeasured
 def test_fidelity(task):
     """The same actions give the same motion in C MuJoCo and in MJX, clean and in contact, for most episodes."""
     name, shown = task

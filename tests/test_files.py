@@ -31,7 +31,8 @@ def test_a_full_disk_leaves_what_was_there_and_names_the_file(tmp_path):
     assert path.read_bytes() == b"old" and list(tmp_path.iterdir()) == [path]
 
 
-def test_a_report_on_a_full_disk_names_the_file_that_it_could_not_write(tmp_path, unmeasured):
+@pytest.mark.unmeasured
+def test_a_report_on_a_full_disk_names_the_file_that_it_could_not_write(tmp_path):
     (tmp_path / "config.json").write_text('{"config": {"env": {"name": "reach"}, "algorithm": {"name": "ogpo"}}}')
     program = [sys.executable, "-m", "experiments.cli", "report", str(tmp_path)]
     limited = ["bash", "-c", 'export PYTHONDONTWRITEBYTECODE=1; ulimit -f 1 && exec "$@"', "bash", *program]

@@ -30,7 +30,7 @@ RATES = grid("algorithm.critic_lr", (1e-4, 3e-4, 1e-3, 3e-3))
 SHORT = {"finetune.env_steps": 24, "finetune.warmup_steps": 0}
 ROOT = Path(__file__).parent.parent
 
-pytestmark = pytest.mark.usefixtures("unmeasured")
+pytestmark = pytest.mark.unmeasured
 
 
 def counted(*axes, **more) -> Sweep:

@@ -17,6 +17,8 @@ from gcp_jax.learner import Collection
 from gcp_jax.policy import PolicyConfig
 from gcp_jax.types import Step
 
+pytestmark = pytest.mark.unmeasured
+
 ENVS, LENGTH, SAMPLES = 64, 4, 2000
 
 

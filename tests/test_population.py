@@ -171,6 +171,7 @@ def command(folder, **fields):
     return ["train", "--config=experiments/configs/reach.py", f"--config.run_dir={folder}", *words, "--json"]
 
 
+@pytest.mark.unmeasured
 def test_a_population_by_command_has_a_row_a_policy_and_a_column_for_each_member(tmp_path, monkeypatch, capsys):
     """Residual's scale is also used when acting deterministically: each member must be evaluated with its own."""
     monkeypatch.setattr(cli, "compilation_cache", lambda: None)

@@ -77,6 +77,7 @@ def assert_equal_to(whole: tuple[Path, dict], folder: Path, summary: dict) -> No
         np.testing.assert_array_equal(value, b[name], err_msg=name)
 
 
+@pytest.mark.unmeasured
 def test_a_full_disk_ends_a_run_in_one_line_and_the_same_command_goes_on_whatever_the_clock_says(whole, tmp_path):
     """No file may grow beyond 40 KiB: rows fit, a checkpoint does not. Then time.time() leaps to and fro."""
     folder = tmp_path / "run"
@@ -101,6 +102,7 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
+@pytest.mark.unmeasured
 def test_two_hosts_one_of_them_killed_and_both_started_again_equal_one(whole, tmp_path):
     """A seed on each host, from the artifact that the one process cloned. The survivor ends by itself: told in one line where
     it waits for numbers of the other, by JAX where it waits to save."""
@@ -135,6 +137,7 @@ def test_two_hosts_one_of_them_killed_and_both_started_again_equal_one(whole, tm
         np.testing.assert_allclose(value, b[name], rtol=1e-3, atol=1e-4, err_msg=name)
 
 
+@pytest.mark.unmeasured
 def test_sigterm_saves_and_the_same_command_goes_on(tmp_path):
     folder = tmp_path / "run"
     arguments = command(folder, **{"finetune.env_steps": "1280000"})
@@ -154,6 +157,7 @@ def test_sigterm_saves_and_the_same_command_goes_on(tmp_path):
     assert max(ocp.utils.checkpoint_steps(folder / "checkpoints" / "finetune")) * 128 == done
 
 
+@pytest.mark.unmeasured
 def test_a_run_of_a_sweep_paused_and_gone_on_is_the_run_alone(whole, tmp_path):
     fields = {name: ast.literal_eval(value) for name, value in TINY.items() if name != "seeds"}
     file, folder = tmp_path / "one.py", tmp_path / "sweep"

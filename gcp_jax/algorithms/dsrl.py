@@ -131,8 +131,7 @@ def make(config: Config, policy: Policy, source: Source) -> Algorithm:
     def export(state: State) -> PyTree:
         return {"net": state.base, "normaliser": state.normaliser, "noise": state.actor.net}
 
-    def value(state: State, obs: Array, chunk: Array) -> Array:
-        return critics.q(state.critic.target, state.normaliser(obs)[:, None], policy.flatten(chunk))
-
-    judges_actions = config.mode == "na"
-    return Algorithm(init, act, unprepared, update, greedy, export, source, value if judges_actions else None)
+    value = (
+        critic.value(critics, policy) if config.mode == "na" else None
+    )  # of actions; the other mode's judges latents
+    return Algorithm(init, act, unprepared, update, greedy, export, source, value)

@@ -108,7 +108,4 @@ def make(config: Config, policy: Policy, source: Source) -> Algorithm:
         base, edit = critic.hold(state.step < config.critic_warmup, before, (base, edit))
         return state._replace(base=base, edit=edit, step=state.step + 1), metrics | cloned | learned
 
-    def value(state: State, obs: Array, chunk: Array) -> Array:
-        return critics.q(state.critic.target, state.normaliser(obs)[:, None], policy.flatten(chunk))
-
-    return Algorithm(init, act, unprepared, update, greedy, export, source, value)
+    return Algorithm(init, act, unprepared, update, greedy, export, source, critic.value(critics, policy))

@@ -114,7 +114,4 @@ def make(config: Config, policy: Policy, source: Source) -> Algorithm:
     def export(state: State) -> PyTree:
         return {"net": state.base.target, "normaliser": state.normaliser, "one_step": state.one_step}
 
-    def value(state: State, obs: Array, chunk: Array) -> Array:
-        return critics.q(state.critic.target, state.normaliser(obs)[:, None], policy.flatten(chunk))
-
-    return Algorithm(init, act, unprepared, update, greedy, export, source, value)
+    return Algorithm(init, act, unprepared, update, greedy, export, source, critic.value(critics, policy))

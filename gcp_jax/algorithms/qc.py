@@ -78,7 +78,4 @@ def make(config: Config, policy: Policy, source: Source) -> Algorithm:
     def export(state: State) -> PyTree:
         return {"net": state.base.target, "normaliser": state.normaliser, "critic": state.critic.target}
 
-    def value(state: State, obs: Array, chunk: Array) -> Array:
-        return critics.q(state.critic.target, state.normaliser(obs)[:, None], policy.flatten(chunk))
-
-    return Algorithm(init, act, unprepared, update, greedy, export, source, value)
+    return Algorithm(init, act, unprepared, update, greedy, export, source, critic.value(critics, policy))
