@@ -10,6 +10,8 @@ from experiments import benchmark
 from gcp_jax.config import ConfigError
 from gcp_jax.metrics import rows
 
+pytestmark = pytest.mark.unmeasured
+
 TINY = {
     "env.horizon": 16, "policy.hidden": (8,), "policy.steps": 2, "demonstrations.episodes": 8, "pretrain.updates": 4,
     "pretrain.evaluate_every": 4, "finetune.warmup_steps": 128, "finetune.envs": 8, "finetune.rows": 4,

@@ -14,6 +14,8 @@ from envs import demonstrations
 from envs.protocol import NO_SUCCESS
 from experiments import cli, inspection, memory, tasks
 
+pytestmark = pytest.mark.unmeasured
+
 
 def test_environments_are_measured_and_shown(tmp_path, monkeypatch, capsys):
     measured = environments.measure("reach", quick=True)

@@ -150,6 +150,7 @@ def test_without_a_fault_there_is_nothing_to_debug(tmp_path, capsys):
         debugging.kept(tmp_path)
 
 
+@pytest.mark.unmeasured
 def test_a_seed_that_is_given_up_leaves_the_others_to_the_end(tmp_path, capsys):
     config = configured()
     with config.unlocked():

@@ -175,6 +175,7 @@ def test_a_run_of_a_sweep_paused_and_gone_on_is_the_run_alone(whole, tmp_path):
         assert untimed(own / name) == untimed(whole[0] / name)
 
 
+@pytest.mark.unmeasured
 def test_a_finished_run_is_left_alone(whole):
     folder, summary = whole
     before = {path: path.stat().st_mtime_ns for path in folder.glob("policy/*/*")}
@@ -182,6 +183,7 @@ def test_a_finished_run_is_left_alone(whole):
     assert {path: path.stat().st_mtime_ns for path in folder.glob("policy/*/*")} == before
 
 
+@pytest.mark.unmeasured
 def test_a_saved_policy_evaluates_to_what_was_recorded(whole):
     folder, summary = whole
     program = [sys.executable, "-m", "experiments.cli", "evaluate", str(folder / "policy" / "seed_1")]

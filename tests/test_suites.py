@@ -27,6 +27,7 @@ def adapted(request):
     return envs.make(request.param, horizon=40)
 
 
+@pytest.mark.unmeasured
 def test_contracts(adapted):
     check_env(adapted, jax.random.key(0), n=2, steps=50)
 
