@@ -35,11 +35,13 @@ setup(
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     python_requires=">=3.11",
-    packages=find_packages(
-        include=["gcp_jax", "gcp_jax.*", "envs", "envs.*", "experiments", "experiments.*", "launch", "launch.*"]
-    ),
-    include_package_data=True,
-    package_data={"envs": ["assets/*.npz", "measured.json"], "launch": ["*.yaml"]},
+    packages=find_packages(include=["gcp_jax", "gcp_jax.*"]),
+    package_data={
+        "gcp_jax": ["py.typed"],
+        "gcp_jax.envs": ["assets/*.npz", "measured.json"],
+        "gcp_jax.launch": ["*.yaml"],
+        "gcp_jax.report": ["templates/*"],
+    },
     install_requires=[
         "jax>=0.10,<0.12",
         "flax>=0.12,<0.13",
@@ -69,5 +71,5 @@ setup(
         "wandb": ["wandb"],
         "test": TEST,
     },
-    entry_points={"console_scripts": ["gcp-jax=experiments.cli:main"]},
+    entry_points={"console_scripts": ["gcp-jax=gcp_jax.launch.cli.main:main"]},
 )

@@ -20,14 +20,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-import envs
-from envs import datasets, reach
-from envs.demonstrations import collect
-from experiments import cli
-from gcp_jax import artifact
-from gcp_jax import policy as policies
-from gcp_jax.networks import Normaliser
-from gcp_jax.policy import PolicyConfig
+from gcp_jax import envs
+from gcp_jax.core import policy as policies
+from gcp_jax.core.networks import Normalizer
+from gcp_jax.core.policy import PolicyConfig
+from gcp_jax.envs.demos import storage
+from gcp_jax.envs.demos.collect import collect
+from gcp_jax.envs.tasks import reach
+from gcp_jax.launch.cli import main as cli_main
+from gcp_jax.run import saved_policy
 from gcp_jax.types import Specs
 
 PAGE = Path(__file__).parent.parent / "docs" / "bad_input.md"
@@ -50,7 +51,10 @@ class Said(NamedTuple):
 
 
 def _train(what: str, *fields: str) -> Case:
-    return Case(what, ("train", CONFIG, "--config.run_dir=DIR/run", *(f"--config.{field}" for field in fields)))
+    return Case(
+        what,
+        ("train", CONFIG, "--config.run_dir=DIR/run", *(f"--config.{field}" for field in fields)),
+    )
 
 
 CASES = (
@@ -68,10 +72,16 @@ CASES = (
     _train("a level of demonstrations that is none", "demonstrations.quality=superb"),
     _train("a chunk longer than the episode", "policy.chunk=400"),
     _train("a batch larger than the replay", "finetune.batch_size=512", "finetune.capacity=256"),
-    _train("a warm-up as long as the run", "finetune.warmup_steps=5000", "finetune.env_steps=5000"),
+    _train(
+        "a warm-up as long as the run", "finetune.learning_starts=5000", "finetune.env_steps=5000"
+    ),
     _train("environments that devices cannot share", "data=2", "finetune.envs=63"),
     _train("evaluation episodes that devices cannot share", "data=2", "evaluation.episodes=33"),
-    _train("members of different numbers of values", "population.actor_lr=1e-4,3e-4", "population.clip=0.1"),
+    _train(
+        "members of different numbers of values",
+        "population.actor_lr=1e-4,3e-4",
+        "population.clip=0.1",
+    ),
     _train("a share of demonstrations above all", "finetune.demo_fraction=1.5"),
     _train("an artifact that is not there", "pretrain.artifact=DIR/none"),
     _train("an artifact of another task", "pretrain.artifact=DIR/push_t"),
@@ -86,12 +96,18 @@ CASES = (
     _train("demonstrations out of range", "demonstrations.path=DIR/demos_range"),
     _train("demonstrations without episodes", "demonstrations.path=DIR/demos_none"),
     _train("demonstrations of another task", "demonstrations.path=DIR/demos_other"),
-    _train("fewer demonstrations than asked for", "demonstrations.path=DIR/demos", "demonstrations.episodes=99"),
+    _train(
+        "fewer demonstrations than asked for",
+        "demonstrations.path=DIR/demos",
+        "demonstrations.episodes=99",
+    ),
     Case("a folder of something else", ("train", CONFIG, "--config.run_dir=DIR/other")),
     Case("nothing to evaluate", ("evaluate", "DIR/none")),
     Case("nothing to report", ("report", "DIR/none")),
     Case("nothing to debug", ("debug", "DIR/none")),
-    Case("a dataset that is there already", ("demos", "--config.env.name=reach", "--out=DIR/demos")),
+    Case(
+        "a dataset that is there already", ("demos", "--config.env.name=reach", "--out=DIR/demos")
+    ),
     Case("a video that is there already", ("render", "reach", "--out=DIR/other/metrics.jsonl")),
     Case("no sweep file", ("sweep", "DIR/none.py")),
     Case("a folder that holds no sweep", ("status", "DIR/other")),
@@ -101,8 +117,10 @@ CASES = (
 def samples(folder: Path) -> None:
     """Good and bad policies and datasets."""
     folder.mkdir(parents=True)
-    steps, info, *_ = jax.device_get(collect(envs.make("reach"), reach.QUALITY["poor"], jax.random.key(0), 4))
-    datasets.write(folder / "demos", steps, info, {"env": {"name": "reach"}})
+    steps, info, *_ = jax.device_get(
+        collect(envs.make("reach"), reach.QUALITY["poor"], jax.random.key(0), 4)
+    )
+    storage.write(folder / "demos", steps, info, {"env": {"name": "reach"}})
     _policy(folder / "push_t", "push_t", obs_dim=4)
     _policy(folder / "wide", "reach", obs_dim=9)
     for name in ("cut", "foreign", "pickled", "packed"):
@@ -129,10 +147,10 @@ def samples(folder: Path) -> None:
 
 def _policy(path: Path, env: str, *, obs_dim: int) -> None:
     specs = Specs(obs_dim=obs_dim, action_dim=2, chunk=4)
-    made = policies.make(PolicyConfig(chunk=4, hidden=(4,), steps=2), specs)
-    normaliser = Normaliser(jnp.zeros(obs_dim), jnp.ones(obs_dim))
-    deployed = {"net": jax.jit(made.init)(jax.random.key(0)), "normaliser": normaliser}
-    artifact.save(path, policy=made, deployed=deployed, facts={"env": {"name": env}})
+    made = policies.make_policy(PolicyConfig(chunk=4, hidden=(4,), steps=2), specs)
+    normalizer = Normalizer(jnp.zeros(obs_dim), jnp.ones(obs_dim))
+    deployed = {"net": jax.jit(made.init)(jax.random.key(0)), "normalizer": normalizer}
+    saved_policy.save_policy(path, policy=made, deployed=deployed, facts={"env": {"name": env}})
 
 
 def _set(path: Path, value: float) -> None:
@@ -157,16 +175,27 @@ def said(case: Case, folder: Path) -> Said:
     words = [word.replace("DIR", str(folder)) for word in case.words]
     out, err = io.StringIO(), io.StringIO()
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-        code = cli.main(words)
-    lines = [line.replace(str(folder), "DIR") for line in (out.getvalue() + err.getvalue()).splitlines()]
+        code = cli_main.main(words)
+    lines = [
+        line.replace(str(folder), "DIR") for line in (out.getvalue() + err.getvalue()).splitlines()
+    ]
     return Said(code, lines, (folder / "run").exists())
 
 
 def table(found: Sequence[tuple[Case, Said]]) -> str:
     """The page, of every case and the last line that was said."""
-    lines = ["# Bad input", "", (__doc__ or "").split("\n")[0], "", "| what | command | line |", "| --- | --- | --- |"]
+    lines = [
+        "# Bad input",
+        "",
+        (__doc__ or "").split("\n")[0],
+        "",
+        "| what | command | line |",
+        "| --- | --- | --- |",
+    ]
     for case, each in found:
-        words = " ".join(word for word in case.words if word not in (CONFIG, "--config.run_dir=DIR/run"))
+        words = " ".join(
+            word for word in case.words if word not in (CONFIG, "--config.run_dir=DIR/run")
+        )
         cells = (case.what, f"`{words}`", f"`{each.lines[-1]}`")
         lines.append("| " + " | ".join(cell.replace("|", r"\|") for cell in cells) + " |")
     return "\n".join(lines) + "\n"

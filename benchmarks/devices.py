@@ -31,9 +31,16 @@ class Collective(NamedTuple):
 def run(*, quick: bool) -> Iterator[timing.Measured]:
     """Every number of devices that is there."""
     counts = [count for count in DEVICES if len(jax.devices()) % count == 0]
-    fields: dict[str, Any] = {"finetune__envs": 64, "finetune__pool": 16, "finetune__rows": setup.ROWS}
+    fields: dict[str, Any] = {
+        "finetune__envs": 64,
+        "finetune__pool": 16,
+        "finetune__rows": setup.ROWS,
+    }
     if quick:
-        counts, fields = counts[:2], {"finetune__envs": 8, "finetune__pool": 4, "policy__hidden": (16, 16)}
+        counts, fields = (
+            counts[:2],
+            {"finetune__envs": 8, "finetune__pool": 4, "policy__hidden": (16, 16)},
+        )
     made = {count: setup.make(TASK, data=count, **fields) for count in counts}
     found: dict[str, dict[str, Any]] = {}
     programs: dict[str, Any] = {}
@@ -45,11 +52,18 @@ def run(*, quick: bool) -> Iterator[timing.Measured]:
             train, _ = compiled.segment(train)
         state = jax.device_get(train.state)
         first = state if first is None else first
-        crossing = [c for program in (compiled.collect, compiled.learn) for c in collectives(program.as_text())]
-        inside = [c for c in crossing if c.times % each.size.updates == 0 and c.times >= each.size.updates]
+        crossing = [
+            c
+            for program in (compiled.collect, compiled.learn)
+            for c in collectives(program.as_text())
+        ]
+        inside = [
+            c for c in crossing if c.times % each.size.updates == 0 and c.times >= each.size.updates
+        ]
         name = f"{count} devices" if count > 1 else "1 device"
         found[name] = {
-            "all_reduces_per_update": sum(c.times for c in inside if c.kind == "all-reduce") / each.size.updates,
+            "all_reduces_per_update": sum(c.times for c in inside if c.kind == "all-reduce")
+            / each.size.updates,
             "bytes_per_update": sum(c.bytes * c.times for c in inside) // each.size.updates,
             "collectives_per_segment": sum(c.times for c in crossing),
             "deviation": float(f"{deviation(state, first):.2g}"),
@@ -67,7 +81,11 @@ def deviation(state: Any, reference: Any) -> float:
 
     def apart(a: Any, b: Any) -> float:
         size = float(np.linalg.norm(np.ravel(b).astype(np.float64)))
-        return float(np.linalg.norm(np.ravel(a).astype(np.float64) - np.ravel(b))) / size if size else 0.0
+        return (
+            float(np.linalg.norm(np.ravel(a).astype(np.float64) - np.ravel(b))) / size
+            if size
+            else 0.0
+        )
 
     return max(map(apart, jax.tree.leaves(state), jax.tree.leaves(reference)))
 
@@ -109,7 +127,9 @@ def _within(bodies: dict[str, list[str]], name: str, times: int) -> Iterator[Col
         trips = _TRIPS.search(line)
         for several, one in _CALLED.findall(line):
             for each in (several or one).split(", "):
-                yield from _within(bodies, each.lstrip("%"), times * (int(trips[1]) if trips else 1))
+                yield from _within(
+                    bodies, each.lstrip("%"), times * (int(trips[1]) if trips else 1)
+                )
 
 
 def _bytes(shapes: str) -> int:

@@ -28,7 +28,7 @@ SWEEP = """from launch import Sweep, grid
 FIELDS = {
     "policy.hidden": (32,), "algorithm.critic_hidden": (32,), "demonstrations.episodes": 16, "video": False,
     "pretrain.updates": 200, "pretrain.evaluate_every": 100, "evaluation.episodes": 32, "evaluation.every": 2048,
-    "finetune.envs": 16, "finetune.rows": 4, "finetune.env_steps": 8192, "finetune.warmup_steps": 1024,
+    "finetune.envs": 16, "finetune.unroll_chunks": 4, "finetune.env_steps": 8192, "finetune.learning_starts": 1024,
     "finetune.batch_size": 64, "checkpoint.every": 512,
 }
 
@@ -42,7 +42,9 @@ RUNS = 24
 
 def main() -> int:
     """Do it and tell; 1 where anything differs."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("on", choices=DISTURBED)
     chosen = parser.parse_args()
     os.environ["PYTHONPATH"] = os.getcwd()
@@ -63,14 +65,20 @@ def main() -> int:
 def compared(calm: Path, hit: Path) -> dict[str, Any]:
     """Runs that are there, that are equal, that took more than one attempt, and what they said when they went on."""
     names = sorted(path.name for path in (calm / "runs").iterdir())
-    attempts = {name: (hit / "runs" / name / "attempts.jsonl").read_text().count("began") for name in names}
+    attempts = {
+        name: (hit / "runs" / name / "attempts.jsonl").read_text().count("began") for name in names
+    }
     logs = {name: (hit / "runs" / name / "log.txt").read_text().splitlines() for name in names}
     return {
         "runs": len(names),
-        "equal": sum(content(calm / "runs" / name) == content(hit / "runs" / name) for name in names),
+        "equal": sum(
+            content(calm / "runs" / name) == content(hit / "runs" / name) for name in names
+        ),
         "attempts": {name: count for name, count in attempts.items() if count > 1},
         "went_on": {
-            name: [line for line in logs[name] if line.startswith("resuming")] for name in names if attempts[name] > 1
+            name: [line for line in logs[name] if line.startswith("resuming")]
+            for name in names
+            if attempts[name] > 1
         },
     }
 
@@ -90,14 +98,26 @@ def untimed(path: Path) -> list[dict[str, Any]]:
     """Rows without what differs between two runs of the same: their seconds."""
     rows = [json.loads(line) for line in path.read_text().splitlines()]
     return [
-        {k: v for k, v in row.items() if k not in ("seconds", "train_seconds") and not k.startswith("time/")}
+        {
+            k: v
+            for k, v in row.items()
+            if k not in ("seconds", "train_seconds") and not k.startswith("time/")
+        }
         for row in rows
     ]
 
 
 def _launched(file: Path, folder: Path, *words: str) -> subprocess.Popen[bytes]:
     return subprocess.Popen(
-        [sys.executable, "-m", "experiments.cli", "sweep", str(file), f"--run_dir={folder}", *words]
+        [
+            sys.executable,
+            "-m",
+            "gcp_jax.launch.cli.main",
+            "sweep",
+            str(file),
+            f"--run_dir={folder}",
+            *words,
+        ]
     )
 
 
@@ -110,7 +130,9 @@ def _in_the_middle(folder: Path) -> int:
     """Wait until a quarter of the runs is finished and another is past a checkpoint of its finetuning; the process that is at it."""
     while True:
         finished = {path.parent for path in folder.glob("runs/*/summary.json")}
-        going = {path.parents[2] for path in folder.glob("runs/*/checkpoints/finetune/*")} - finished
+        going = {
+            path.parents[2] for path in folder.glob("runs/*/checkpoints/finetune/*")
+        } - finished
         pids = [row["pid"] for run in going if "pid" in (row := last_attempt(run))]
         if len(finished) >= RUNS // 4 and pids:
             return int(pids[0])
@@ -138,7 +160,9 @@ def ray(file: Path, folder: Path, disturbed: bool) -> None:
     """On a head without CPUs and two nodes."""
     from ray.cluster_utils import Cluster
 
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
+    cluster = Cluster(
+        initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False}
+    )
     try:
         nodes = [cluster.add_node(num_cpus=1) for _ in range(2)]
         launcher = _launched(file, folder, "--on=ray", f"--address={cluster.address}")
@@ -165,11 +189,20 @@ def slurm(file: Path, folder: Path, disturbed: bool) -> None:
     """On a SLURM of this machine."""
     with _slurm() as environment:
         os.environ.update(environment)
-        launcher = _launched(file, folder, "--on=slurm", "--slurm=partition=low", "--slurm=cpus_per_task=1")
+        launcher = _launched(
+            file, folder, "--on=slurm", "--slurm=partition=low", "--slurm=cpus_per_task=1"
+        )
         if disturbed:
             _in_the_middle(folder)
             subprocess.run(
-                ["sbatch", "--partition=high", "--cpus-per-task=1", "--output=/dev/null", "--wrap=sleep 5"], check=True
+                [
+                    "sbatch",
+                    "--partition=high",
+                    "--cpus-per-task=1",
+                    "--output=/dev/null",
+                    "--wrap=sleep 5",
+                ],
+                check=True,
             )
         _ended(launcher)
 
@@ -179,7 +212,9 @@ def _slurm() -> Iterator[dict[str, str]]:
     script = ["bash", "tests/slurm/start_slurm.sh"]
     with tempfile.TemporaryDirectory() as folder:
         environment = {**os.environ, "SLURM_TEST_CPUS": "2"}
-        started = subprocess.run([*script, folder], stdout=subprocess.PIPE, text=True, check=True, env=environment)
+        started = subprocess.run(
+            [*script, folder], stdout=subprocess.PIPE, text=True, check=True, env=environment
+        )
         try:
             yield {"SLURM_CONF": started.stdout.rpartition("=")[2].strip()}
         finally:

@@ -3,7 +3,7 @@
     python -m benchmarks.kills [--kills=20] [--seed=0]
 
 Moments: seconds after the start; a while after a row was written; in the middle of writing a checkpoint. Compared are all rows but for
-their seconds, the bytes of the policies, the table of the report, and every array of the last checkpoint: parameters, optimisers, replay,
+their seconds, the bytes of the policies, the table of the report, and every array of the last checkpoint: parameters, optimizers, replay,
 environments, keys. Ends with 1 where anything differs. A kill costs a start: about ten minutes for twenty on two cores.
 """
 
@@ -29,7 +29,7 @@ from benchmarks.faults import content
 SETTINGS = {
     "policy.hidden": "(32,)", "algorithm.critic_hidden": "(32,)", "demonstrations.episodes": 16, "video": False, "seeds": 2,
     "pretrain.updates": 400, "pretrain.evaluate_every": 50, "evaluation.episodes": 32, "evaluation.every": 1024,
-    "finetune.envs": 16, "finetune.rows": 4, "finetune.env_steps": 16384, "finetune.warmup_steps": 1024,
+    "finetune.envs": 16, "finetune.unroll_chunks": 4, "finetune.env_steps": 16384, "finetune.learning_starts": 1024,
     "finetune.batch_size": 64, "checkpoint.every": 512,
 }  # fmt: skip
 
@@ -44,7 +44,9 @@ class Moment(NamedTuple):
 
 def main() -> int:
     """Do it and tell; 1 where anything differs."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--seed", type=int, default=0)
     chosen = parser.parse_args()
@@ -62,7 +64,10 @@ def main() -> int:
             "equal": not found,
             "differences": found,
             "same_summary": _summary(undisturbed) == _summary(ended),
-            "seconds": {"undisturbed": round(calm_seconds, 1), "killed": round(time.monotonic() - began, 1)},
+            "seconds": {
+                "undisturbed": round(calm_seconds, 1),
+                "killed": round(time.monotonic() - began, 1),
+            },
         }
     print(json.dumps(told, indent=1))
     return 0 if told["equal"] and told["same_summary"] else 1
@@ -71,7 +76,13 @@ def main() -> int:
 def command(folder: Path) -> list[str]:
     """The training, in this folder."""
     fields = [f"--config.{name}={value}" for name, value in SETTINGS.items()]
-    program = [sys.executable, "-m", "experiments.cli", "train", "--config=experiments/configs/reach.py"]
+    program = [
+        sys.executable,
+        "-m",
+        "gcp_jax.launch.cli.main",
+        "train",
+        "--config=experiments/configs/reach.py",
+    ]
     return [*program, f"--config.run_dir={folder}", *fields, "--json"]
 
 
@@ -108,19 +119,27 @@ def arrays(run: Path) -> dict[str, np.ndarray]:
 def _summary(ended: subprocess.CompletedProcess[str]) -> dict[str, Any]:
     """The run's own last line, without times and folders."""
     summary = json.loads(ended.stdout.splitlines()[-1])
-    return {name: value for name, value in summary.items() if "seconds" not in name and name != "run_dir"}
+    return {
+        name: value
+        for name, value in summary.items()
+        if "seconds" not in name and name != "run_dir"
+    }
 
 
 def _drawn(source: random.Random) -> Moment:
     """Most moments are in the work."""
     kind = source.choice(("start", "row", "row", "row", "save", "save"))
-    return Moment(kind, source.randrange(1, 12), source.uniform(0.0, 10.0 if kind == "start" else 0.3))
+    return Moment(
+        kind, source.randrange(1, 12), source.uniform(0.0, 10.0 if kind == "start" else 0.3)
+    )
 
 
 def _killed(folder: Path, moment: Moment) -> str:
     """Start the training, and kill it at that moment; the kind, or "late" where it was finished before."""
     before = _rows(folder)
-    process = subprocess.Popen(command(folder), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    process = subprocess.Popen(
+        command(folder), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
     began = time.monotonic()
     while process.poll() is None:
         saving = any(folder.glob("checkpoints/*/*.orbax-checkpoint-tmp*"))

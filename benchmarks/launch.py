@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from benchmarks import timing
-from launch.work import Job
+from gcp_jax.launch.worker import Job
 
 FILE = """from launch import Sweep, grid
 
@@ -45,7 +45,7 @@ def _launched(file: Path, folder: Path, runs: int) -> float:
     command = [
         sys.executable,
         "-m",
-        "experiments.cli",
+        "gcp_jax.launch.cli.main",
         "sweep",
         str(file),
         f"--run_dir={folder}",

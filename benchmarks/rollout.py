@@ -10,7 +10,7 @@ from typing import Any
 import jax
 
 from benchmarks import environments, setup, timing
-from gcp_jax import rollout
+from gcp_jax.learner import rollout
 from gcp_jax.types import Array, PyTree
 
 TASKS = ("peg_insert", "pick_place")
@@ -34,7 +34,9 @@ def measure(task: str, count: int, repeats: int) -> dict[str, Any]:
     @jax.jit
     def collect(state: PyTree, workers: PyTree, key: Array) -> PyTree:
         act = partial(made.algorithm.act, state)
-        return rollout.collect(made.task.env, act, workers, key, length=ROWS, pool=made.collection.pool)
+        return rollout.collect(
+            made.task.env, act, workers, key, length=ROWS, pool=made.collection.pool
+        )
 
     programs = {
         "rollout": lambda: collect(train.state, train.env, train.key),
@@ -42,4 +44,7 @@ def measure(task: str, count: int, repeats: int) -> dict[str, Any]:
     }
     spent = timing.measure(programs, repeats)
     rates = {f"{name}_steps_per_s": round(count * steps / spent[name].seconds) for name in programs}
-    return {**rates, "of_physics": timing.ratio(spent["physics"].wall, spent["rollout"].wall).told()}
+    return {
+        **rates,
+        "of_physics": timing.ratio(spent["physics"].wall, spent["rollout"].wall).told(),
+    }

@@ -30,7 +30,10 @@ def run(*, quick: bool) -> Iterator[timing.Measured]:
     for count in counts:
         compiling, spent, segments = measure(count, repeats, **fields)
         alone = alone or (compiling, spent)
-        yield f"{count} seeds" if count > 1 else "1 seed", told(count, compiling, spent, alone, segments)
+        yield (
+            f"{count} seeds" if count > 1 else "1 seed",
+            told(count, compiling, spent, alone, segments),
+        )
 
 
 def measure(count: int, repeats: int, **fields: Any) -> tuple[float, list[float], int]:
@@ -45,7 +48,11 @@ def measure(count: int, repeats: int, **fields: Any) -> tuple[float, list[float]
 
 
 def told(
-    count: int, compiling: float, spent: list[float], alone: tuple[float, list[float]], segments: int
+    count: int,
+    compiling: float,
+    spent: list[float],
+    alone: tuple[float, list[float]],
+    segments: int,
 ) -> dict[str, Any]:
     """Seconds of the program and of as many separate runs, and what the program gains."""
     segment, lone = statistics.median(spent), statistics.median(alone[1])

@@ -10,8 +10,9 @@ import jax
 import jax.numpy as jnp
 
 from benchmarks import environments, setup, timing
-from experiments import planning
-from gcp_jax import algorithms, compiling
+from gcp_jax import algorithms
+from gcp_jax.experiments.plan import plan
+from gcp_jax.learner import xla_options
 from gcp_jax.types import Array, PyTree
 
 METHODS = ("ogpo", "dsrl", "residual", "expo", "qc", "fql", "dppo")
@@ -43,13 +44,15 @@ def measure(task: str, method: str, envs: int, repeats: int) -> dict[str, Any]:
 
         return jax.lax.scan(act, jnp.float32(0), jax.random.split(key, rows))[0]
 
-    shapes = planning.batches(algorithm, specs, state, rows=rows, columns=envs)
+    shapes = plan.batches(algorithm, specs, state, rows=rows, columns=envs)
     batches = jax.tree.map(lambda x: jnp.ones(x.shape, x.dtype), shapes)
 
-    @partial(jax.jit, compiler_options=compiling.learning())
+    @partial(jax.jit, compiler_options=xla_options.learning_options())
     def update(state: PyTree, batches: PyTree, key: Array) -> PyTree:
         keys = jax.random.split(key, algorithm.source.updates)
-        return jax.lax.scan(lambda state, inputs: algorithm.update(state, *inputs), state, (batches, keys))
+        return jax.lax.scan(
+            lambda state, inputs: algorithm.update(state, *inputs), state, (batches, keys)
+        )
 
     programs = {
         "segment": setup.stepper(segment, train),
@@ -68,4 +71,9 @@ def told(spent: Mapping[str, timing.Spent]) -> dict[str, Any]:
     shares = {part: round(timing.ratio(spent[part].wall, whole).median, 3) for part in parts}
     rest = timing.ratio(together, whole)
     milliseconds = {f"{name}_ms": round(1e3 * times.seconds, 2) for name, times in spent.items()}
-    return {**milliseconds, **shares, "rest": round(1.0 - rest.median, 3), "spread": round(rest.spread, 3)}
+    return {
+        **milliseconds,
+        **shares,
+        "rest": round(1.0 - rest.median, 3),
+        "spread": round(rest.spread, 3),
+    }

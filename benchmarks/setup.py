@@ -9,11 +9,12 @@ import jax
 import jax.numpy as jnp
 import ml_collections
 
-from experiments import tasks
-from gcp_jax import diagnostics, learner, policy
 from gcp_jax import mesh as mesh_lib
-from gcp_jax import train as training
-from gcp_jax.config import Run
+from gcp_jax.config import RunConfig
+from gcp_jax.core import policy
+from gcp_jax.experiments import assemble
+from gcp_jax.learner import diagnostics, loop
+from gcp_jax.run import training
 from gcp_jax.types import Algorithm, PyTree
 
 ROWS = 2  # chunks of a measured segment: fewer than a run's, in the same proportion to its updates
@@ -22,12 +23,12 @@ ROWS = 2  # chunks of a measured segment: fewer than a run's, in the same propor
 class Setup(NamedTuple):
     """A configured run with an untrained policy; learning starts in the first segment."""
 
-    config: Run
-    task: training.Task
+    config: RunConfig
+    task: training.TaskInterface
     size: training.Sizes
     algorithm: Algorithm
-    collection: learner.Collection
-    learner: learner.Learner
+    collection: loop.CollectConfig
+    learner: loop.Learner
     pretrained: PyTree
 
     def start(self) -> PyTree:
@@ -37,30 +38,36 @@ class Setup(NamedTuple):
 
 def configured(env: str, method: str, fields: Mapping[str, Any]) -> ml_collections.ConfigDict:
     """The defaults of many environments at once with other ``fields``, by their dotted names."""
-    config = tasks.defaults(env=env)
-    tasks.vectorised(config)
-    tasks.choose_algorithm(config, method)
-    tasks.override(config, fields)
+    config = assemble.defaults(env=env)
+    assemble.apply_many_env_preset(config)
+    assemble.set_algorithm(config, method)
+    assemble.override(config, fields)
     return config
 
 
 def make(env: str, method: str = "ogpo", **fields: Any) -> Setup:
     """Build a run; ``fields`` by their names with ``__`` for the dot, as ``finetune__envs=1024``."""
-    config = tasks.checked(configured(env, method, {name.replace("__", "."): value for name, value in fields.items()}))
-    task = tasks.make(config, film=False)
-    size = training.sizes(config, task.env.specs)
-    base = policy.make(config.policy, size.specs)
-    algorithm = training.method(config, base, size)
-    collection = learner.Collection(task.env, config.finetune.envs, size.rows, config.finetune.fresh)
-    built = learner.build(
+    config = assemble.frozen_config(
+        configured(env, method, {name.replace("__", "."): value for name, value in fields.items()})
+    )
+    task = assemble.make_task(config, film=False)
+    size = training.run_sizes(config, task.env.specs)
+    base = policy.make_policy(config.policy, size.specs)
+    algorithm = training.build_algorithm(config, base, size)
+    collection = loop.CollectConfig(
+        task.env, config.finetune.envs, size.rows, config.finetune.reset_pool_size
+    )
+    built = loop.build_learner(
         algorithm,
         size.specs,
-        mesh=mesh_lib.make(config.seeds, data=config.data),
+        mesh=mesh_lib.make_mesh(config.seeds, data=config.data_parallel),
         seeds=config.seeds,
         collection=collection,
         diagnose=diagnostics.make(algorithm, base, config.algorithm_config.gamma),
     )
-    return Setup(config, task, size, algorithm, collection, built, jax.jit(base.untrained)(jax.random.key(0)))
+    return Setup(
+        config, task, size, algorithm, collection, built, jax.jit(base.untrained)(jax.random.key(0))
+    )
 
 
 def stepper(segment: Any, train: PyTree) -> Callable[[], PyTree]:

@@ -26,7 +26,7 @@ from typing import IO, Any, NamedTuple
 import numpy as np
 import psutil
 
-from gcp_jax import metrics
+from gcp_jax.run import metrics
 
 MIB = 2**20
 EVERY = 2.0  # seconds between samples
@@ -48,9 +48,13 @@ class Life(NamedTuple):
             "minutes": round(self.samples[-1, 0] / 60, 1),
             "steady_minutes": round(len(seconds) * EVERY / 60, 1),
             "rows": self.rows,
-            "mib": [round(float(x) / MIB) for x in (memory[0], memory[-1], memory.max())] if enough else None,
+            "mib": [round(float(x) / MIB) for x in (memory[0], memory[-1], memory.max())]
+            if enough
+            else None,
             "mib_per_hour": _slope(seconds, memory) if enough else None,
-            "mib_per_hour_of_the_second_half": _slope(*(x[len(x) // 2 :] for x in (seconds, memory)))
+            "mib_per_hour_of_the_second_half": _slope(
+                *(x[len(x) // 2 :] for x in (seconds, memory))
+            )
             if enough
             else None,
             "compiled": len(self.compiled),
@@ -65,7 +69,9 @@ def _slope(seconds: np.ndarray, memory: np.ndarray) -> float:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Do it and tell; 1 where something was compiled again or a row is missing."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--minutes", type=float, default=45.0)
     parser.add_argument("--kills", type=int, default=4)
     parser.add_argument("--seed", type=int, default=0)
@@ -87,8 +93,18 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def command(task: str, run: Path, fields: Sequence[str]) -> list[str]:
     """The endless training, in this folder."""
-    program = [sys.executable, "-m", "experiments.cli", "train", f"--config=experiments/configs/{task}.py"]
-    own = [f"--config.run_dir={run}", "--config.finetune.env_steps=1000000000", "--config.video=False"]
+    program = [
+        sys.executable,
+        "-m",
+        "gcp_jax.launch.cli.main",
+        "train",
+        f"--config=experiments/configs/{task}.py",
+    ]
+    own = [
+        f"--config.run_dir={run}",
+        "--config.finetune.env_steps=1000000000",
+        "--config.video=False",
+    ]
     return [*program, *own, *(f"--config.{field}" for field in fields)]
 
 
@@ -111,12 +127,18 @@ def lived(command: Sequence[str], run: Path, until: float) -> Life:
                 raise RuntimeError(f"{' '.join(command)} ended with {process.returncode}.")
             at = time.monotonic() - began
             samples.append((at, psutil.Process(process.pid).memory_info().rss))
-            if np.isinf(steady) and len(metrics.rows(run / "eval.jsonl")) >= evaluations + 2 and _saved(run) > saved:
+            if (
+                np.isinf(steady)
+                and len(metrics.rows(run / "eval.jsonl")) >= evaluations + 2
+                and _saved(run) > saved
+            ):
                 steady = at + EVERY
             time.sleep(EVERY)
         process.kill()
         listener.join()
-    return Life(np.asarray(samples), compiled, steady, len(metrics.rows(run / "metrics.jsonl")) - rows)
+    return Life(
+        np.asarray(samples), compiled, steady, len(metrics.rows(run / "metrics.jsonl")) - rows
+    )
 
 
 def _listen(stream: IO[str], began: float, compiled: list[tuple[float, str]]) -> None:
@@ -133,7 +155,11 @@ def _saved(run: Path) -> int:
 
 def missing(run: Path) -> list[list[int]]:
     """Pairs of neighbouring finetuning rows that are not one segment apart."""
-    found = [row["env_steps"] for row in metrics.rows(run / "metrics.jsonl") if row["stage"] == "finetune"]
+    found = [
+        row["env_steps"]
+        for row in metrics.rows(run / "metrics.jsonl")
+        if row["stage"] == "finetune"
+    ]
     return [[a, b] for a, b in itertools.pairwise(found) if b - a != found[0]]
 
 

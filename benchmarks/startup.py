@@ -22,18 +22,23 @@ from typing import Any
 import jax
 
 from benchmarks import setup, timing
-from experiments import planning
+from gcp_jax.experiments.plan import plan
 
 TASK = "peg_insert"
 FIELDS = {
     "pretrain.updates": 1,
     "pretrain.evaluate_every": 1,
-    "finetune.warmup_steps": 0,
-    "finetune.rows": 1,
+    "finetune.learning_starts": 0,
+    "finetune.unroll_chunks": 1,
     "evaluation.every": 10**9,
     "video": False,
 }
-SMALL = {"policy.hidden": "(16,)", "algorithm.critic_hidden": "(16,)", "evaluation.episodes": 4, "finetune.envs": 8}
+SMALL = {
+    "policy.hidden": "(16,)",
+    "algorithm.critic_hidden": "(16,)",
+    "evaluation.episodes": 4,
+    "finetune.envs": 8,
+}
 LIMIT = 900.0  # seconds
 
 
@@ -47,24 +52,44 @@ def run(*, quick: bool) -> Iterator[timing.Measured]:
                 found.append(start(Path(folder) / name, Path(folder) / "cache", task, fields))
     for name, found in spent.items():
         stages = ("cloning", "finetuning")
-        yield name, {f"{stage}_s": round(statistics.median(each[stage] for each in found), 1) for stage in stages}
+        yield (
+            name,
+            {
+                f"{stage}_s": round(statistics.median(each[stage] for each in found), 1)
+                for stage in stages
+            },
+        )
     yield "memory", memory(task, small=quick)
 
 
 def start(folder: Path, cache: Path, task: str, fields: dict[str, Any]) -> dict[str, float]:
     """Seconds to the first rows of cloning and of finetuning. Raises RuntimeError where the command ends before."""
     words = [f"--config.{name}={value}" for name, value in fields.items()]
-    command = [sys.executable, "-m", "experiments.cli", "train", f"--config=experiments/configs/{task}.py", *words]
+    command = [
+        sys.executable,
+        "-m",
+        "gcp_jax.launch.cli.main",
+        "train",
+        f"--config=experiments/configs/{task}.py",
+        *words,
+    ]
     environment = {**os.environ, "JAX_COMPILATION_CACHE_DIR": str(cache)}
-    environment.pop("PYTHONDONTWRITEBYTECODE", None)  # Python keeps its bytecode, as it does unless told otherwise
+    environment.pop(
+        "PYTHONDONTWRITEBYTECODE", None
+    )  # Python keeps its bytecode, as it does unless told otherwise
     began, log = time.monotonic(), folder / "metrics.jsonl"
     found: dict[str, float] = {}
     with subprocess.Popen(
-        [*command, f"--config.run_dir={folder}"], env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        [*command, f"--config.run_dir={folder}"],
+        env=environment,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
     ) as process:
         while "finetuning" not in found and time.monotonic() < began + LIMIT:
             if process.poll() is not None:
-                raise RuntimeError(f"{' '.join(command)} ended with {process.returncode} before its first update.")
+                raise RuntimeError(
+                    f"{' '.join(command)} ended with {process.returncode} before its first update."
+                )
             text = log.read_text() if log.exists() else ""
             for stage, name in (("pretrain", "cloning"), ("finetune", "finetuning")):
                 if f'"stage": "{stage}"' in text:
@@ -84,7 +109,7 @@ def memory(task: str, *, small: bool) -> dict[str, Any]:
         _peak(compiled.collect) + _bytes(train.store),
         _peak(compiled.learn) + _bytes(train.env),
     )
-    foretold = planning.plan(made.config, made.task, peak=True)["peak_bytes"]
+    foretold = plan.plan(made.config, made.task, peak=True)["peak_bytes"]
     return {
         "segment_mib": round(peak / 2**20, 1),
         "planned_mib": round(foretold / 2**20, 1),

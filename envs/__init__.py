@@ -12,10 +12,10 @@ import importlib
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
-from envs.protocol import Env
-from envs.randomise import Randomise, randomised
-from gcp_jax import ranges
-from gcp_jax.ranges import COUNT, FINITE, NOT_NEGATIVE, POSITIVE, Range
+from gcp_jax import config_fields
+from gcp_jax.config_fields import FINITE, NON_NEGATIVE, POSITIVE, POSITIVE_INT, Bounds
+from gcp_jax.envs.protocol import Env
+from gcp_jax.envs.randomize import Randomize, randomize_env
 
 _NAMES = (
     "adroit_door",
@@ -32,12 +32,23 @@ _NAMES = (
     "ur5e_pick_place",
 )
 
-SUITES = {"brax": "envs.brax_suite", "playground": "envs.playground_suite"}
+SUITES = {"brax": "gcp_jax.envs.suites.brax", "playground": "gcp_jax.envs.suites.playground"}
 """Adapters by prefix: each module has ``names()`` and ``definition(name) -> Definition``."""
 
 
 _POSITIVE = ("tolerance", "speed", "step", "grip", "width", "depth", "side", "still", "friction")
-_NOT_NEGATIVE = ("clearance", "clear", "noise", "drag", "yaw", "turn", "disc", "iterations", "start_y", "goal_y")
+_NOT_NEGATIVE = (
+    "clearance",
+    "clear",
+    "noise",
+    "drag",
+    "yaw",
+    "turn",
+    "disc",
+    "iterations",
+    "start_y",
+    "goal_y",
+)
 
 
 class Definition(NamedTuple):
@@ -64,8 +75,10 @@ def load(name: str, module: str = "") -> Definition:
         found: Definition = importlib.import_module(SUITES[suite]).definition(own)
         return found
     if name not in _NAMES:
-        raise ValueError(f"no environment is called {name!r}; {_allowed(name, _NAMES)}, or a suite's, e.g. brax:ant")
-    return _of_module(importlib.import_module(f"envs.{name}"))
+        raise ValueError(
+            f"no environment is called {name!r}; {_allowed(name, _NAMES)}, or a suite's, e.g. brax:ant"
+        )
+    return _of_module(importlib.import_module(f"gcp_jax.envs.tasks.{name}"))
 
 
 def _imported(module: str) -> Any:
@@ -89,25 +102,33 @@ def _of_module(module: Any) -> Definition:
 def settings(name: str, module: str = "") -> dict[str, Any]:
     """Every setting of a task with its default, as ``make`` takes them."""
     own = dataclasses.asdict(load(name, module).config())
-    return {"name": name, "module": module, **own, "randomise": dataclasses.asdict(Randomise())}
+    return {"name": name, "module": module, **own, "randomize": dataclasses.asdict(Randomize())}
 
 
-def make(name: str, *, module: str = "", randomise: Mapping[str, Any] | None = None, **settings: Any) -> Env:
-    """The task ``name``; ``settings`` replace fields of its ``Config`` (JSON's lists are tuples there), ``randomise`` those of
-    ``envs.randomise.Randomise``.
+def make(
+    name: str, *, module: str = "", randomize: Mapping[str, Any] | None = None, **settings: Any
+) -> Env:
+    """The task ``name``; ``settings`` replace fields of its ``Config`` (JSON's lists are tuples there), ``randomize`` those of
+    ``envs.randomize.Randomize``.
 
     Raises ValueError, in one line, for a name or a setting that does not exist, or a number out of its range.
     """
     task = load(name, module)
-    given = {key: tuple(value) if isinstance(value, list) else value for key, value in settings.items()}
+    given = {
+        key: tuple(value) if isinstance(value, list) else value for key, value in settings.items()
+    }
     config = task.config(**_checked(given, task.config, f"environment {name!r} has no setting"))
-    ranges.check(
+    config_fields.check(
         config,
         "env.",
-        {field.name: _range(field.name) for field in dataclasses.fields(config) if _numeric(config, field.name)},
+        {
+            field.name: _range(field.name)
+            for field in dataclasses.fields(config)
+            if _numeric(config, field.name)
+        },
     )
-    drawn = Randomise(**_checked(randomise or {}, Randomise, "there is no env.randomise field"))
-    return randomised(task.make(config), drawn)
+    drawn = Randomize(**_checked(randomize or {}, Randomize, "there is no env.randomize field"))
+    return randomize_env(task.make(config), drawn)
 
 
 def _checked(given: Mapping[str, Any], config: Any, complaint: str) -> Mapping[str, Any]:
@@ -120,17 +141,19 @@ def _checked(given: Mapping[str, Any], config: Any, complaint: str) -> Mapping[s
 
 def _numeric(config: Any, name: str) -> bool:
     value = getattr(config, name)
-    return not any(isinstance(part, (str, bool)) for part in (value if isinstance(value, tuple) else (value,)))
+    return not any(
+        isinstance(part, (str, bool)) for part in (value if isinstance(value, tuple) else (value,))
+    )
 
 
-def _range(name: str) -> Range:
+def _range(name: str) -> Bounds:
     """What a task's number may be, by what its name says: tasks share their words, and a user's own are finite."""
     words = name.removesuffix("_mm").removesuffix("_rad")
     if name == "horizon":
-        return COUNT
+        return POSITIVE_INT
     if any(words == word or words.endswith("_" + word) for word in _POSITIVE):
         return POSITIVE
-    return NOT_NEGATIVE if words.endswith(("spread", *_NOT_NEGATIVE)) else FINITE
+    return NON_NEGATIVE if words.endswith(("spread", *_NOT_NEGATIVE)) else FINITE
 
 
 def _allowed(wrong: str, allowed: tuple[str, ...]) -> str:

@@ -14,8 +14,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from envs.protocol import Env, State
-from envs.wrappers import autoreset, training
+from gcp_jax.envs.protocol import Env, State
+from gcp_jax.envs.wrappers import autoreset, training
 from gcp_jax.types import Step
 
 Array = jax.Array
@@ -53,20 +53,26 @@ class Probe(NamedTuple):
     env: Env
     keys: Array  # [n] typed
     reset: Callable[[Array], State]  # batched, compiled
-    step: Callable[[State, Array], tuple[State, Step]]  # batched, compiled, through the wrappers; actions [n, A]
+    step: Callable[
+        [State, Array], tuple[State, Step]
+    ]  # batched, compiled, through the wrappers; actions [n, A]
     starts: State  # leaves [n, ...]
     actions: Array  # [n, A] in [-1, 1]
     record: Record
 
 
-def check_env(env: Env, key: Array, n: int = 8, steps: int = 1000, programs: Programs | None = None) -> dict[str, str]:
+def check_env(
+    env: Env, key: Array, n: int = 8, steps: int = 1000, programs: Programs | None = None
+) -> dict[str, str]:
     """Check every contract on ``n`` environments over ``steps`` random steps each; ``key`` is consumed.
 
     programs: ``compiled(env)``, where it is at hand. Returns what was measured, by the contract's name. Raises EnvError at
     the first broken contract, ValueError where ``steps`` does not cover an episode.
     """
     if steps <= env.specs.horizon:
-        raise ValueError(f"check_env needs more steps than the horizon {env.specs.horizon}; got {steps}")
+        raise ValueError(
+            f"check_env needs more steps than the horizon {env.specs.horizon}; got {steps}"
+        )
     measured = {"shapes": _named(env, "shapes", functools.partial(shapes, env, key))}
     probe = _probe(env, programs or compiled(env), key, n, steps)
     for name, contract in CONTRACTS.items():
@@ -106,7 +112,9 @@ def _probe(env: Env, programs: Programs, key: Array, n: int, steps: int) -> Prob
     keys = jax.random.split(reset_key, n)
     starts = reset(keys)
     actions = jax.random.uniform(action_key, (n, env.specs.action_dim), minval=-1.0, maxval=1.0)
-    return Probe(env, keys, reset, step, starts, actions, _roll(env, programs, starts, roll_key, steps))
+    return Probe(
+        env, keys, reset, step, starts, actions, _roll(env, programs, starts, roll_key, steps)
+    )
 
 
 def _roll(env: Env, programs: Programs, state: State, key: Array, steps: int) -> Record:
@@ -120,7 +128,9 @@ def _roll(env: Env, programs: Programs, state: State, key: Array, steps: int) ->
         new, record = programs.step(state, actions)
         state = new
         if np.any(state.done):
-            state = renewed(state, programs.reset(jax.random.split(pool_key, n)), jax.random.split(draw_key, n))
+            state = renewed(
+                state, programs.reset(jax.random.split(pool_key, n)), jax.random.split(draw_key, n)
+            )
         rows.append(Record(record, held, new.time, new.diverged, state.obs))
     return jax.tree.map(lambda *leaves: np.stack(leaves), *jax.device_get(rows))
 
@@ -129,10 +139,18 @@ def shapes(env: Env, key: Array) -> str:
     """Fields have the protocol's shapes and dtypes, and a step returns the structure it was given."""
     specs = env.specs
     for field in ("obs_dim", "action_dim", "horizon", "control_dt"):
-        _require(getattr(specs, field) > 0, f"specs.{field} is {getattr(specs, field)}, must be positive")
+        _require(
+            getattr(specs, field) > 0, f"specs.{field} is {getattr(specs, field)}, must be positive"
+        )
     start = jax.eval_shape(env.reset, key)
     flag, number = ((), jnp.bool_), ((), jnp.float32)
-    expected = dict(obs=((specs.obs_dim,), jnp.float32), reward=number, terminated=flag, truncated=flag, success=flag)
+    expected = dict(
+        obs=((specs.obs_dim,), jnp.float32),
+        reward=number,
+        terminated=flag,
+        truncated=flag,
+        success=flag,
+    )
     for field, (shape, dtype) in (expected | dict(diverged=flag, time=((), jnp.int32))).items():
         leaf = getattr(start, field)
         found = f"{leaf.dtype}{list(leaf.shape)}"
@@ -144,7 +162,9 @@ def shapes(env: Env, key: Array) -> str:
     changed = _changed(_layout(start), _layout(after))
     _require(not changed, f"a step changes the state's structure: {', '.join(changed[:3])}")
     leaves = len(jax.tree.leaves(start))
-    return f"obs float32[{specs.obs_dim}], action [{specs.action_dim}], {leaves} leaves kept by a step"
+    return (
+        f"obs float32[{specs.obs_dim}], action [{specs.action_dim}], {leaves} leaves kept by a step"
+    )
 
 
 def _layout(state: State) -> dict[str, str]:
@@ -156,7 +176,10 @@ def _layout(state: State) -> dict[str, str]:
 def _changed(before: dict[str, str], after: dict[str, str]) -> list[str]:
     """The leaves that are not the same in both, told."""
     paths = [path for path in before | after if before.get(path) != after.get(path)]
-    return [f"{path} was {before.get(path, 'absent')} and is {after.get(path, 'absent')}" for path in paths]
+    return [
+        f"{path} was {before.get(path, 'absent')} and is {after.get(path, 'absent')}"
+        for path in paths
+    ]
 
 
 def _numbers(tree: Any) -> list[np.ndarray]:
@@ -170,7 +193,9 @@ def _numbers(tree: Any) -> list[np.ndarray]:
 
 
 def _same(a: Any, b: Any) -> bool:
-    return all(np.array_equal(x, y, equal_nan=True) for x, y in zip(_numbers(a), _numbers(b), strict=True))
+    return all(
+        np.array_equal(x, y, equal_nan=True) for x, y in zip(_numbers(a), _numbers(b), strict=True)
+    )
 
 
 def _gap(a: Array, b: Array) -> float:
@@ -191,14 +216,22 @@ def keys(probe: Probe) -> str:
     """Other keys give other starts; a key that was used is not handed on."""
     obs = np.asarray(probe.starts.obs)
     distinct = len(np.unique(obs, axis=0))
-    _require(distinct == len(obs), f"{len(obs)} keys give {distinct} different starts, must all differ")
+    _require(
+        distinct == len(obs), f"{len(obs)} keys give {distinct} different starts, must all differ"
+    )
     given, kept = _numbers(probe.keys)[0], _numbers(probe.starts.key)[0]
-    _require(np.any(given != kept, axis=-1), "reset returns the key it was given: split it and return an unused part")
+    _require(
+        np.any(given != kept, axis=-1),
+        "reset returns the key it was given: split it and return an unused part",
+    )
     other = probe.starts._replace(key=jax.random.split(probe.keys[0], len(obs)))
     (one, _), (two, _) = (probe.step(start, probe.actions) for start in (probe.starts, other))
     stochastic = not _same(one._replace(key=other.key), two._replace(key=other.key))
     changed = np.any(_numbers(one.key)[0] != kept, axis=-1)
-    _require(changed | (not stochastic), "step draws from the state's key and returns it unchanged: split it")
+    _require(
+        changed | (not stochastic),
+        "step draws from the state's key and returns it unchanged: split it",
+    )
     return f"{distinct} different starts; step is {'stochastic' if stochastic else 'deterministic given the state'}"
 
 
@@ -220,16 +253,24 @@ def batching(probe: Probe) -> str:
 def clipping(probe: Probe) -> str:
     """An action outside [-1, 1] acts as its clipped self."""
     beyond = 4.0 * probe.actions
-    (loud, _), (clipped, _) = (probe.step(probe.starts, action) for action in (beyond, jnp.clip(beyond, -1.0, 1.0)))
+    (loud, _), (clipped, _) = (
+        probe.step(probe.starts, action) for action in (beyond, jnp.clip(beyond, -1.0, 1.0))
+    )
     gap = max(_gap(loud.obs, clipped.obs), _gap(loud.reward, clipped.reward))
-    _require(gap == 0.0, f"actions outside [-1, 1] change the step by {gap:.1e} against clipped ones, allowed 0")
+    _require(
+        gap == 0.0,
+        f"actions outside [-1, 1] change the step by {gap:.1e} against clipped ones, allowed 0",
+    )
     return "actions outside [-1, 1] act as clipped"
 
 
 def finite(probe: Probe) -> str:
     """No number leaves the finite range under random actions."""
     record = probe.record
-    bad = sum(int(np.sum(~np.isfinite(x))) for x in (record.step.obs, record.step.next_obs, record.step.reward))
+    bad = sum(
+        int(np.sum(~np.isfinite(x)))
+        for x in (record.step.obs, record.step.next_obs, record.step.reward)
+    )
     held = int(np.sum(record.diverged))
     _require(bad + held == 0, f"{held} of {record.diverged.size} random steps diverged, allowed 0")
     return f"{record.diverged.size} random steps, none diverged"
@@ -244,8 +285,13 @@ def endings(probe: Probe) -> str:
     both = int(np.sum(step.terminated & step.truncated))
     _require(both == 0, f"{both} steps are terminated and truncated at once")
     early = step.truncated & (time < horizon) & ~probe.record.diverged
-    _require(~early, f"truncated at step {time[early][:1]} of {horizon}: the time limit is the wrapper's")
-    _require(done | (time < horizon), f"an episode is still running after {time.max()} steps, the horizon is {horizon}")
+    _require(
+        ~early, f"truncated at step {time[early][:1]} of {horizon}: the time limit is the wrapper's"
+    )
+    _require(
+        done | (time < horizon),
+        f"an episode is still running after {time.max()} steps, the horizon is {horizon}",
+    )
     ended, cut, reached = (int(np.sum(x)) for x in (step.terminated, step.truncated, step.success))
     return f"{ended} terminated, {cut} truncated at {horizon}, {reached} successes"
 
@@ -255,13 +301,21 @@ def successor(probe: Probe) -> str:
     record = probe.record
     done = record.step.terminated | record.step.truncated
     inside = np.all(record.step.next_obs == record.following, axis=-1)
-    _require(inside | done, "next_obs inside an episode is not the observation of the following step")
-    _require(~inside | ~done, "next_obs at an episode's end is the next episode's start, must be the true successor")
+    _require(
+        inside | done, "next_obs inside an episode is not the observation of the following step"
+    )
+    _require(
+        ~inside | ~done,
+        "next_obs at an episode's end is the next episode's start, must be the true successor",
+    )
     held = jax.random.wrap_key_data(jnp.asarray(record.key[done]))
     likely = [held, *jnp.moveaxis(jax.vmap(jax.random.split)(held), 1, 0)]
     starts = np.stack([np.asarray(probe.reset(k).obs) for k in likely])
     fresh = np.any(np.all(starts == record.step.next_obs[done], axis=-1))
-    _require(~fresh, "next_obs at an episode's end is a fresh start: step resets by itself, leave that to autoreset")
+    _require(
+        ~fresh,
+        "next_obs at an episode's end is a fresh start: step resets by itself, leave that to autoreset",
+    )
     return f"true successors at {np.sum(~done)} steps inside episodes and {np.sum(done)} ends"
 
 
@@ -276,7 +330,10 @@ def pool(probe: Probe) -> str:
     _require(~np.asarray(state.done), "a state from reset is already done")
     _require(np.asarray(state.time)[fresh] == 0, "a state from reset has a time other than 0")
     _require(np.asarray(state.reward)[fresh] == 0, "a state from reset has a reward other than 0")
-    _require(np.asarray(state.obs == moved.obs)[~fresh], "autoreset touched an environment that was not done")
+    _require(
+        np.asarray(state.obs == moved.obs)[~fresh],
+        "autoreset touched an environment that was not done",
+    )
     return f"{fresh.sum()} of {n} restarted, the others untouched"
 
 

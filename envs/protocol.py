@@ -79,7 +79,9 @@ class EnvSpecs(NamedTuple):
     horizon: int  # control steps of an episode
     control_dt: float  # seconds of one control step
     success: str  # the success rule in words; NO_SUCCESS where there is none
-    tasks: tuple[str, ...] = ()  # of an environment that holds several: their names, in the order of their codes
+    tasks: tuple[
+        str, ...
+    ] = ()  # of an environment that holds several: their names, in the order of their codes
 
     @property
     def by_return(self) -> bool:
@@ -93,6 +95,10 @@ class Env(NamedTuple):
     reset: Callable[[Array], State]
     step: Callable[[State, Array], State]
     specs: EnvSpecs
-    demonstrator: Callable[[float], Demonstrator] | None = None  # noise level (0 = clean) -> Demonstrator
+    demonstrator: Callable[[float], Demonstrator] | None = (
+        None  # noise level (0 = clean) -> Demonstrator
+    )
     scene: Callable[[], Scene] | None = None
-    task: Callable[[State], Array] | None = None  # where ``specs.tasks`` has names: which of them, [] int32
+    task: Callable[[State], Array] | None = (
+        None  # where ``specs.tasks`` has names: which of them, [] int32
+    )

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from envs.protocol import Env, EnvSpecs, State
+from gcp_jax.envs.protocol import Env, EnvSpecs, State
 from gcp_jax.types import Step
 
 Array = jax.Array
@@ -16,7 +16,9 @@ Array = jax.Array
 
 def select(pred: Array, on_true: State, on_false: State) -> State:
     """``on_true`` where ``pred`` (a scalar bool), else ``on_false``, for a whole state; keys included."""
-    return jax.tree.map(lambda a, b: jax.lax.select(jnp.broadcast_to(pred, a.shape), a, b), on_true, on_false)
+    return jax.tree.map(
+        lambda a, b: jax.lax.select(jnp.broadcast_to(pred, a.shape), a, b), on_true, on_false
+    )
 
 
 def guard(env: Env) -> Env:
@@ -26,7 +28,9 @@ def guard(env: Env) -> Env:
     def step(state: State, action: Array) -> State:
         new = env.step(state, action)
         floats = [
-            x for x in jax.tree.leaves((new.physics, new.obs, new.reward)) if jnp.issubdtype(x.dtype, jnp.floating)
+            x
+            for x in jax.tree.leaves((new.physics, new.obs, new.reward))
+            if jnp.issubdtype(x.dtype, jnp.floating)
         ]
         finite = jnp.all(jnp.stack([jnp.all(jnp.isfinite(x)) for x in floats]))
         held = state._replace(
@@ -116,7 +120,9 @@ def chunk(env: Env) -> ChunkEnv:
         state, (steps, states) = jax.lax.scan(one, state, actions)
         return state, steps, states
 
-    return ChunkEnv(env.reset, lambda state, actions: film(state, actions)[:2], film, env.specs, env.task)
+    return ChunkEnv(
+        env.reset, lambda state, actions: film(state, actions)[:2], film, env.specs, env.task
+    )
 
 
 def vector(env: ChunkEnv) -> ChunkEnv:

@@ -4,4 +4,4 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 . experiments/venv.sh ""
-exec "$venv/bin/gcp-jax" train --config=experiments/configs/peg_insert.py --config.run_dir=runs/first --config.data=2 "$@"
+exec "$venv/bin/gcp-jax" train --config=experiments/configs/peg_insert.py --config.run_dir=runs/first --config.data_parallel=2 "$@"

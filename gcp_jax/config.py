@@ -14,10 +14,17 @@ from collections.abc import Mapping
 from types import ModuleType
 from typing import Any, NamedTuple
 
-from gcp_jax import algorithms, ranges
+from gcp_jax import algorithms, config_fields
 from gcp_jax.algorithms import bc
-from gcp_jax.policy import PolicyConfig
-from gcp_jax.ranges import COUNT, FINITE, NOT_NEGATIVE, POSITIVE, RATE, Range
+from gcp_jax.config_fields import (
+    FINITE,
+    NON_NEGATIVE,
+    POSITIVE,
+    POSITIVE_INT,
+    UNIT_POSITIVE,
+    Bounds,
+)
+from gcp_jax.core.policy import PolicyConfig
 
 
 class ConfigError(ValueError):
@@ -35,17 +42,17 @@ class Demonstrations:
     noise: float = -1.0
     path: str = ""
 
-    RANGES = {"episodes": COUNT, "noise": FINITE}
+    RANGES = {"episodes": POSITIVE_INT, "noise": FINITE}
 
     def __post_init__(self) -> None:
-        ranges.check(self, "demonstrations.")
+        config_fields.check(self, "demonstrations.")
 
 
 @dataclasses.dataclass(frozen=True)
 class Pretrain:
-    """Cloning. stop_at: cut as soon as the evaluated success reaches it (1.0: never), where a task is judged by its return, this
+    """Cloning. stop_at_success: cut as soon as the evaluated success reaches it (1.0: never), where a task is judged by its return, this
     share of the demonstrations' mean return; updates: at most so many;
-    evaluate_every: updates between evaluations; fit_range: what the networks see as [-1, 1] is the range that the demonstrations'
+    evaluate_every: updates between evaluations; rescale_actions: what the networks see as [-1, 1] is the range that the demonstrations'
     actions span in each dimension, where tasks move in a small part of what they allow; artifact: a saved policy to start from
     instead of cloning."""
 
@@ -53,58 +60,58 @@ class Pretrain:
     batch_size: int = 256
     learning_rate: float = 3e-4
     weight_decay: float = 1e-4
-    ema: float = 0.995
-    stop_at: float = 0.45
+    ema_decay: float = 0.995
+    stop_at_success: float = 0.45
     evaluate_every: int = 100
-    fit_range: bool = False
+    rescale_actions: bool = False
     artifact: str = ""
 
     RANGES = {
-        **dict.fromkeys(("updates", "batch_size", "evaluate_every"), COUNT),
+        **dict.fromkeys(("updates", "batch_size", "evaluate_every"), POSITIVE_INT),
         **bc.Config.RANGES,
-        "stop_at": RATE,
+        "stop_at_success": UNIT_POSITIVE,
     }
 
     def __post_init__(self) -> None:
-        ranges.check(self, "pretrain.")
+        config_fields.check(self, "pretrain.")
 
     @property
     def algorithm(self) -> bc.Config:
         """The cloning method's own configuration."""
-        return bc.Config(self.learning_rate, self.weight_decay, self.ema)
+        return bc.Config(self.learning_rate, self.weight_decay, self.ema_decay)
 
 
 @dataclasses.dataclass(frozen=True)
 class Finetune:
-    """Finetuning; all sizes are for one seed. env_steps: how long; warmup_steps: environment steps of the base policy before the
+    """Finetuning; all sizes are for one seed. env_steps: how long; learning_starts: environment steps of the base policy before the
     first update; envs: N; rows: L, chunks each environment runs in a segment; pool: fresh start states a segment (0: N/4);
     utd: gradient updates per environment step; batch_size: B; capacity: environment steps the replay keeps; demo_fraction:
     share of demonstrations in every batch of a replay. An on-policy method neither warms up nor uses utd, batch_size and capacity."""
 
     env_steps: int = 60_000
-    warmup_steps: int = 12_000
+    learning_starts: int = 12_000
     envs: int = 64
-    rows: int = 8
-    pool: int = 0
+    unroll_chunks: int = 8
+    reset_pool: int = 0
     utd: float = 0.0625
     batch_size: int = 256
     capacity: int = 200_000
     demo_fraction: float = 0.0
 
     RANGES = {
-        **dict.fromkeys(("env_steps", "envs", "rows", "batch_size", "capacity"), COUNT),
-        **dict.fromkeys(("warmup_steps", "pool"), NOT_NEGATIVE),
+        **dict.fromkeys(("env_steps", "envs", "unroll_chunks", "batch_size", "capacity"), POSITIVE_INT),
+        **dict.fromkeys(("learning_starts", "reset_pool"), NON_NEGATIVE),
         "utd": POSITIVE,
-        "demo_fraction": Range(0, 1, below=True),
+        "demo_fraction": Bounds(0, 1, below=True),
     }
 
     def __post_init__(self) -> None:
-        ranges.check(self, "finetune.")
+        config_fields.check(self, "finetune.")
 
     @property
-    def fresh(self) -> int:
+    def reset_pool_size(self) -> int:
         """R, fresh start states a segment."""
-        return self.pool or max(self.envs // 4, 1)
+        return self.reset_pool or max(self.envs // 4, 1)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -114,10 +121,10 @@ class Evaluation:
     episodes: int = 256
     every: int = 8_192
 
-    RANGES = {"episodes": COUNT, "every": COUNT}
+    RANGES = {"episodes": POSITIVE_INT, "every": POSITIVE_INT}
 
     def __post_init__(self) -> None:
-        ranges.check(self, "evaluation.")
+        config_fields.check(self, "evaluation.")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -127,10 +134,10 @@ class Checkpoint:
     every: int = 8_192
     keep: int = 2
 
-    RANGES = {"every": COUNT, "keep": COUNT}
+    RANGES = {"every": POSITIVE_INT, "keep": POSITIVE_INT}
 
     def __post_init__(self) -> None:
-        ranges.check(self, "checkpoint.")
+        config_fields.check(self, "checkpoint.")
 
 
 class Member(NamedTuple):
@@ -146,11 +153,11 @@ class Member(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True)
-class Run:
+class RunConfig:
     """One run. seed: index of the first seed; seeds: how many, in one program; population: numeric fields of the method and the
     values they take in this program, the first of every field together, the second of every field, …, each with all seeds; data:
     devices that share a seed's environments and batches; writers: any of jsonl (always on), tensorboard, wandb; video: write
-    before.mp4 and after.mp4; max_skipped: updates of a stage that may leave the finite numbers, and are skipped, before a training
+    before.mp4 and after.mp4; max_nonfinite_updates: updates of a stage that may leave the finite numbers, and are skipped, before a training
     is given up."""
 
     env: dict[str, Any]
@@ -164,28 +171,35 @@ class Run:
     seed: int = 0
     seeds: int = 1
     population: dict[str, Any] = dataclasses.field(default_factory=dict)
-    data: int = 1
+    data_parallel: int = 1
     run_dir: str = ""
     writers: tuple[str, ...] = ()
     video: bool = True
-    max_skipped: int = 20
+    max_nonfinite_updates: int = 20
 
-    RANGES = {"seed": Range(0, 2**31 - 1), "seeds": COUNT, "data": COUNT, "max_skipped": NOT_NEGATIVE}
+    RANGES = {
+        "seed": Bounds(0, 2**31 - 1),
+        "seeds": POSITIVE_INT,
+        "data_parallel": POSITIVE_INT,
+        "max_nonfinite_updates": NON_NEGATIVE,
+    }
 
     def __post_init__(self) -> None:
-        ranges.check(self, "")
+        config_fields.check(self, "")
 
     @property
     def algorithm_config(self) -> Any:
         """The method's own frozen Config."""
-        name, fields = named(self.algorithm, "algorithm")
+        name, fields = split_name(self.algorithm, "algorithm")
         fields.pop("module", None)
-        return build(self.algorithm_module.Config, fields, f"algorithm {name}: ")
+        return build_config(self.algorithm_module.Config, fields, f"algorithm {name}: ")
 
     @property
     def algorithm_module(self) -> ModuleType:
         """The method's module."""
-        return algorithms.load(named(self.algorithm, "algorithm")[0], self.algorithm.get("module", ""))
+        return algorithms.load(
+            split_name(self.algorithm, "algorithm")[0], self.algorithm.get("module", "")
+        )
 
     @property
     def all_seeds(self) -> list[int]:
@@ -196,44 +210,58 @@ class Run:
     def points(self) -> list[dict[str, float]]:
         """The combinations of values in the population; one empty one where nothing varies."""
         return [
-            dict(zip(self.population, point, strict=True)) for point in zip(*self.population.values(), strict=True)
+            dict(zip(self.population, point, strict=True))
+            for point in zip(*self.population.values(), strict=True)
         ] or [{}]
 
     @property
     def members(self) -> list[Member]:
         """Every training of this program, point by point."""
-        return [Member(seed, point) for point, seed in itertools.product(self.points, self.all_seeds)]
+        return [
+            Member(seed, point) for point, seed in itertools.product(self.points, self.all_seeds)
+        ]
 
-    def of(self, point: Mapping[str, float]) -> Run:
+    def of(self, point: Mapping[str, float]) -> RunConfig:
         """The run of one point by itself."""
         return dataclasses.replace(self, algorithm={**self.algorithm, **point}, population={})
 
 
-def named(section: Mapping[str, Any], where: str) -> tuple[str, dict[str, Any]]:
+def split_name(section: Mapping[str, Any], where: str) -> tuple[str, dict[str, Any]]:
     """Split {"name": …, **fields}. Raises ConfigError without a name, or where ``module`` is none."""
     fields = dict(section)
     if not isinstance(module := fields.get("module", ""), str):
-        raise ConfigError(f"{where}.module is {module!r}; the name of an importable module is expected.")
+        raise ConfigError(
+            f"{where}.module is {module!r}; the name of an importable module is expected."
+        )
     name = fields.pop("name", None)
     if not isinstance(name, str) or not name:
         raise ConfigError(f"{where}.name is missing; e.g. {where}.name='ogpo'.")
     return name, fields
 
 
-def build(cls: type, values: Mapping[str, Any], where: str = "") -> Any:
+def build_config(cls: type, values: Mapping[str, Any], where: str = "") -> Any:
     """A frozen dataclass from a plain mapping, sections included. Raises ConfigError, in one line, for an unknown field
     or a value of the wrong type."""
     fields = {field.name: field for field in dataclasses.fields(cls)}
     hints = typing.get_type_hints(cls)
     if not isinstance(values, Mapping):
-        raise ConfigError(f"{where.rstrip('.')} is {values!r}; a section with some of {', '.join(fields)} is expected.")
+        raise ConfigError(
+            f"{where.rstrip('.')} is {values!r}; a section with some of {', '.join(fields)} is expected."
+        )
     for name in values:
         if name not in fields:
             close = difflib.get_close_matches(name, fields, n=1)
             hint = f"did you mean {close[0]!r}? " if close else ""
-            raise ConfigError(f"{where}there is no field {name!r}; {hint}allowed: {', '.join(fields)}.")
+            raise ConfigError(
+                f"{where}there is no field {name!r}; {hint}allowed: {', '.join(fields)}."
+            )
     try:
-        return cls(**{name: _convert(value, hints[name], f"{where}{name}") for name, value in values.items()})
+        return cls(
+            **{
+                name: _convert(value, hints[name], f"{where}{name}")
+                for name, value in values.items()
+            }
+        )
     except ConfigError:
         raise
     except (ValueError, TypeError) as error:
@@ -242,7 +270,7 @@ def build(cls: type, values: Mapping[str, Any], where: str = "") -> Any:
 
 def _convert(value: Any, hint: Any, where: str) -> Any:
     if isinstance(hint, type) and dataclasses.is_dataclass(hint):
-        return value if isinstance(value, hint) else build(hint, value, f"{where}.")
+        return value if isinstance(value, hint) else build_config(hint, value, f"{where}.")
     origin = typing.get_origin(hint)
     if origin is tuple:
         if isinstance(value, str) or not hasattr(value, "__iter__"):
@@ -253,20 +281,22 @@ def _convert(value: Any, hint: Any, where: str) -> Any:
         return dict(value)
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
-    if hint in (int, float, bool, str) and (not isinstance(value, hint) or (hint is int and isinstance(value, bool))):
+    if hint in (int, float, bool, str) and (
+        not isinstance(value, hint) or (hint is int and isinstance(value, bool))
+    ):
         raise ConfigError(f"{where} is {value!r}; a value of type {hint.__name__} is expected.")
     return value
 
 
-def to_dict(config: Run) -> dict[str, Any]:
+def to_dict(config: RunConfig) -> dict[str, Any]:
     """Plain nested dict of JSON values; ``build(Run, to_dict(c)) == c``."""
     return dataclasses.asdict(config)
 
 
-def resolve(values: Mapping[str, Any]) -> Run:
+def resolve(values: Mapping[str, Any]) -> RunConfig:
     """A checked Run from a plain mapping, with every field of its algorithm filled in."""
-    run = build(Run, values)
-    name, _ = named(run.algorithm, "algorithm")
+    run = build_config(RunConfig, values)
+    name, _ = split_name(run.algorithm, "algorithm")
     module = run.algorithm.get("module", "")
     filled = {"name": name, "module": module, **dataclasses.asdict(run.algorithm_config)}
     run = dataclasses.replace(run, algorithm=filled, population=_population(run))
@@ -275,10 +305,10 @@ def resolve(values: Mapping[str, Any]) -> Run:
     return run
 
 
-_CLONED = ("env", "policy", "demonstrations", "pretrain", "evaluation", "seed", "seeds", "data")
+_CLONED = ("env", "policy", "demonstrations", "pretrain", "evaluation", "seed", "seeds", "data_parallel")
 
 
-def of_clone(config: Run) -> Run:
+def clone_config(config: RunConfig) -> RunConfig:
     """The configuration of a run's clone alone, one for all methods: demonstrations and cloning do not depend on them."""
     content = to_dict(config)
     kept = {name: content[name] for name in _CLONED}
@@ -287,9 +317,12 @@ def of_clone(config: Run) -> Run:
     )  # it is not finetuned, but must name some method
 
 
-def _population(run: Run) -> dict[str, tuple[float, ...]]:
+def _population(run: RunConfig) -> dict[str, tuple[float, ...]]:
     """The values of each field that varies, as many for one as for another. Raises ConfigError."""
-    name, fields = run.algorithm["name"], {f.name: f for f in dataclasses.fields(run.algorithm_module.Config)}
+    name, fields = (
+        run.algorithm["name"],
+        {f.name: f for f in dataclasses.fields(run.algorithm_module.Config)},
+    )
     numeric = [field for field, about in fields.items() if type(about.default) in (int, float)]
     found: dict[str, tuple[float, ...]] = {}
     for field, values in run.population.items():
@@ -297,7 +330,9 @@ def _population(run: Run) -> dict[str, tuple[float, ...]]:
         if field not in numeric:
             close = difflib.get_close_matches(field, numeric, n=1)
             hint = f"did you mean {close[0]!r}? " if close else ""
-            raise ConfigError(f"{where}: {name} has no numeric field {field!r}; {hint}allowed: {', '.join(numeric)}.")
+            raise ConfigError(
+                f"{where}: {name} has no numeric field {field!r}; {hint}allowed: {', '.join(numeric)}."
+            )
         values = tuple(values) if isinstance(values, (list, tuple)) else (values,)
         kind = type(fields[field].default)
         found[field] = tuple(_convert(value, kind, where) for value in values)
@@ -305,8 +340,12 @@ def _population(run: Run) -> dict[str, tuple[float, ...]]:
             raise ConfigError(f"{where} has no values; give some, e.g. --config.{where}=1e-4,3e-4.")
     if len({len(values) for values in found.values()}) > 1:
         sizes = ", ".join(f"{field} has {len(values)}" for field, values in found.items())
-        raise ConfigError(f"population: {sizes} values; the fields vary together, so each needs as many as the others.")
+        raise ConfigError(
+            f"population: {sizes} values; the fields vary together, so each needs as many as the others."
+        )
     points = list(zip(*found.values(), strict=True))
     if len(set(points)) < len(points):
-        raise ConfigError("population: two members have the same values; give each combination once.")
+        raise ConfigError(
+            "population: two members have the same values; give each combination once."
+        )
     return found

@@ -25,7 +25,7 @@ PyTree = Any
 SEED, DATA, COPY = "seed", "data", "copy"
 
 
-def make(seeds: int, *, data: int = 1) -> Mesh:
+def make_mesh(seeds: int, *, data: int = 1) -> Mesh:
     """Mesh of the devices of all hosts: ``data`` devices for each seed group, as many groups as divide ``seeds``.
 
     What is left over stays idle on one host, and repeats others' work on several. Raises ValueError if the devices cannot be
@@ -38,25 +38,33 @@ def make(seeds: int, *, data: int = 1) -> Mesh:
         )
     places = len(devices) // data
     several = jax.process_count() > 1
-    groups = max(g for g in range(1, places + 1) if seeds % g == 0 and (not several or places % g == 0))
+    groups = max(
+        g for g in range(1, places + 1) if seeds % g == 0 and (not several or places % g == 0)
+    )
     copies = places // groups if several else 1
-    grid = np.asarray(devices[: groups * copies * data]).reshape(groups, copies, data).swapaxes(1, 2)
+    grid = (
+        np.asarray(devices[: groups * copies * data]).reshape(groups, copies, data).swapaxes(1, 2)
+    )
     return Mesh(grid, (SEED, DATA, COPY), axis_types=(AxisType.Auto,) * 3)
 
 
-def share(name: str, size: int, parts: int, axis: str = DATA) -> int:
+def require_divisible(name: str, size: int, parts: int, axis: str = DATA) -> int:
     """What each of the ``parts`` devices of an axis gets of ``size``. Raises ValueError where they cannot share it evenly."""
     if size < 1 or size % parts:
-        raise ValueError(f"{name} is {size}; it must be a positive multiple of the {parts} devices of the {axis} axis.")
+        raise ValueError(
+            f"{name} is {size}; it must be a positive multiple of the {parts} devices of the {axis} axis."
+        )
     return size // parts
 
 
-def is_spec(x: object) -> bool:
+def is_partition_spec(x: object) -> bool:
     """Is this leaf a PartitionSpec? (a PartitionSpec is a tuple, so tree functions must be told)"""
     return isinstance(x, P)
 
 
-def each_seed(function: Callable[..., Any], in_specs: PyTree, out_specs: PyTree, seeds: int) -> Callable[..., Any]:
+def vmap_seeds(
+    function: Callable[..., Any], in_specs: PyTree, out_specs: PyTree, seeds: int
+) -> Callable[..., Any]:
     """``function`` of one seed over the ``seeds`` seeds that one device holds; leaves whose layout has no seed axis are shared.
 
     One alone is called as it is: under a vmap of size 1 XLA fuses less, and an update takes up to 1.4 times as long.
@@ -71,7 +79,7 @@ def each_seed(function: Callable[..., Any], in_specs: PyTree, out_specs: PyTree,
     return alone
 
 
-def of_seed(tree: PyTree, layout: PyTree, index: int) -> PyTree:
+def take_seed(tree: PyTree, layout: PyTree, index: int) -> PyTree:
     """One seed's part of a tree; leaves whose layout has no seed axis as they are."""
     return _with_seeds(lambda x: x[index], layout, tree)
 
@@ -82,7 +90,7 @@ def _with_seeds(change: Callable[[Array], Array], layout: PyTree, tree: PyTree) 
     def leaves(spec: P, part: PyTree) -> PyTree:
         return jax.tree.map(change, part) if _has_seeds(spec) else part
 
-    return jax.tree.map(leaves, layout, tree, is_leaf=is_spec)
+    return jax.tree.map(leaves, layout, tree, is_leaf=is_partition_spec)
 
 
 def _has_seeds(spec: P) -> bool:
@@ -91,12 +99,14 @@ def _has_seeds(spec: P) -> bool:
 
 def _vmap_axes(layout: PyTree) -> PyTree:
     """The vmap axis of each leaf of a layout: 0 where it has a seed axis, None where all seeds share it."""
-    return jax.tree.map(lambda spec: 0 if _has_seeds(spec) else None, layout, is_leaf=is_spec)
+    return jax.tree.map(
+        lambda spec: 0 if _has_seeds(spec) else None, layout, is_leaf=is_partition_spec
+    )
 
 
 def shardings(mesh: Mesh, layout: PyTree) -> PyTree:
     """NamedShardings of a layout."""
-    return jax.tree.map(lambda spec: NamedSharding(mesh, spec), layout, is_leaf=is_spec)
+    return jax.tree.map(lambda spec: NamedSharding(mesh, spec), layout, is_leaf=is_partition_spec)
 
 
 def _bound(axis: str) -> bool:
@@ -156,11 +166,11 @@ def sample_keys(key: Array, count: int) -> Array:
     return jax.vmap(lambda i: jax.random.fold_in(key, i))(index)
 
 
-def descend(
+def gradient_step(
     loss: Callable[[PyTree], tuple[Array, PyTree]],
     params: PyTree,
     opt_state: PyTree,
-    optimiser: optax.GradientTransformation,
+    optimizer: optax.GradientTransformation,
 ) -> tuple[PyTree, PyTree, PyTree]:
     """One gradient step on the mean of ``loss(params) -> (scalar, aux)`` over all devices: (params, opt_state, aux). A gradient that is
     not finite is not followed: params and opt_state stay, and aux["gradient_norm"] tells.
@@ -174,7 +184,9 @@ def descend(
 
     gradient, aux = jax.grad(mean_loss, has_aux=True)(params)
     norm = optax.tree.norm(gradient)
-    updates, new_state = optimiser.update(gradient, opt_state, params)
+    updates, new_state = optimizer.update(gradient, opt_state, params)
     new = optax.apply_updates(params, updates), new_state
-    params, opt_state = jax.tree.map(lambda a, b: jnp.where(jnp.isfinite(norm), b, a), (params, opt_state), new)
+    params, opt_state = jax.tree.map(
+        lambda a, b: jnp.where(jnp.isfinite(norm), b, a), (params, opt_state), new
+    )
     return params, opt_state, {**aux, "gradient_norm": norm}

@@ -80,10 +80,12 @@ class Batch(NamedTuple):
     transitions: Transition
     success: Transition | None = None
     success_weight: Array | None = None
-    return_to_go: Array | None = None  # [B] realised discounted return; NaN while the episode is unfinished
+    return_to_go: Array | None = (
+        None  # [B] realised discounted return; NaN while the episode is unfinished
+    )
 
 
-class Source(NamedTuple):
+class BatchSource(NamedTuple):
     """Where minibatches come from: the only difference between on- and off-policy learning.
 
     init:  (item: Segment shapes) -> store
@@ -106,21 +108,21 @@ class Algorithm(NamedTuple):
     prepare: (state, segment) -> (state, segment)    once a segment; identity off-policy, GAE and returns on-policy
     update:  (state, batch, key) -> (state, metrics)     one minibatch; no logging
     greedy:  (deployed, obs [N, O], key) -> chunk [N, h, A]  what is evaluated and deployed
-    export:  (state) -> deployed: {"net", "normaliser"} of the base policy's kind, and whatever else ``greedy`` needs
+    export:  (state) -> deployed: {"net", "normalizer"} of the base policy's kind, and whatever else ``greedy`` needs
     value:   (state, obs [B, O], chunk [B, G, h, A]) -> [M, B, G]   what the critics think, for the diagnostics
     """
 
     init: Callable[..., PyTree]
     act: Callable[..., tuple[Array, PyTree]]
-    prepare: Callable[[PyTree, Segment], tuple[PyTree, Segment]]
+    preprocess_segment: Callable[[PyTree, Segment], tuple[PyTree, Segment]]
     update: Callable[..., tuple[PyTree, dict[str, Array]]]
-    greedy: Callable[..., Array]
+    eval_policy: Callable[..., Array]
     export: Callable[[PyTree], PyTree]
-    source: Source
+    source: BatchSource
     value: Callable[[PyTree, Array, Array], Array] | None = None
 
 
-def unprepared(state: PyTree, segment: Segment) -> tuple[PyTree, Segment]:
+def identity_preprocess(state: PyTree, segment: Segment) -> tuple[PyTree, Segment]:
     """``prepare`` of a method that takes segments as they come."""
     return state, segment
 

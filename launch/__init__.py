@@ -8,8 +8,8 @@ A sweep file::
         return Sweep("experiments/configs/peg_insert.py", axes=(grid("finetune.utd", (0.0625, 0.125)),), seeds=4)
 """
 
-from launch.axes import choice, drawn, grid, integers, log_uniform, uniform, zipped
-from launch.sweep import Halving, Search, Sweep
+from gcp_jax.launch.axes import choice, drawn, grid, integers, log_uniform, uniform, zipped
+from gcp_jax.launch.spec import Halving, Search, Sweep
 
 __all__ = [
     "Halving",

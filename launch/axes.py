@@ -22,7 +22,7 @@ Axis = list[Point]
 
 
 @dataclasses.dataclass(frozen=True)
-class Range:
+class UniformRange:
     """Numbers in [low, high]. log: uniform in the logarithm; whole: integers, both ends included."""
 
     low: float
@@ -32,9 +32,13 @@ class Range:
 
     def __post_init__(self) -> None:
         if not self.low < self.high or not math.isfinite(self.high - self.low):
-            raise ConfigError(f"a range from {self.low} to {self.high} is empty; give a finite low below high.")
+            raise ConfigError(
+                f"a range from {self.low} to {self.high} is empty; give a finite low below high."
+            )
         if self.log and not self.low > 0:
-            raise ConfigError(f"a logarithmic range from {self.low} to {self.high}: low must be positive, 1e-5 say.")
+            raise ConfigError(
+                f"a logarithmic range from {self.low} to {self.high}: low must be positive, 1e-5 say."
+            )
 
     @property
     def middle(self) -> float:
@@ -70,19 +74,19 @@ class Choice:
         return source.choice(self.values)
 
 
-def uniform(low: float, high: float) -> Range:
+def uniform(low: float, high: float) -> UniformRange:
     """Numbers in [low, high]."""
-    return Range(low, high)
+    return UniformRange(low, high)
 
 
-def log_uniform(low: float, high: float) -> Range:
+def log_uniform(low: float, high: float) -> UniformRange:
     """Positive numbers in [low, high], uniform in their logarithm."""
-    return Range(low, high, log=True)
+    return UniformRange(low, high, log=True)
 
 
-def integers(low: int, high: int) -> Range:
+def integers(low: int, high: int) -> UniformRange:
     """Whole numbers from low to high."""
-    return Range(low, high, whole=True)
+    return UniformRange(low, high, whole=True)
 
 
 def choice(*values: Any) -> Choice:
@@ -100,9 +104,13 @@ def zipped(fields: Mapping[str, Sequence[Any]]) -> Axis:
     none, or a point twice."""
     names, columns = ", ".join(fields), [list(values) for values in fields.values()]
     if not columns or not all(columns):
-        raise ConfigError(f"the axis of {names or 'no field'} is empty; give it at least one value.")
+        raise ConfigError(
+            f"the axis of {names or 'no field'} is empty; give it at least one value."
+        )
     if len({len(column) for column in columns}) > 1:
-        sizes = ", ".join(f"{name} has {len(column)}" for name, column in zip(fields, columns, strict=True))
+        sizes = ", ".join(
+            f"{name} has {len(column)}" for name, column in zip(fields, columns, strict=True)
+        )
         raise ConfigError(f"zipped fields need as many values as each other, but {sizes}.")
     points = [dict(zip(fields, row, strict=True)) for row in zip(*columns, strict=True)]
     if any(point in points[:i] for i, point in enumerate(points)):
@@ -110,9 +118,11 @@ def zipped(fields: Mapping[str, Sequence[Any]]) -> Axis:
     return points
 
 
-def drawn(fields: Mapping[str, Range | Choice], *, count: int, seed: int = 0) -> Axis:
+def drawn(fields: Mapping[str, UniformRange | Choice], *, count: int, seed: int = 0) -> Axis:
     """``count`` random points, the same for the same ``seed``; the first ones stay when ``count`` grows."""
     if count < 1 or not fields:
-        raise ConfigError(f"the axis drawn from {', '.join(fields) or 'no field'} has count={count}; it is empty.")
+        raise ConfigError(
+            f"the axis drawn from {', '.join(fields) or 'no field'} has count={count}; it is empty."
+        )
     source = random.Random(seed)
     return [{name: kind.draw(source) for name, kind in fields.items()} for _ in range(count)]

@@ -19,34 +19,44 @@ from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from gcp_jax.atomic_files import write_json
 from gcp_jax.config import ConfigError
-from gcp_jax.files import write_json
-from launch import work as working
-from launch.engine import Backend, Future
-from launch.work import Job, Outcome
+from gcp_jax.launch import worker as working
+from gcp_jax.launch.launcher import Backend, Future
+from gcp_jax.launch.worker import Job, JobResult
 
 NAMES = ("local", "ray", "slurm")
 
 
-class Slot(NamedTuple):
+class WorkerSlot(NamedTuple):
     """A share of this machine: environment variables that show a process its accelerators, and the CPU cores it may use."""
 
     environment: Mapping[str, str]
     cores: tuple[int, ...]
 
 
-def divided(count: int | None, devices: int) -> list[Slot]:
+def split_machine(count: int | None, devices: int) -> list[WorkerSlot]:
     """This machine divided by ``count`` runs at a time; by default as many as its accelerators allow with ``devices`` a run, or
     one for every two cores. Raises ConfigError where there are too few."""
     found, cores = accelerators(), sorted(os.sched_getaffinity(0))
     most = len(found) // devices if found else len(cores)
     count = count or (most if found else max(len(cores) // 2, 1))
     if count > most:
-        what = f"{len(found)} accelerators, of which a run takes {devices}" if found else f"{len(cores)} cores"
+        what = (
+            f"{len(found)} accelerators, of which a run takes {devices}"
+            if found
+            else f"{len(cores)} cores"
+        )
         raise ConfigError(f"--slots={count}, but this machine has {what}; at most {most}.")
-    share, each = len(cores) // count, [found[i : i + devices] for i in range(0, len(found), devices)]
+    share, each = (
+        len(cores) // count,
+        [found[i : i + devices] for i in range(0, len(found), devices)],
+    )
     return [
-        Slot(_visible(each[i]) if found else {}, tuple(cores[i * share : (i + 1) * share]) or tuple(cores))
+        WorkerSlot(
+            _visible(each[i]) if found else {},
+            tuple(cores[i * share : (i + 1) * share]) or tuple(cores),
+        )
         for i in range(count)
     ]
 
@@ -79,8 +89,10 @@ def _visible(devices: Sequence[str]) -> dict[str, str]:
 class Local:
     """Processes of this machine that stay: one for each slot, started anew when it dies. They end with the launcher."""
 
-    def __init__(self, shares: Sequence[Slot], devices: int) -> None:
-        self._threads = concurrent.futures.ThreadPoolExecutor(len(shares), thread_name_prefix="slot")
+    def __init__(self, shares: Sequence[WorkerSlot], devices: int) -> None:
+        self._threads = concurrent.futures.ThreadPoolExecutor(
+            len(shares), thread_name_prefix="slot"
+        )
         self._slots = [_Process(share, devices) for share in shares]
         self._free: queue.SimpleQueue[_Process] = queue.SimpleQueue()
         for slot in self._slots:
@@ -90,7 +102,7 @@ class Local:
         """Queue jobs; each is done in the next process that is free."""
         return [self._threads.submit(self._do, job) for job in jobs]
 
-    def _do(self, job: Job) -> Outcome:
+    def _do(self, job: Job) -> JobResult:
         process = self._free.get()
         try:
             return process.do(job)
@@ -110,7 +122,7 @@ class Local:
 class _Process:
     """One worker process, on its share of the machine."""
 
-    def __init__(self, share: Slot, devices: int) -> None:
+    def __init__(self, share: WorkerSlot, devices: int) -> None:
         self._arguments = (share.environment, devices, share.cores)
         self.pool = self._new()
 
@@ -119,7 +131,7 @@ class _Process:
             1, multiprocessing.get_context("spawn"), working.prepare, self._arguments
         )
 
-    def do(self, job: Job) -> Outcome:
+    def do(self, job: Job) -> JobResult:
         """One attempt; raises BrokenProcessPool where the process died of it."""
         try:
             return self.pool.submit(_in_slot, job, os.getpid()).result()
@@ -134,7 +146,7 @@ class _Process:
             process.terminate()
 
 
-def _in_slot(job: Job, launcher: int) -> Outcome:
+def _in_slot(job: Job, launcher: int) -> JobResult:
     """One attempt; a process whose launcher has died meanwhile ends, since nobody will give it more to do."""
     outcome = working.work(job)
     if os.getppid() != launcher:
@@ -151,16 +163,33 @@ class Ray:
         except ImportError as error:
             raise ConfigError("--on=ray needs Ray: pip install 'gcp-jax[ray]'.") from error
         _answers(address)
-        seen = {name: os.environ[name] for name in ("JAX_COMPILATION_CACHE_DIR", "JAX_PLATFORMS") if name in os.environ}
-        runtime = {"env_vars": {**seen, "PYTHONPATH": os.pathsep.join([os.getcwd(), os.environ.get("PYTHONPATH", "")])}}
+        seen = {
+            name: os.environ[name]
+            for name in ("JAX_COMPILATION_CACHE_DIR", "JAX_PLATFORMS")
+            if name in os.environ
+        }
+        runtime = {
+            "env_vars": {
+                **seen,
+                "PYTHONPATH": os.pathsep.join([os.getcwd(), os.environ.get("PYTHONPATH", "")]),
+            }
+        }
         try:
-            ray.init(address=address or None, runtime_env=runtime, log_to_driver=False, logging_level=logging.ERROR)
+            ray.init(
+                address=address or None,
+                runtime_env=runtime,
+                log_to_driver=False,
+                logging_level=logging.ERROR,
+            )
         except (ConnectionError, RuntimeError, ValueError) as error:
             raise ConfigError(f"--address={address}: {working.told(error)}") from error
         self._ray, self._devices = ray, devices
         own = {name: amount for name, amount in resources.items() if name not in ("CPU", "GPU")}
         self._task = ray.remote(
-            num_cpus=resources.get("CPU", 1), num_gpus=resources.get("GPU", 0), resources=own, max_retries=0
+            num_cpus=resources.get("CPU", 1),
+            num_gpus=resources.get("GPU", 0),
+            resources=own,
+            max_retries=0,
         )(_on_ray)
 
     def submit(self, jobs: Sequence[Job]) -> list[Future]:
@@ -172,7 +201,7 @@ class Ray:
         self._ray.shutdown()
 
 
-def _on_ray(job: tuple[Any, ...], devices: int) -> Outcome:
+def _on_ray(job: tuple[Any, ...], devices: int) -> JobResult:
     working.prepare({}, devices, ())
     return working.work(Job(*job))
 
@@ -219,7 +248,10 @@ class Slurm:
         new = [job for job in jobs if known.get(job.folder) not in queued]
         made = (
             self._executor.map_array(
-                _on_slurm, [tuple(job) for job in new], [self._devices] * len(new), [str(self._folder)] * len(new)
+                _on_slurm,
+                [tuple(job) for job in new],
+                [self._devices] * len(new),
+                [str(self._folder)] * len(new),
             )
             if new
             else []
@@ -259,7 +291,11 @@ class Slurm:
     def _queued() -> set[str]:
         """The ids of this user's jobs that SLURM still has something to do for."""
         command = ["squeue", "--noheader", "--array", f"--user={os.getuid()}", "--format=%i"]
-        return set(subprocess.run(command, capture_output=True, text=True, check=True, timeout=60).stdout.split())
+        return set(
+            subprocess.run(
+                command, capture_output=True, text=True, check=True, timeout=60
+            ).stdout.split()
+        )
 
 
 SLURM = {"job_name": "gcp-jax", "time": 24 * 60, "signal_delay_s": 300}
@@ -270,7 +306,7 @@ def _settle(future: Future, job: Any, folder: Path) -> None:
     """What became of a job that has left the queue."""
     path = _outcome(folder, job.job_id)
     if path.exists():
-        future.set_result(Outcome(**json.loads(path.read_text())))
+        future.set_result(JobResult(**json.loads(path.read_text())))
     else:
         complaint = f"SLURM ended job {job.job_id} without a result; see {job.paths.stderr}"
         future.set_exception(RuntimeError(complaint))
@@ -305,7 +341,7 @@ def make(
 ) -> Backend:
     """The backend called ``name``. Raises ConfigError for another."""
     if name == "local":
-        return Local(divided(slots, devices), devices)
+        return Local(split_machine(slots, devices), devices)
     if name == "ray":
         return Ray(address, resources, devices)
     if name == "slurm":

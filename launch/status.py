@@ -12,17 +12,17 @@ from typing import Any, NamedTuple
 
 from rich.table import Table
 
-from gcp_jax import metrics
-from gcp_jax.statistics import MISSING, judged_by, pooled
-from launch import engine
-from launch.axes import Point
+from gcp_jax.launch import launcher
+from gcp_jax.launch.axes import Point
+from gcp_jax.run import metrics
+from gcp_jax.stats.statistics import MISSING, pooled, score_name_of
 
 SILENT = 90.0  # seconds without a sign of life after which a run is no longer running
 STATES = ("running", "waiting", "paused", "finished", "dropped", "failed")
 _TAIL = 1 << 16  # bytes
 
 
-class Standing(NamedTuple):
+class RunStatus(NamedTuple):
     """One run: its state, environment steps of a seed done and in all, newest score told with its interval, that of the policy
     it started from, seconds left if it can be foretold, seconds spent on it so far, and the error of its last attempt."""
 
@@ -38,13 +38,15 @@ class Standing(NamedTuple):
     error: str
 
 
-def standings(folder: Path) -> list[Standing]:
+def standings(folder: Path) -> list[RunStatus]:
     """Every run of a sweep's folder. Raises ConfigError where that is no sweep."""
-    known = engine.read(folder)["runs"]
-    return [standing(engine.folder_of(folder, name), about["values"]) for name, about in known.items()]
+    known = launcher.read(folder)["runs"]
+    return [
+        standing(launcher.folder_of(folder, name), about["values"]) for name, about in known.items()
+    ]
 
 
-def standing(folder: Path, values: Point) -> Standing:
+def standing(folder: Path, values: Point) -> RunStatus:
     """One run's."""
     evals = metrics.rows(folder / "eval.jsonl")
     newest, done = _newest(folder / "metrics.jsonl"), 0
@@ -55,7 +57,7 @@ def standing(folder: Path, values: Point) -> Standing:
     left = None
     if state == "running" and done and newest.get("train_seconds"):
         left = (total - done) * newest["train_seconds"] / done
-    return Standing(
+    return RunStatus(
         id=folder.name,
         values=values,
         state=state,
@@ -74,29 +76,35 @@ def cloning(folder: Path) -> int:
     return sum(_alive(clone) for clone in folder.glob("clones/*"))
 
 
-def table(found: Iterable[Standing], clones: int = 0) -> Table:
+def table(found: Iterable[RunStatus], clones: int = 0) -> Table:
     """As a person reads it: counts above, a line for each run. clones: that are being made."""
     found = list(found)
     title = headline(found) + (f" · {clones} shared clones being made" if clones else "")
     drawn = Table(title=title, title_justify="left", box=None, pad_edge=False)
     for name in ("run", "state", "steps", "before", "now", "left", "what"):
-        drawn.add_column(name, overflow="fold" if name == "what" else "ellipsis", no_wrap=name != "what")
+        drawn.add_column(
+            name, overflow="fold" if name == "what" else "ellipsis", no_wrap=name != "what"
+        )
     for run in found:
         steps = f"{run.done:,}/{run.total:,}" if run.total else MISSING
-        what = label(run.values) + (f" · {run.error}" if run.error and run.state != "finished" else "")
+        what = label(run.values) + (
+            f" · {run.error}" if run.error and run.state != "finished" else ""
+        )
         drawn.add_row(run.id, run.state, steps, run.before, run.score, clock(run.left), what)
     return drawn
 
 
-def headline(found: list[Standing]) -> str:
+def headline(found: list[RunStatus]) -> str:
     """``24 runs: 6 running, 10 waiting, 8 finished · about 0:12:30 left``"""
     counts = Counter(run.state for run in found)
     told = ", ".join(f"{counts[state]} {state}" for state in STATES if counts[state])
     seconds = left(found)
-    return f"{len(found)} runs: {told}" + (f" · about {clock(seconds)} left" if seconds is not None else "")
+    return f"{len(found)} runs: {told}" + (
+        f" · about {clock(seconds)} left" if seconds is not None else ""
+    )
 
 
-def left(found: list[Standing]) -> float | None:
+def left(found: list[RunStatus]) -> float | None:
     """Seconds until all is done, if as many run at a time as now and each takes what the finished ones took; None where nothing
     runs or nothing is finished."""
     took = [run.spent for run in found if run.state == "finished"]
@@ -110,7 +118,10 @@ def left(found: list[Standing]) -> float | None:
 
 def label(values: Point) -> str:
     """``critic_lr=0.001, utd=0.125``: fields by their last name."""
-    return ", ".join(f"{name.rpartition('.')[2]}={_short(value)}" for name, value in values.items()) or "as configured"
+    return (
+        ", ".join(f"{name.rpartition('.')[2]}={_short(value)}" for name, value in values.items())
+        or "as configured"
+    )
 
 
 def clock(seconds: float | None) -> str:
@@ -130,7 +141,7 @@ def _short(value: Any) -> str:
 
 
 def _state(folder: Path) -> tuple[str, str]:
-    if engine.finished(folder):
+    if launcher.finished(folder):
         return "finished", ""
     if (folder / "dropped.txt").exists():
         return "dropped", (folder / "dropped.txt").read_text().strip()
@@ -174,7 +185,7 @@ def _told(evals: list[dict[str, Any]], stage: str) -> str:
     rows = [row for row in evals if row["stage"] == stage]
     newest = [row for row in rows if row["env_steps"] == rows[-1]["env_steps"]]
     interval = pooled(newest)
-    return interval.told(judged_by(newest[0])) if interval else MISSING
+    return interval.told(score_name_of(newest[0])) if interval else MISSING
 
 
 def _newest(path: Path) -> dict[str, Any]:

@@ -10,9 +10,9 @@ import signal
 import time
 from pathlib import Path
 
-from gcp_jax.files import write_json
-from gcp_jax.train import Interrupted, Paused
-from launch.work import Job
+from gcp_jax.atomic_files import write_json
+from gcp_jax.launch.worker import Job
+from gcp_jax.run.training import Interrupted, Paused
 
 SAVE, EVALUATE = 4, 8
 
@@ -32,7 +32,9 @@ def count(job: Job) -> None:
 def _count(job: Job, folder: Path, total: int, asked: list[int]) -> None:
     saved, pause = folder / "saved.json", float(os.environ.get("COUNTING_SECONDS", "0"))
     write_json(folder / "config.json", {"config": job.config})
-    state = json.loads(saved.read_text()) if saved.exists() else {"step": 0, "number": "", "rows": []}
+    state = (
+        json.loads(saved.read_text()) if saved.exists() else {"step": 0, "number": "", "rows": []}
+    )
     _misbehave(job.config["pretrain"]["artifact"], folder)
     while state["step"] < total:
         state["step"] += 1
@@ -56,19 +58,32 @@ def _count(job: Job, folder: Path, total: int, asked: list[int]) -> None:
 
 def _evaluated(job: Job, state: dict) -> list[dict]:
     """A row for each member: as good as its learning rate is near 1e-3, and better with every step."""
-    population = job.config["population"].get("critic_lr", [job.config["algorithm"].get("critic_lr", 1e-3)])
+    population = job.config["population"].get(
+        "critic_lr", [job.config["algorithm"].get("critic_lr", 1e-3)]
+    )
     rows = []
     for lr in population:
         good = min(lr / 1e-3, 1e-3 / lr) * min(state["step"] / 32, 1.0)
         who = {"population": f"critic_lr={lr:g}"} if job.config["population"] else {}
-        row = {"stage": "finetune", "env_steps": state["step"], "updates": 0, "seed": job.config["seed"], **who}
-        rows.append({**row, "eval/success": good, "eval/successes": round(100 * good), "eval/episodes": 100})
+        row = {
+            "stage": "finetune",
+            "env_steps": state["step"],
+            "updates": 0,
+            "seed": job.config["seed"],
+            **who,
+        }
+        rows.append(
+            {**row, "eval/success": good, "eval/successes": round(100 * good), "eval/episodes": 100}
+        )
     return rows
 
 
 def _write_rows(folder: Path, state: dict) -> None:
     base = {"stage": "base", "env_steps": 0, "updates": 0, "seed": 0}
-    rows = [{**base, "eval/success": 0.1, "eval/successes": 10, "eval/episodes": 100}, *state["rows"]]
+    rows = [
+        {**base, "eval/success": 0.1, "eval/successes": 10, "eval/episodes": 100},
+        *state["rows"],
+    ]
     (folder / "eval.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     row = {"stage": "finetune", "env_steps": state["step"], "seed": 0, "train_seconds": 1.0}
     (folder / "metrics.jsonl").write_text(json.dumps(row) + "\n")

@@ -5,7 +5,9 @@ from pathlib import Path
 
 def largest(folder: Path) -> Path:
     """The largest file below ``folder``."""
-    return max((path for path in folder.rglob("*") if path.is_file()), key=lambda path: path.stat().st_size)
+    return max(
+        (path for path in folder.rglob("*") if path.is_file()), key=lambda path: path.stat().st_size
+    )
 
 
 def flip_a_bit(path: Path) -> None:

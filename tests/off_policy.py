@@ -1,7 +1,7 @@
 """What tests of several methods share: policies in closed form, transitions, states in the midst of training, and checks.
 
 Observations have two numbers and an action two, a chunk of two steps of one number each. Whatever is called ``s`` is a
-normalised observation, and float64.
+normalized observation, and float64.
 """
 
 import dataclasses
@@ -16,19 +16,19 @@ import pytest
 from jax.sharding import PartitionSpec as P
 from test_critic import assert_one_line, heads, pairs, vector
 
-from gcp_jax import policy as policy_lib
-from gcp_jax.networks import Normaliser
-from gcp_jax.policy import Policy, PolicyConfig
+from gcp_jax.core import policy as policy_lib
+from gcp_jax.core.networks import Normalizer
+from gcp_jax.core.policy import Policy, PolicyConfig
 from gcp_jax.types import Specs, Transition
 
 SPECS = Specs(obs_dim=2, action_dim=1, chunk=2)
-NORMALISER = Normaliser(jnp.array([0.5, -0.5]), jnp.array([2.0, 0.5]))
+NORMALISER = Normalizer(jnp.array([0.5, -0.5]), jnp.array([2.0, 0.5]))
 
 
 # Policies.
 
 
-def normalise(obs):
+def normalize(obs):
     return (np.asarray(obs, np.float64) - np.asarray(NORMALISER.mean)) / np.asarray(NORMALISER.std)
 
 
@@ -51,7 +51,9 @@ def matching(params, obs, action, mask, z, t):
 def policy_of(sample, imitation_loss=None):
     """A policy that can sample, ``sample(params, obs, z)``, perhaps be cloned, and nothing else."""
     fields = {"sample": sample, "imitation_loss": imitation_loss, "specs": SPECS}
-    return Policy(**{**dict.fromkeys(Policy._fields), **fields, "config": PolicyConfig(chunk=2, steps=1)})
+    return Policy(
+        **{**dict.fromkeys(Policy._fields), **fields, "config": PolicyConfig(chunk=2, steps=1)}
+    )
 
 
 class SmallFlow(NamedTuple):
@@ -63,12 +65,15 @@ class SmallFlow(NamedTuple):
 
 
 def small_flow():
-    made = policy_lib.make(
-        PolicyConfig(chunk=2, hidden=(8, 8), steps=3, sigma=0.2), Specs(obs_dim=3, action_dim=2, chunk=2)
+    made = policy_lib.make_policy(
+        PolicyConfig(chunk=2, hidden=(8, 8), steps=3, sigma=0.2),
+        Specs(obs_dim=3, action_dim=2, chunk=2),
     )
-    normaliser = Normaliser(jnp.array([1.0, -2.0, 0.5]), jnp.array([2.0, 0.5, 1.0]))
-    deployed = {"net": jax.jit(made.init)(jax.random.key(0)), "normaliser": normaliser}
-    return SmallFlow(made, deployed, jnp.asarray(np.random.default_rng(0).standard_normal((5, 3), np.float32)))
+    normalizer = Normalizer(jnp.array([1.0, -2.0, 0.5]), jnp.array([2.0, 0.5, 1.0]))
+    deployed = {"net": jax.jit(made.init)(jax.random.key(0)), "normalizer": normalizer}
+    return SmallFlow(
+        made, deployed, jnp.asarray(np.random.default_rng(0).standard_normal((5, 3), np.float32))
+    )
 
 
 # Transitions and states.
@@ -82,7 +87,9 @@ def transitions(rows=8, seed=0):
     return Transition(
         obs=jnp.asarray(obs),
         action=jnp.asarray(np.clip(action, -1, 1))[..., None],
-        mask=jnp.asarray(np.where(np.arange(rows)[:, None] % 4 == 2, [1.0, 0.0], [1.0, 1.0]), jnp.float32),
+        mask=jnp.asarray(
+            np.where(np.arange(rows)[:, None] % 4 == 2, [1.0, 0.0], [1.0, 1.0]), jnp.float32
+        ),
         reward=jnp.asarray(rng.standard_normal(rows), jnp.float32),
         discount=jnp.asarray(np.where(third == 0, 0.0, 0.9), jnp.float32),
         next_obs=jnp.asarray(following),
@@ -97,13 +104,15 @@ def returns(data):
 
 
 def pretrained(bias):
-    return {"net": {"bias": jnp.asarray(bias, jnp.float32)}, "normaliser": NORMALISER}
+    return {"net": {"bias": jnp.asarray(bias, jnp.float32)}, "normalizer": NORMALISER}
 
 
 def midway(algorithm, bias, step):
     """A state in the midst of training: the average critic differs from the critic."""
     state, other = (algorithm.init(jax.random.key(seed), pretrained(bias)) for seed in (0, 1))
-    return state._replace(critic=state.critic._replace(target=other.critic.net), step=jnp.int32(step))
+    return state._replace(
+        critic=state.critic._replace(target=other.critic.net), step=jnp.int32(step)
+    )
 
 
 def midway_cloning(algorithm, step=1):
@@ -130,21 +139,26 @@ def assert_acts_and_deploys(algorithm, state, obs, expected, parts):
     assert extras == {}
     assert_close(chunk[..., 0], expected)
     deployed = algorithm.export(state)
-    assert deployed.keys() == {"net", "normaliser", *parts}
+    assert deployed.keys() == {"net", "normalizer", *parts}
     assert deployed["net"] is state.base.target
-    assert_close(algorithm.greedy(deployed, obs, jax.random.key(1))[..., 0], expected)
-    assert algorithm.prepare(state, obs) == (state, obs)
+    assert_close(algorithm.eval_policy(deployed, obs, jax.random.key(1))[..., 0], expected)
+    assert algorithm.preprocess_segment(state, obs) == (state, obs)
 
 
 def assert_best_of_random_pairs(algorithm, state, obs, action, q):
     """``act`` and the deployed policy give the best of ``action`` [B, N, D] by a pair of heads q [M, B, N]: each pair."""
     expected = np.stack([best(pair, action) for pair in pairs(q)])
     keys, deployed = jax.random.split(jax.random.key(0), 64), algorithm.export(state)
-    for choose in (lambda key: algorithm.act(state, obs, key)[0], lambda key: algorithm.greedy(deployed, obs, key)):
+    for choose in (
+        lambda key: algorithm.act(state, obs, key)[0],
+        lambda key: algorithm.eval_policy(deployed, obs, key),
+    ):
         chunks = np.asarray(jax.jit(jax.vmap(choose))(keys))[..., 0]
         distance = np.abs(chunks[:, None] - expected[None]).max((-1, -2))
         assert distance.min(-1).max() < 1e-5
-        assert len(np.unique(chunks.round(4), axis=0)) == len(np.unique(expected.round(4), axis=0)) > 1
+        assert (
+            len(np.unique(chunks.round(4), axis=0)) == len(np.unique(expected.round(4), axis=0)) > 1
+        )
 
 
 def assert_first_acts_until_warm(algorithm, warmup, options):
@@ -152,7 +166,7 @@ def assert_first_acts_until_warm(algorithm, warmup, options):
     obs = transitions(seed=2).obs
     for step in (0, warmup, warmup + 1):
         state = midway_cloning(algorithm, step)
-        action, worth = options(state, normalise(obs))
+        action, worth = options(state, normalize(obs))
         expected = best(worth, action) if step > warmup else action[:, 0]
         chunk, _ = algorithm.act(state, obs, jax.random.key(0))
         assert_close(chunk[..., 0], expected)
@@ -173,10 +187,10 @@ def assert_pooled(found, q, aggregate, scale=1.0, offset=0.0, atol=2e-4):
 
 
 def regressed(call, before, after, data, action=None):
-    """The targets of the one call of ``critic.regress`` that made the critics ``after`` of those ``before``."""
+    """The targets of the one call of ``critic.td_step`` that made the critics ``after`` of those ``before``."""
     (trained, obs, judged, y), (learned, _) = call
     assert trained is before.critic
-    np.testing.assert_allclose(obs, normalise(data.obs), rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(obs, normalize(data.obs), rtol=1e-5, atol=1e-6)
     np.testing.assert_array_equal(judged, data.action[..., 0] if action is None else action)
     assert after.critic is learned
     return y
@@ -193,7 +207,7 @@ def cloned(call, before, data):
     """The base that the one call of ``imitation.improve`` made of the base ``before``, on the replay."""
     (base, obs, given, _), (improved, _) = call
     assert (base, given) == (before.base, data)
-    np.testing.assert_allclose(obs, normalise(data.obs), rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(obs, normalize(data.obs), rtol=1e-5, atol=1e-6)
     return improved
 
 
@@ -204,13 +218,17 @@ def assert_metrics(metrics, expected, others):
     assert metrics.keys() == expected.keys() | others
 
 
-def assert_each_learns_in_its_time(update, state, batch, learns, waiting, always=("critic",), never=()):
+def assert_each_learns_in_its_time(
+    update, state, batch, learns, waiting, always=("critic",), never=()
+):
     """Update by update, the parts ``waiting`` change just where ``learns`` says so, others always or never."""
     for n, expected in enumerate(learns):
         before = state
         state, _ = update(state, batch, jax.random.key(n))
         for name in waiting:
-            same = jax.tree.all(jax.tree.map(np.array_equal, getattr(before, name), getattr(state, name)))
+            same = jax.tree.all(
+                jax.tree.map(np.array_equal, getattr(before, name), getattr(state, name))
+            )
             assert same != expected, (name, n)
         for name in always:
             change = vector(getattr(before, name).net) - vector(getattr(state, name).net)
@@ -221,13 +239,15 @@ def assert_each_learns_in_its_time(update, state, batch, learns, waiting, always
 
 
 def assert_two_devices_learn_as_one(algorithm, state, batch, devices, opts):
-    """The gradients of an update, from the memories of the optimisers ``opts(state)``, do not depend on the split."""
+    """The gradients of an update, from the memories of the optimizers ``opts(state)``, do not depend on the split."""
     key = jax.random.key(4)
 
     def update(state, batch):
         return [memory(opt) for opt in opts(algorithm.update(state, batch, key)[0])]
 
-    spread = jax.shard_map(update, mesh=devices(data=2), in_specs=(P(), P("data")), out_specs=P(), check_vma=True)
+    spread = jax.shard_map(
+        update, mesh=devices(data=2), in_specs=(P(), P("data")), out_specs=P(), check_vma=True
+    )
     one, two = vector(update(state, batch)), vector(jax.jit(spread)(state, batch))
     np.testing.assert_allclose(one, two, rtol=1e-3, atol=2e-5)
 
@@ -237,7 +257,7 @@ def assert_diagnostics_see_the_averaged_critics(algorithm, state, obs):
     chunk = np.random.default_rng(3).standard_normal((len(obs), 5, 2, 1)).astype(np.float32)
     found = algorithm.value(state, obs, jnp.asarray(chunk))
     assert found.shape == (3, len(obs), 5)
-    assert_close(found, heads(state.critic.target, normalise(obs)[:, None], chunk[..., 0]))
+    assert_close(found, heads(state.critic.target, normalize(obs)[:, None], chunk[..., 0]))
 
 
 # Configuration: the parts of a state and the switches, {field: (another value, the part that shows it)}.
@@ -268,17 +288,20 @@ def soft_parts(name):
 
 CRITIC_SWITCHES = {
     "critic_lr": (0.1, "critic"),
-    "critic_ema": (0.5, "average"),
+    "critic_tau": (0.5, "average"),
     "grad_clip": (1e-3, "critic gradient"),
 }
-BASE_SWITCHES = {"base_lr": (0.1, "base"), "base_ema": (0.5, "base average")}
-TEMPERATURE_SWITCHES = {"target_entropy": (-1.0, "temperature gradient"), "temperature_lr": (0.1, "temperature")}
+BASE_SWITCHES = {"base_lr": (0.1, "base"), "base_tau": (0.5, "base average")}
+TEMPERATURE_SWITCHES = {
+    "target_entropy": (-1.0, "temperature gradient"),
+    "temperature_lr": (0.1, "temperature"),
+}
 SOFT_SWITCHES = {
     **CRITIC_SWITCHES,
     **TEMPERATURE_SWITCHES,
     "critics": (4, "actor gradient"),
     "critic_hidden": ((5,), "actor gradient"),
-    "critic_warmup": (10, "actor"),
+    "critic_warmup_updates": (10, "actor"),
     "aggregate": ("min", "critic gradient"),
     "actor_hidden": ((5,), "critic gradient"),
     "actor_lr": (0.1, "actor"),
@@ -288,7 +311,10 @@ BAD_CRITICS = (
     ({"critics": 1}, "algorithm.critics is 1; it must be at least 2"),
     ({"aggregate": "max"}, "algorithm.aggregate is 'max'; allowed: mean, min"),
 )
-BAD_WARMUP = ({"critic_warmup": -1}, "algorithm.critic_warmup is -1; it must be at least 0")
+BAD_WARMUP = (
+    {"critic_warmup_updates": -1},
+    "algorithm.critic_warmup_updates is -1; it must be at least 0",
+)
 BAD_SOFT = (
     ({"temperature": -1.0}, "algorithm.temperature is -1.0; it must be positive"),
     ({"target_entropy": 1.0}, "algorithm.target_entropy is 1.0; it must be below 0.69"),

@@ -21,10 +21,10 @@ TINY = {
     "pretrain.evaluate_every": "50",
     "pretrain.batch_size": "64",
     "finetune.envs": "8",
-    "finetune.rows": "4",
+    "finetune.unroll_chunks": "4",
     "finetune.batch_size": "32",
     "finetune.env_steps": "1536",
-    "finetune.warmup_steps": "256",
+    "finetune.learning_starts": "256",
     "finetune.capacity": "1024",
     "finetune.utd": "0.0625",
     "evaluation.episodes": "16",
@@ -38,19 +38,28 @@ def command(folder: Path, *extra: str, **fields: str | None) -> list[str]:
     """The training with TINY and these fields; one that is None is left at its default."""
     given = {name: value for name, value in {**TINY, **fields}.items() if value is not None}
     overrides = [f"--config.{name}={value}" for name, value in given.items()]
-    program = [sys.executable, "-m", "experiments.cli", "train", f"--config={CONFIG}"]
+    program = [sys.executable, "-m", "gcp_jax.launch.cli.main", "train", f"--config={CONFIG}"]
     return [*program, f"--config.run_dir={folder}", *overrides, "--json", *extra]
 
 
 def environment() -> dict[str, str]:
     clean = {k: v for k, v in os.environ.items() if k not in ("XLA_FLAGS", "NPROC")}
-    cache = os.environ.get("GCP_JAX_TEST_CACHE") or str(Path.home() / ".cache" / "gcp-jax" / "tests")
+    cache = os.environ.get("GCP_JAX_TEST_CACHE") or str(
+        Path.home() / ".cache" / "gcp-jax" / "tests"
+    )
     quick = "--xla_backend_optimization_level=0 --xla_cpu_parallel_codegen_split_count=1"  # mostly these runs compile
-    return {**clean, "JAX_COMPILATION_CACHE_DIR": cache, "PYTHONUNBUFFERED": "1", "XLA_FLAGS": quick}
+    return {
+        **clean,
+        "JAX_COMPILATION_CACHE_DIR": cache,
+        "PYTHONUNBUFFERED": "1",
+        "XLA_FLAGS": quick,
+    }
 
 
 def run(arguments: list[str]) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(arguments, capture_output=True, text=True, env=environment(), timeout=500, check=False)
+    return subprocess.run(
+        arguments, capture_output=True, text=True, env=environment(), timeout=500, check=False
+    )
 
 
 def last_json(done: subprocess.CompletedProcess[str]) -> dict:

@@ -24,9 +24,11 @@ def logic(source):
     """[(line number, stripped line)] of a module without imports, docstrings, comments and blank lines, and without what
     the contract of a method prescribes: the headers of its classes and functions, and fields that have no value."""
     left_out, tree = set(), ast.parse(source)
-    for node in ast.walk(tree):
+    for node in ast.sample_chain(tree):
         defined = isinstance(node, ast.ClassDef | ast.FunctionDef)
-        if isinstance(node, ast.Import | ast.ImportFrom) or (isinstance(node, ast.AnnAssign) and node.value is None):
+        if isinstance(node, ast.Import | ast.ImportFrom) or (
+            isinstance(node, ast.AnnAssign) and node.value is None
+        ):
             left_out |= set(_span(node))
         elif (defined or node is tree) and ast.get_docstring(node) is not None:
             left_out |= set(_span(node.body[0]))
@@ -37,7 +39,9 @@ def logic(source):
         if token.type == tokenize.COMMENT:
             row, column = token.start
             lines[row - 1] = lines[row - 1][:column]
-    return [(n, line.strip()) for n, line in enumerate(lines, 1) if line.strip() and n not in left_out]
+    return [
+        (n, line.strip()) for n, line in enumerate(lines, 1) if line.strip() and n not in left_out
+    ]
 
 
 def shared_runs(one, two):
@@ -63,10 +67,14 @@ def test_a_method_is_short(path):
     assert LEAST <= count <= MOST, f"{path.name} has {count} lines; {LEAST} to {MOST} are allowed"
 
 
-@pytest.mark.parametrize(("one", "two"), list(itertools.combinations(METHODS, 2)), ids=lambda path: path.stem)
+@pytest.mark.parametrize(
+    ("one", "two"), list(itertools.combinations(METHODS, 2)), ids=lambda path: path.stem
+)
 def test_no_two_methods_share_a_block_of_logic(one, two):
     runs = shared_runs(*(logic(path.read_text()) for path in (one, two)))
-    said = [f"{one.name}:{i} and {two.name}:{j} share {length} lines of logic" for i, j, length in runs]
+    said = [
+        f"{one.name}:{i} and {two.name}:{j} share {length} lines of logic" for i, j, length in runs
+    ]
     assert not said, "; ".join(said)
 
 
@@ -75,7 +83,12 @@ BLOCK = "\n".join(f"    x = {n} * x" for n in range(RUN))
 
 @pytest.mark.parametrize(
     ("between", "lines"),
-    [("", RUN), ("\n\n    # a comment\n", RUN), ('    """text"""\n', None), ("    y = x  # own\n", None)],
+    [
+        ("", RUN),
+        ("\n\n    # a comment\n", RUN),
+        ('    """text"""\n', None),
+        ("    y = x  # own\n", None),
+    ],
     ids=["copied", "copied with comments", "another statement", "another line"],
 )
 def test_a_copied_block_is_seen_whatever_stands_around_it(between, lines):
@@ -83,7 +96,10 @@ def test_a_copied_block_is_seen_whatever_stands_around_it(between, lines):
     one = f'"""One."""\nimport os\n\n\ndef f(x):\n    """Doc."""\n{BLOCK}\n    return x + 1\n'
     half = BLOCK.splitlines()
     two = (
-        "\n".join(["def g(x):", *half[: RUN // 2]]) + "\n" + between + "\n".join([*half[RUN // 2 :], "    return x\n"])
+        "\n".join(["def g(x):", *half[: RUN // 2]])
+        + "\n"
+        + between
+        + "\n".join([*half[RUN // 2 :], "    return x\n"])
     )
     found = shared_runs(logic(one), logic(two))
     assert found == ([(7, 2, lines)] if lines else [])

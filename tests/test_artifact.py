@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from off_policy import small_flow
 
-from gcp_jax import artifact as artifacts
-from gcp_jax.artifact import ArtifactError
+from gcp_jax.run import saved_policy as artifacts
+from gcp_jax.run.saved_policy import SavedPolicyError
 
 
 @pytest.fixture(scope="module")
@@ -20,7 +20,9 @@ def flow():
 @pytest.fixture(scope="module")
 def saved(flow, tmp_path_factory):
     path = tmp_path_factory.mktemp("artifacts") / "runs" / "policy"
-    return artifacts.save(path, policy=flow.policy, deployed=flow.deployed, facts={"env": "reach", "success": 0.5})
+    return artifacts.save_policy(
+        path, policy=flow.policy, deployed=flow.deployed, facts={"env": "reach", "success": 0.5}
+    )
 
 
 @pytest.fixture
@@ -35,12 +37,14 @@ def artifact(saved, tmp_path):
 
 def test_a_loaded_artifact_gives_the_same_actions(saved, flow):
     made, deployed, obs = flow
-    loaded, parameters, facts, greedy = artifacts.load(saved)
+    loaded, parameters, facts, greedy = artifacts.load_saved_policy(saved)
     assert (loaded.config, loaded.specs) == (made.config, made.specs)
     assert facts.items() >= {"env": "reach", "success": 0.5, "format": artifacts.FORMAT}.items()
     jax.tree.map(np.testing.assert_array_equal, parameters, deployed)
     key = jax.random.key(5)
-    np.testing.assert_array_equal(greedy(parameters, obs, key), made.greedy(deployed, obs, key))
+    np.testing.assert_array_equal(
+        greedy(parameters, obs, key), made.eval_policy(deployed, obs, key)
+    )
 
 
 def test_saving_leaves_two_files_and_no_scratch(saved):
@@ -51,13 +55,15 @@ def test_saving_leaves_two_files_and_no_scratch(saved):
 def test_an_artifact_is_never_overwritten(saved, flow):
     before = (saved / "arrays.npz").read_bytes()
     with pytest.raises(FileExistsError, match="a saved policy is never overwritten"):
-        artifacts.save(saved, policy=flow.policy, deployed=flow.deployed, facts={})
+        artifacts.save_policy(saved, policy=flow.policy, deployed=flow.deployed, facts={})
     assert (saved / "arrays.npz").read_bytes() == before
 
 
 def test_a_failed_save_leaves_nothing(flow, tmp_path):
     with pytest.raises(TypeError, match="not JSON serializable"):
-        artifacts.save(tmp_path / "policy", policy=flow.policy, deployed=flow.deployed, facts={"env": object()})
+        artifacts.save_policy(
+            tmp_path / "policy", policy=flow.policy, deployed=flow.deployed, facts={"env": object()}
+        )
     assert os.listdir(tmp_path) == []
 
 
@@ -93,8 +99,14 @@ DAMAGES = {
     "a flipped byte": (lambda p: flip(p, "arrays.npz", 500), "damaged"),
     "a flipped directory entry": (lambda p: flip(p, "arrays.npz", -100), "damaged"),
     "half of the description": (lambda p: truncate(p, "policy.json", 40), "damaged"),
-    "a description in no encoding": (lambda p: (p / "policy.json").write_bytes(b"\xff\xfe\xfa"), "damaged"),
-    "a list for a description": (lambda p: (p / "policy.json").write_text("[]"), "artifact format None"),
+    "a description in no encoding": (
+        lambda p: (p / "policy.json").write_bytes(b"\xff\xfe\xfa"),
+        "damaged",
+    ),
+    "a list for a description": (
+        lambda p: (p / "policy.json").write_text("[]"),
+        "artifact format None",
+    ),
     "another format": (
         lambda p: change_meta(p, lambda m: m.update(format=99)),
         "artifact format 99; this version reads 1",
@@ -103,9 +115,15 @@ DAMAGES = {
         lambda p: change_meta(p, lambda m: m["policy"].update(family="vae")),
         "policy.family is 'vae'",
     ),
-    "an unknown setting": (lambda p: change_meta(p, lambda m: m["policy"].update(width=3)), "does not hold what"),
+    "an unknown setting": (
+        lambda p: change_meta(p, lambda m: m["policy"].update(width=3)),
+        "does not hold what",
+    ),
     "no sizes": (lambda p: change_meta(p, lambda m: m.pop("specs")), "does not hold what"),
-    "a missing array": (lambda p: change_arrays(p, lambda a: a.pop("net/last/kernel")), "other names or shapes"),
+    "a missing array": (
+        lambda p: change_arrays(p, lambda a: a.pop("net/last/kernel")),
+        "other names or shapes",
+    ),
     "one array too many": (
         lambda p: change_arrays(p, lambda a: a.update({"net/more": a["net/last/bias"]})),
         "other names",
@@ -114,17 +132,26 @@ DAMAGES = {
         lambda p: change_arrays(p, lambda a: a.update({"net/last/bias": np.zeros(7)})),
         "other names or shapes",
     ),
-    "no normaliser": (lambda p: change_arrays(p, lambda a: a.pop("normaliser/std")), "does not hold what"),
-    "a changed weight": (lambda p: change_arrays(p, lambda a: a["net/last/bias"].__iadd__(0.1)), "gives other actions"),
-    "a changed normaliser": (
-        lambda p: change_arrays(p, lambda a: a["normaliser/mean"].__iadd__(0.5)),
+    "no normalizer": (
+        lambda p: change_arrays(p, lambda a: a.pop("normalizer/std")),
+        "does not hold what",
+    ),
+    "a changed weight": (
+        lambda p: change_arrays(p, lambda a: a["net/last/bias"].__iadd__(0.1)),
+        "gives other actions",
+    ),
+    "a changed normalizer": (
+        lambda p: change_arrays(p, lambda a: a["normalizer/mean"].__iadd__(0.5)),
         "gives other actions",
     ),
     "a weight that is not a number": (
         lambda p: change_arrays(p, lambda a: a["net/last/bias"].fill(np.nan)),
         "other actions",
     ),
-    "another sampler": (lambda p: change_meta(p, lambda m: m["policy"].update(steps=9)), "gives other actions"),
+    "another sampler": (
+        lambda p: change_meta(p, lambda m: m["policy"].update(steps=9)),
+        "gives other actions",
+    ),
 }
 
 
@@ -132,12 +159,12 @@ DAMAGES = {
 def test_a_damaged_artifact_gives_one_clear_line(artifact, damage):
     harm, message = DAMAGES[damage]
     harm(artifact)
-    with pytest.raises(ArtifactError, match=message) as error:
-        artifacts.load(artifact)
+    with pytest.raises(SavedPolicyError, match=message) as error:
+        artifacts.load_saved_policy(artifact)
     assert str(artifact) in str(error.value)
     assert "\n" not in str(error.value)
 
 
 def test_a_folder_that_is_not_there_is_no_artifact(tmp_path):
-    with pytest.raises(ArtifactError, match="is not a policy artifact"):
-        artifacts.load(tmp_path / "nowhere")
+    with pytest.raises(SavedPolicyError, match="is not a policy artifact"):
+        artifacts.load_saved_policy(tmp_path / "nowhere")

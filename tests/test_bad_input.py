@@ -3,7 +3,7 @@
 import pytest
 
 from benchmarks import bad_input
-from experiments import cli
+from gcp_jax.launch.cli import main
 
 CASES = {case.what: case for case in bad_input.CASES}
 
@@ -15,9 +15,11 @@ def told(tmp_path_factory):
     bad_input.samples(folder)
     before = {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(cli, "compilation_cache", lambda: None)
+        patch.setattr(main, "compilation_cache", lambda: None)
         found = {what: bad_input.said(case, folder) for what, case in CASES.items()}
-    changed = [path for path, time in before.items() if path.is_file() and path.stat().st_mtime_ns != time]
+    changed = [
+        path for path, time in before.items() if path.is_file() and path.stat().st_mtime_ns != time
+    ]
     assert changed == []
     return found
 
@@ -31,4 +33,6 @@ def test_it_is_one_line_and_exit_code_2_before_anything_is_written(told, what):
 
 
 def test_the_page_is_what_is_said(told):
-    assert bad_input.PAGE.read_text() == bad_input.table([(CASES[what], said) for what, said in told.items()])
+    assert bad_input.PAGE.read_text() == bad_input.table(
+        [(CASES[what], said) for what, said in told.items()]
+    )

@@ -4,17 +4,17 @@ import json
 
 import pytest
 
-import envs
-from envs.protocol import NO_SUCCESS
-from experiments import benchmark
+from gcp_jax import envs
 from gcp_jax.config import ConfigError
-from gcp_jax.metrics import rows
+from gcp_jax.envs.protocol import NO_SUCCESS
+from gcp_jax.experiments import comparison
+from gcp_jax.run.metrics import rows
 
 pytestmark = pytest.mark.unmeasured
 
 TINY = {
     "env.horizon": 16, "policy.hidden": (8,), "policy.steps": 2, "demonstrations.episodes": 8, "pretrain.updates": 4,
-    "pretrain.evaluate_every": 4, "finetune.warmup_steps": 128, "finetune.envs": 8, "finetune.rows": 4,
+    "pretrain.evaluate_every": 4, "finetune.learning_starts": 128, "finetune.envs": 8, "finetune.unroll_chunks": 4,
     "finetune.batch_size": 16, "finetune.utd": 0.02, "evaluation.episodes": 16, "evaluation.every": 256,
     "algorithm.critics": 2, "algorithm.critic_hidden": (8,),
 }  # fmt: skip
@@ -33,8 +33,15 @@ def make(config, policy, source):
 
 
 def from_flags(**changes):
-    plain = {"file": "", "algorithms": ["qc"], "envs": ["reach"], "seeds": 2, "steps": 512, "overrides": []}
-    return benchmark.chosen(**{**plain, **changes})
+    plain = {
+        "file": "",
+        "algorithms": ["qc"],
+        "envs": ["reach"],
+        "seeds": 2,
+        "steps": 512,
+        "overrides": [],
+    }
+    return comparison.chosen(**{**plain, **changes})
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +52,7 @@ def file(tmp_path_factory):
     path.write_text(
         "def get_config():\n"
         "    methods = {'plain': {'algorithm': 'qc', 'algorithm.samples': 2}, 'wide': {'algorithm': 'qc', 'algorithm.samples': 4},\n"
-        "               'broken': {'algorithm': 'broken', 'module': 'broken_method', 'algorithm.samples': 2, 'max_skipped': 0}}\n"
+        "               'broken': {'algorithm': 'broken', 'module': 'broken_method', 'algorithm.samples': 2, 'max_nonfinite_updates': 0}}\n"
         f"    return {{'tasks': {{'near': {{'config': 'reach'}}}}, 'methods': methods, 'seeds': 2, 'steps': 512, 'common': {TINY!r}}}\n"
     )
     return path
@@ -56,14 +63,20 @@ def whole(file, tmp_path_factory):
     """A benchmark of two methods that work and one whose numbers become NaN."""
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(file.parent)
-        chosen = benchmark.chosen(file=str(file), algorithms=[], envs=[], seeds=None, steps=None, overrides=[])
+        chosen = comparison.chosen(
+            file=str(file), algorithms=[], envs=[], seeds=None, steps=None, overrides=[]
+        )
         folder = tmp_path_factory.mktemp("runs") / "tiny"
-        return chosen, folder, benchmark.run(chosen, folder, "gcp-jax benchmark --file=tiny.py")
+        return chosen, folder, comparison.run(chosen, folder, "gcp-jax benchmark --file=tiny.py")
 
 
 def test_every_method_starts_from_one_clone_and_is_evaluated_alike(whole):
     chosen, folder, result = whole
-    assert (result["finished"], result["tasks"], result["methods"]) == (2, ["near"], ["plain", "wide", "broken"])
+    assert (result["finished"], result["tasks"], result["methods"]) == (
+        2,
+        ["near"],
+        ["plain", "wide", "broken"],
+    )
     clone = (folder / "near" / "base" / "policy" / "base" / "arrays.npz").read_bytes()
     points, starts = [], []
     for name in ("plain", "wide"):
@@ -88,12 +101,16 @@ def test_a_failure_is_noted_and_the_others_go_on(whole):
 
 def test_the_same_command_again_runs_only_what_is_not_finished(whole, file, monkeypatch):
     _, folder, _ = whole
-    before = {path: path.read_bytes() for path in folder.glob("near/*/metrics.jsonl") if "broken" not in path.parts}
+    before = {
+        path: path.read_bytes()
+        for path in folder.glob("near/*/metrics.jsonl")
+        if "broken" not in path.parts
+    }
     monkeypatch.syspath_prepend(file.parent)
-    again = benchmark.chosen(
+    again = comparison.chosen(
         file=str(file), algorithms=["plain", "wide"], envs=[], seeds=None, steps=None, overrides=[]
     )
-    result = benchmark.run(again, folder, "gcp-jax benchmark")
+    result = comparison.run(again, folder, "gcp-jax benchmark")
     assert (result["finished"], result["failed"]) == (2, {})
     assert before == {path: path.read_bytes() for path in before}
     labels = [m["label"] for m in json.loads((folder / "benchmark.json").read_text())["methods"]]
@@ -102,39 +119,52 @@ def test_the_same_command_again_runs_only_what_is_not_finished(whole, file, monk
 
 def test_another_benchmark_is_not_mixed_in(whole):
     chosen, folder, _ = whole
-    with pytest.raises(ConfigError, match=r"holds a benchmark with seeds=2, not 5; choose another --run_dir"):
-        benchmark.run(chosen._replace(seeds=5), folder, "gcp-jax benchmark")
+    with pytest.raises(
+        ConfigError, match=r"holds a benchmark with seeds=2, not 5; choose another --run_dir"
+    ):
+        comparison.run(chosen._replace(seeds=5), folder, "gcp-jax benchmark")
 
 
 def test_flags_choose_and_override():
     chosen = from_flags(algorithms=["qc", "dppo"], overrides=["finetune.envs=16", "env.name=reach"])
     assert list(chosen.runs) == ["reach"]
     assert [c.algorithm["name"] for c in chosen.runs["reach"].values()] == ["qc", "dppo"]
-    assert {(c.finetune.envs, c.finetune.env_steps, c.seeds) for c in chosen.runs["reach"].values()} == {(16, 512, 2)}
+    assert {
+        (c.finetune.envs, c.finetune.env_steps, c.seeds) for c in chosen.runs["reach"].values()
+    } == {(16, 512, 2)}
 
 
 def test_methods_that_would_be_evaluated_at_other_steps_are_refused(tmp_path):
     chosen = from_flags(
-        algorithms=["qc", "dppo"], steps=2048, overrides=["evaluation.every=2048", "finetune.warmup_steps=0"]
+        algorithms=["qc", "dppo"],
+        steps=2048,
+        overrides=["evaluation.every=2048", "finetune.learning_starts=0"],
     )
-    with pytest.raises(ConfigError, match="on reach the methods would not be evaluated at the same environment steps"):
-        benchmark.run(chosen, tmp_path / "b", "gcp-jax benchmark")
+    with pytest.raises(
+        ConfigError,
+        match="on reach the methods would not be evaluated at the same environment steps",
+    ):
+        comparison.run(chosen, tmp_path / "b", "gcp-jax benchmark")
     assert not (tmp_path / "b").exists()
 
 
 def test_a_population_is_refused():
     flags = {"file": "", "algorithms": ["ogpo"], "envs": ["reach"], "seeds": 1, "steps": None}
     with pytest.raises(ConfigError, match="ogpo: a benchmark compares methods, not a population"):
-        benchmark.chosen(**flags, overrides=["population.clip=(0.1, 0.2)"])
+        comparison.chosen(**flags, overrides=["population.clip=(0.1, 0.2)"])
 
 
 def test_a_task_without_success_is_refused(tmp_path, monkeypatch):
     plain = envs.make("reach")
     monkeypatch.setattr(
-        envs, "make", lambda name, **fields: plain._replace(specs=plain.specs._replace(success=NO_SUCCESS))
+        envs,
+        "make",
+        lambda name, **fields: plain._replace(specs=plain.specs._replace(success=NO_SUCCESS)),
     )
-    with pytest.raises(ConfigError, match="reach is judged by its return, and a benchmark compares success rates"):
-        benchmark.run(from_flags(), tmp_path / "b", "gcp-jax benchmark")
+    with pytest.raises(
+        ConfigError, match="reach is judged by its return, and a benchmark compares success rates"
+    ):
+        comparison.run(from_flags(), tmp_path / "b", "gcp-jax benchmark")
 
 
 @pytest.mark.parametrize(
@@ -144,7 +174,10 @@ def test_a_task_without_success_is_refused(tmp_path, monkeypatch):
         ({"algorithms": ["ogpoo"]}, "no algorithm is called 'ogpoo'; did you mean 'ogpo'"),
         ({"envs": ["peg"]}, "no environment is called 'peg'; allowed: "),
         ({"overrides": ["seeds"]}, "--override=seeds lacks its value"),
-        ({"overrides": ["finetune.env=3"]}, "there is no field 'finetune.env'; did you mean 'envs'"),
+        (
+            {"overrides": ["finetune.env=3"]},
+            "there is no field 'finetune.env'; did you mean 'envs'",
+        ),
         ({"overrides": ["finetune.utd=fast"]}, "cannot set finetune.utd to 'fast'"),
         ({"file": "nowhere.py"}, "--file=nowhere.py is not a Python file"),
     ],

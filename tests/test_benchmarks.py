@@ -7,12 +7,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-import envs
 from benchmarks import devices as device_benchmark
 from benchmarks import environments, rollout, run, seeds, segment, setup, timing
-from envs import demonstrations
-from envs.protocol import NO_SUCCESS
-from experiments import cli, inspection, memory, tasks
+from gcp_jax import envs
+from gcp_jax.envs.demos import collect
+from gcp_jax.envs.protocol import NO_SUCCESS
+from gcp_jax.experiments import assemble
+from gcp_jax.experiments.plan import peak_memory
+from gcp_jax.launch.cli import inspect, main
 
 pytestmark = pytest.mark.unmeasured
 
@@ -21,12 +23,14 @@ def test_environments_are_measured_and_shown(tmp_path, monkeypatch, capsys):
     measured = environments.measure("reach", quick=True)
     assert measured["speed"]["16"]["task_steps_per_s"] > 0
     won, episodes = measured["demonstrator"]["expert"]["success"]
-    assert won == episodes == sum(n for _, n in measured["demonstrator"]["expert"]["by_mode"].values())
+    assert (
+        won == episodes == sum(n for _, n in measured["demonstrator"]["expert"]["by_mode"].values())
+    )
     table = tmp_path / "measured.json"
     table.write_text(json.dumps({"reach": measured}))
-    monkeypatch.setattr(inspection, "MEASURED", table)
-    monkeypatch.setattr(cli, "compilation_cache", lambda: None)
-    assert cli.main(["envs", "--json"]) == 0
+    monkeypatch.setattr(inspect, "MEASURED", table)
+    monkeypatch.setattr(main, "compilation_cache", lambda: None)
+    assert main.main(["envs", "--json"]) == 0
     shown = capsys.readouterr()
     assert json.loads(shown.out.splitlines()[-1])["reach"]["measured"] == measured
     assert "expert 0: 100 %" in shown.err and "measured on" in shown.err
@@ -42,23 +46,31 @@ def test_a_task_without_success_is_measured_and_shown_by_its_return(tmp_path, mo
     env = envs.make("reach")
     env = env._replace(specs=env.specs._replace(name="brax:hopper", success=NO_SUCCESS))
     measured = environments.demonstrated(env, 1.0, 8)
-    steps, *_ = jax.device_get(demonstrations.collect(env, 1.0, jax.random.key(0), 8))
-    returns = [float(reward[executed].sum()) for reward, executed in zip(steps.reward.T, steps.executed.T, strict=True)]
+    steps, *_ = jax.device_get(collect.collect(env, 1.0, jax.random.key(0), 8))
+    returns = [
+        float(reward[executed].sum())
+        for reward, executed in zip(steps.reward.T, steps.executed.T, strict=True)
+    ]
     np.testing.assert_allclose(
-        (measured["return"], measured["std"]), (np.mean(returns), np.std(returns, ddof=1)), rtol=1e-5
+        (measured["return"], measured["std"]),
+        (np.mean(returns), np.std(returns, ddof=1)),
+        rtol=1e-5,
     )
     table = tmp_path / "measured.json"
     found = {"machine": "m", "specs": env.specs._asdict(), "demonstrator": {"expert": measured}}
     table.write_text(json.dumps({"brax:hopper": found}))
-    monkeypatch.setattr(inspection, "MEASURED", table)
+    monkeypatch.setattr(inspect, "MEASURED", table)
     assert (
-        inspection.list_envs(to_stderr=True)["brax:hopper"]["measured"] == json.loads(table.read_text())["brax:hopper"]
+        inspect.list_envs(to_stderr=True)["brax:hopper"]["measured"]
+        == json.loads(table.read_text())["brax:hopper"]
     )
     assert f"expert 0: return {measured['return']:,.0f} ±" in capsys.readouterr().err
 
 
 def test_quick_measures_and_writes_nothing(tmp_path, monkeypatch, capsys):
-    monkeypatch.setitem(run.BENCHMARKS, "update", lambda quick: iter([("ogpo", {"ms": 1.0 if quick else 2.0})]))
+    monkeypatch.setitem(
+        run.BENCHMARKS, "update", lambda quick: iter([("ogpo", {"ms": 1.0 if quick else 2.0})])
+    )
     assert run.main(["update", "--quick", "--json", f"--folder={tmp_path}"]) == 0
     assert json.loads(capsys.readouterr().out.splitlines()[-1]) == {"update": {"ogpo": {"ms": 1.0}}}
     assert not list(tmp_path.iterdir())
@@ -77,10 +89,17 @@ def test_cases_measured_before_one_that_fails_are_kept(tmp_path, monkeypatch):
 
 
 def test_what_the_parts_leave_over_of_a_segment_is_the_rest():
-    times = {"segment": [2.0, 4.0], "physics": [1.0, 1.0], "sampling": [0.2, 0.4], "updates": [0.6, 1.4]}
+    times = {
+        "segment": [2.0, 4.0],
+        "physics": [1.0, 1.0],
+        "sampling": [0.2, 0.4],
+        "updates": [0.6, 1.4],
+    }
     found = segment.told({name: timing.Spent(wall, wall) for name, wall in times.items()})
     assert found["segment_ms"] == 3000.0 and found["physics"] == pytest.approx((0.5 + 0.25) / 2)
-    assert found["rest"] == pytest.approx(1 - (0.9 + 0.7) / 2) and found["spread"] == pytest.approx(0.2)
+    assert found["rest"] == pytest.approx(1 - (0.9 + 0.7) / 2) and found["spread"] == pytest.approx(
+        0.2
+    )
 
 
 def test_acting_is_compared_with_plain_physics():
@@ -90,7 +109,10 @@ def test_acting_is_compared_with_plain_physics():
 
 def test_results_are_appended_and_the_newest_make_the_page(tmp_path):
     for ms in (1.5, 2500.0):
-        figures = {"ogpo": {"ms": ms, "of_products": {"ratio": 0.9, "spread": 0.01}}, "qc": {"ms": 1.0}}
+        figures = {
+            "ogpo": {"ms": ms, "of_products": {"ratio": 0.9, "spread": 0.01}},
+            "qc": {"ms": 1.0},
+        }
         run.keep(tmp_path, "update", figures)
     entries = json.loads((tmp_path / "results" / "update.json").read_text())
     assert [entry["figures"]["ogpo"]["ms"] for entry in entries] == [1.5, 2500.0]
@@ -118,20 +140,31 @@ def test_collectives_of_a_compiled_program_are_counted_as_often_as_they_run(devi
         return jax.lax.scan(turn, start, jnp.stack([x[0]] * 3))[0]
 
     spec = jax.sharding.PartitionSpec("data")
-    mapped = jax.shard_map(program, mesh=devices(data=4), in_specs=spec, out_specs=spec, check_vma=False)
+    mapped = jax.shard_map(
+        program, mesh=devices(data=4), in_specs=spec, out_specs=spec, check_vma=False
+    )
     text = jax.jit(mapped).lower(jnp.zeros((4, 5))).compile().as_text()
     found = {each.kind: each for each in device_benchmark.collectives(text)}
-    assert found["all-reduce"] == ("all-reduce", 20, 3) and found["all-gather"] == ("all-gather", 80, 1)
+    assert found["all-reduce"] == ("all-reduce", 20, 3) and found["all-gather"] == (
+        "all-gather",
+        80,
+        1,
+    )
 
 
 @pytest.mark.parametrize("method", segment.METHODS)
 def test_every_method_that_is_measured_can_be_configured(method):
-    config = tasks.checked(setup.configured("reach", method, {"finetune.envs": 8}))
+    config = assemble.frozen_config(setup.configured("reach", method, {"finetune.envs": 8}))
     assert (config.algorithm["name"], config.finetune.envs) == (method, 8)
 
 
 def test_deviation_is_the_largest_relative_difference():
-    assert device_benchmark.deviation([np.ones(4), np.array([3.0, 4.5])], [np.ones(4), np.array([3.0, 4.0])]) == 0.1
+    assert (
+        device_benchmark.deviation(
+            [np.ones(4), np.array([3.0, 4.5])], [np.ones(4), np.array([3.0, 4.0])]
+        )
+        == 0.1
+    )
 
 
 def test_seeds_are_told_against_separate_runs_that_compile_each_for_themselves():
@@ -151,4 +184,4 @@ def test_memory_is_what_is_alive_at_once():
 
     for function in (program, loop):
         jaxpr = jax.make_jaxpr(function)(jnp.zeros(1000)).jaxpr
-        assert 8000 <= memory.temporaries(jaxpr) <= 12100
+        assert 8000 <= peak_memory.temporaries(jaxpr) <= 12100

@@ -27,10 +27,18 @@ def benchmark(task):
     del common["seeds"], common["finetune.env_steps"]
     methods = {}
     for name in METHODS:
-        own = {f"algorithm.{field.name}" for field in dataclasses.fields(algorithms.load(name).Config)}
+        own = {
+            f"algorithm.{field.name}" for field in dataclasses.fields(algorithms.load(name).Config)
+        }
         methods[name] = {"algorithm": name, **{field: given[field] for field in own & given.keys()}}
     methods["dppo"] |= {"algorithm.minibatches": 4}
-    chosen = {"tasks": {task: {"config": task}}, "methods": methods, "seeds": 1, "steps": 768, "common": common}
+    chosen = {
+        "tasks": {task: {"config": task}},
+        "methods": methods,
+        "seeds": 1,
+        "steps": 768,
+        "common": common,
+    }
     return f"def get_config():\n    return {chosen!r}\n"
 
 
@@ -39,7 +47,14 @@ def folders(tmp_path_factory):
     """Two benchmarks by the same command, each in a process and a folder of its own."""
     root = tmp_path_factory.mktemp("bytes")
     (root / "all_methods.py").write_text(benchmark("reach"))
-    program = [sys.executable, "-m", "experiments.cli", "benchmark", f"--file={root / 'all_methods.py'}", "--json"]
+    program = [
+        sys.executable,
+        "-m",
+        "gcp_jax.launch.cli.main",
+        "benchmark",
+        f"--file={root / 'all_methods.py'}",
+        "--json",
+    ]
     for name in ("one", "other"):
         told = last_json(run([*program, f"--run_dir={root / name}"]))
         assert (told["finished"], told["failed"]) == (len(METHODS), {}), json.dumps(told)
@@ -53,5 +68,7 @@ def test_the_same_command_gives_the_same_rows_policies_and_state(method, folders
 
 
 def test_the_same_command_gives_the_same_clone(folders):
-    one, other = ((folder / "base" / "policy" / "base" / "arrays.npz").read_bytes() for folder in folders)
+    one, other = (
+        (folder / "base" / "policy" / "base" / "arrays.npz").read_bytes() for folder in folders
+    )
     assert one == other

@@ -5,22 +5,24 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from envs.check import CONTRACTS, EnvError, check_env
-from envs.protocol import Env, EnvSpecs
-from envs.task import started, stepped
+from gcp_jax.envs.check import CONTRACTS, EnvError, check_env
+from gcp_jax.envs.physics.common import initial_state, next_state
+from gcp_jax.envs.protocol import Env, EnvSpecs
 
-SPECS = EnvSpecs("point", obs_dim=2, action_dim=1, horizon=8, control_dt=0.1, success="right of 0.6")
+SPECS = EnvSpecs(
+    "point", obs_dim=2, action_dim=1, horizon=8, control_dt=0.1, success="right of 0.6"
+)
 
 
 def _reset(key):
     start_key, state_key = jax.random.split(key)
     place = jax.random.uniform(start_key, (2,), maxval=0.1)
-    return started(place, place, state_key)
+    return initial_state(place, place, state_key)
 
 
 def _step(state, action):
     place = state.physics + 0.2 * jnp.clip(action, -1.0, 1.0) * jnp.array([1.0, 0.0])
-    return stepped(state, physics=place, obs=place, success=place[0] > 0.6, bonus=5.0)
+    return next_state(state, physics=place, obs=place, success=place[0] > 0.6, bonus=5.0)
 
 
 SOUND = Env(_reset, _step, SPECS)
@@ -47,13 +49,19 @@ def _impure(before, action, after):
         _impure.calls += 1
         return np.asarray(place) + np.float32(0.01 * _impure.calls)
 
-    return after._replace(obs=jax.pure_callback(leak, after.obs, after.obs, vmap_method="sequential"))
+    return after._replace(
+        obs=jax.pure_callback(leak, after.obs, after.obs, vmap_method="sequential")
+    )
 
 
 _impure.calls = 0
 
 BROKEN = {
-    "obs of another length": (SOUND._replace(specs=SPECS._replace(obs_dim=3)), "shapes", "obs after reset"),
+    "obs of another length": (
+        SOUND._replace(specs=SPECS._replace(obs_dim=3)),
+        "shapes",
+        "obs after reset",
+    ),
     "integer obs": (
         SOUND._replace(reset=lambda key: _reset(key)._replace(obs=jnp.zeros(2, jnp.int32))),
         "shapes",
@@ -65,14 +73,32 @@ BROKEN = {
         "typed key",
     ),
     "no horizon": (SOUND._replace(specs=SPECS._replace(horizon=0)), "shapes", "specs.horizon"),
-    "step changes a dtype": (_after(lambda b, a, s: s._replace(time=s.time * 1.0)), "shapes", ".time"),
+    "step changes a dtype": (
+        _after(lambda b, a, s: s._replace(time=s.time * 1.0)),
+        "shapes",
+        ".time",
+    ),
     "impure step": (_after(_impure), "deterministic", "two steps"),
-    "one start only": (SOUND._replace(reset=lambda key: _reset(jax.random.key(0))), "keys", "different starts"),
-    "reset hands its key on": (SOUND._replace(reset=lambda key: _reset(key)._replace(key=key)), "keys", "split it"),
-    "step hands its key on": (_after(lambda b, a, s: s._replace(obs=s.obs + _noise(b))), "keys", "unchanged"),
+    "one start only": (
+        SOUND._replace(reset=lambda key: _reset(jax.random.key(0))),
+        "keys",
+        "different starts",
+    ),
+    "reset hands its key on": (
+        SOUND._replace(reset=lambda key: _reset(key)._replace(key=key)),
+        "keys",
+        "split it",
+    ),
+    "step hands its key on": (
+        _after(lambda b, a, s: s._replace(obs=s.obs + _noise(b))),
+        "keys",
+        "unchanged",
+    ),
     "actions not clipped": (
         SOUND._replace(
-            step=lambda s, a: stepped(s, physics=s.physics, obs=s.physics + a[0], success=a[0] > 9, bonus=5.0)
+            step=lambda s, a: next_state(
+                s, physics=s.physics, obs=s.physics + a[0], success=a[0] > 9, bonus=5.0
+            )
         ),
         "clipping",
         "outside",
@@ -117,7 +143,9 @@ def test_sound_environment_passes_every_contract():
 @pytest.mark.parametrize("case", BROKEN)
 def test_broken_contract_is_caught(case):
     env, contract, told = BROKEN[case]
-    with pytest.raises(EnvError, match=rf"^point breaks the contract '{contract}': .*{told}") as caught:
+    with pytest.raises(
+        EnvError, match=rf"^point breaks the contract '{contract}': .*{told}"
+    ) as caught:
         check_env(env, jax.random.key(0), n=4, steps=60)
     assert "\n" not in str(caught.value)
 

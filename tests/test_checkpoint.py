@@ -9,11 +9,15 @@ import pytest
 from damage import flip_a_bit, largest, truncate
 from jax.sharding import SingleDeviceSharding
 
-from gcp_jax import checkpoint
+from gcp_jax.run import checkpoint
 
 
 def state(clock):
-    return {"key": jax.random.key(clock), "net": jnp.arange(100_000.0) + clock, "clock": jnp.int32(clock)}
+    return {
+        "key": jax.random.key(clock),
+        "net": jnp.arange(100_000.0) + clock,
+        "clock": jnp.int32(clock),
+    }
 
 
 @pytest.fixture(scope="module")
@@ -43,8 +47,14 @@ DAMAGES = {
     "truncated": (lambda folder: truncate(largest(folder / "3")), "is not what was written"),
     "a file gone": (lambda folder: largest(folder / "3").unlink(), "is missing"),
     "half gone": (lambda folder: shutil.rmtree(folder / "3" / "train"), "is missing"),
-    "signature gone": (lambda folder: (folder / "3" / checkpoint.SIGNATURE).unlink(), "it was never finished"),
-    "signature cut": (lambda folder: truncate(folder / "3" / checkpoint.SIGNATURE), "cannot be read"),
+    "signature gone": (
+        lambda folder: (folder / "3" / checkpoint.SIGNATURE).unlink(),
+        "it was never finished",
+    ),
+    "signature cut": (
+        lambda folder: truncate(folder / "3" / checkpoint.SIGNATURE),
+        "cannot be read",
+    ),
 }
 
 
@@ -58,7 +68,9 @@ def test_the_one_before_is_restored(folder, tmp_path, capsys, harm, told):
     assert checkpoint.latest(folder) == 2
     found, host = restored(folder)
     np.testing.assert_array_equal(found["net"], state(2)["net"])
-    np.testing.assert_array_equal(jax.random.key_data(found["key"]), jax.random.key_data(state(2)["key"]))
+    np.testing.assert_array_equal(
+        jax.random.key_data(found["key"]), jax.random.key_data(state(2)["key"])
+    )
     assert host == {"rows": [2]}
 
 

@@ -9,11 +9,13 @@ import jax
 import numpy as np
 import pytest
 
-import envs
-from envs import datasets
-from experiments import cli, planning, tasks
-from gcp_jax import algorithms, train
+from gcp_jax import algorithms, envs
 from gcp_jax import config as config_lib
+from gcp_jax.envs.demos import storage
+from gcp_jax.experiments import assemble
+from gcp_jax.experiments.plan import plan
+from gcp_jax.launch.cli import main
+from gcp_jax.run import training
 
 REACH = "experiments/configs/reach.py"
 
@@ -21,34 +23,46 @@ REACH = "experiments/configs/reach.py"
 @pytest.fixture(autouse=True)
 def keep_cache(monkeypatch):
     """The tests' own compilation cache stays, and a plan traces nothing where a test does not ask for it."""
-    monkeypatch.setattr(cli, "compilation_cache", lambda: None)
-    monkeypatch.setattr(planning, "_peak", lambda config, task: 0)
+    monkeypatch.setattr(main, "compilation_cache", lambda: None)
+    monkeypatch.setattr(plan, "_peak", lambda config, task: 0)
 
 
-@pytest.mark.parametrize("name", cli.COMMANDS)
+@pytest.mark.parametrize("name", main.COMMANDS)
 def test_every_command_explains_itself(name, capsys):
-    assert cli.main([name, "--help"]) == 0
+    assert main.main([name, "--help"]) == 0
     shown = capsys.readouterr().out
     assert shown.startswith(f"gcp-jax {name}") and "--json" in shown
 
 
 def test_help_lists_the_commands_and_an_unknown_one_is_refused(capsys):
-    assert cli.main([]) == 0
+    assert main.main([]) == 0
     shown = capsys.readouterr().out
-    assert all(f"  {name}" in shown for name in cli.COMMANDS)
-    assert cli.main(["trian"]) == 2
+    assert all(f"  {name}" in shown for name in main.COMMANDS)
+    assert main.main(["trian"]) == 2
     assert "allowed: train" in capsys.readouterr().err
 
 
 def test_dashes_in_options_are_underscores():
-    values, positional = cli._parse("sweep", cli.COMMANDS["sweep"], ["my-file.py", "--dry-run", "--run-dir=a-b"])
-    assert (values["dry_run"].value, values["run_dir"].value, positional) == (True, "a-b", ["my-file.py"])
+    values, positional = main._parse(
+        "sweep", main.COMMANDS["sweep"], ["my-file.py", "--dry-run", "--run-dir=a-b"]
+    )
+    assert (values["dry_run"].value, values["run_dir"].value, positional) == (
+        True,
+        "a-b",
+        ["my-file.py"],
+    )
 
 
 def test_plan_counts_without_compiling(capsys, monkeypatch):
-    monkeypatch.setattr(jax.stages.Lowered, "compile", lambda *a, **k: pytest.fail("plan compiled something"))
-    flags = ["--config.seeds=3", "--config.finetune.env_steps=40960", "--config.finetune.warmup_steps=4096"]
-    assert cli.main(["plan", f"--config={REACH}", *flags, "--json"]) == 0
+    monkeypatch.setattr(
+        jax.stages.Lowered, "compile", lambda *a, **k: pytest.fail("plan compiled something")
+    )
+    flags = [
+        "--config.seeds=3",
+        "--config.finetune.env_steps=40960",
+        "--config.finetune.learning_starts=4096",
+    ]
+    assert main.main(["plan", f"--config={REACH}", *flags, "--json"]) == 0
     numbers = json.loads(capsys.readouterr().out.strip().splitlines()[-1])
     assert numbers["env_steps_per_segment"] == 64 * 8 * 4
     assert numbers["segments"] == 20 and numbers["warmup_env_steps"] == 4096
@@ -57,23 +71,27 @@ def test_plan_counts_without_compiling(capsys, monkeypatch):
 
 
 def test_plan_predicts_the_bytes_of_the_state():
-    run = tasks.checked(tasks.defaults("reach"))
-    task = tasks.make(run, film=False)
-    numbers = planning.plan(run, task)
-    size = train.sizes(run, task.env.specs)
+    run = assemble.frozen_config(assemble.defaults("reach"))
+    task = assemble.make_task(run, film=False)
+    numbers = plan.plan(run, task)
+    size = training.run_sizes(run, task.env.specs)
     rows = size.capacity * run.finetune.envs
     step = 4 * (2 * size.specs.obs_dim + size.specs.action_dim + 1) + 4
     assert numbers["replay_bytes"] == rows * run.policy.chunk * step
-    widths = [size.specs.obs_dim + size.specs.flat_action_dim + 32, *run.policy.hidden, size.specs.flat_action_dim]
+    widths = [
+        size.specs.obs_dim + size.specs.flat_action_dim + 32,
+        *run.policy.hidden,
+        size.specs.flat_action_dim,
+    ]
     dense = sum((a + 1) * b for a, b in zip(widths, widths[1:], strict=False))
     assert numbers["policy_parameters"] == dense + (32 + 1) * 64 + (64 + 1) * 32
 
 
 def test_tables_name_what_there_is(capsys):
-    assert cli.main(["envs", "--json"]) == 0
+    assert main.main(["envs", "--json"]) == 0
     found = json.loads(capsys.readouterr().out.strip().splitlines()[-1])
     assert {"peg_insert", "pick_place", "push_t", "reach"} <= set(found)
-    assert cli.main(["algorithms"]) == 0
+    assert main.main(["algorithms"]) == 0
     assert "--config.algorithm.conservative" in capsys.readouterr().out
 
 
@@ -86,9 +104,12 @@ def test_a_task_whose_package_is_not_installed_stays_in_the_table(capsys, monkey
         return made(name)
 
     monkeypatch.setattr(envs, "make", make)
-    assert cli.main(["envs", "--json"]) == 0
+    assert main.main(["envs", "--json"]) == 0
     shown = capsys.readouterr()
-    assert "elsewhere" in shown.err and "elsewhere" in json.loads(shown.out.splitlines()[-1])["reach"]["missing"]
+    assert (
+        "elsewhere" in shown.err
+        and "elsewhere" in json.loads(shown.out.splitlines()[-1])["reach"]["missing"]
+    )
 
 
 @pytest.mark.parametrize(
@@ -98,15 +119,27 @@ def test_a_task_whose_package_is_not_installed_stays_in_the_table(capsys, monkey
         (["report", "nowhere"], "nowhere"),
         (["evaluate"], "name one saved policy"),
         (["evaluate", "nowhere"], "not a policy artifact"),
-        (["render", "nowhere"], "nowhere is no saved policy, and no environment is called 'nowhere'"),
+        (
+            ["render", "nowhere"],
+            "nowhere is no saved policy, and no environment is called 'nowhere'",
+        ),
         (["check", "peg_insrt"], "did you mean 'peg_insert'"),
-        (["check", "--config.env.module=nowhere"], "env.module='nowhere' cannot be imported: no nowhere.py"),
-        (["check", "--config.env.module=json"], "json has no Config; see docs/add_an_environment.md"),
-        (["demos", "reach", "--quality=superb"], "quality is 'superb'; allowed: expert, mixed, poor, bad"),
+        (
+            ["check", "--config.env.module=nowhere"],
+            "env.module='nowhere' cannot be imported: no nowhere.py",
+        ),
+        (
+            ["check", "--config.env.module=json"],
+            "json has no Config; see docs/add_an_environment.md",
+        ),
+        (
+            ["demos", "reach", "--quality=superb"],
+            "quality is 'superb'; allowed: expert, mixed, poor, bad",
+        ),
         (["demos", "reach", "--out=tests"], "tests exists and is not empty"),
         (
-            ["plan", "--config.env.name=reach", "--config.env.randomise.mass=2.0"],
-            "randomise.mass is 2.0; it must be in [0, 1)",
+            ["plan", "--config.env.name=reach", "--config.env.randomize.mass=2.0"],
+            "randomize.mass is 2.0; it must be in [0, 1)",
         ),
         (["plan", "--config.demonstrations.path=tests"], "tests has no dataset.json"),
         (["plan", "extra"], "unexpected 'extra'"),
@@ -114,11 +147,20 @@ def test_a_task_whose_package_is_not_installed_stays_in_the_table(capsys, monkey
         (["plan", "--config", "nowhere.py"], "nowhere.py"),
         (["plan", "--config.algorithm.name=ogpoo"], "did you mean 'ogpo'"),
         (["plan", "--config.algorithm.module=nowhere"], "put nowhere.py in the current folder"),
-        (["plan", "--config.algorithm.module=json"], "'json' is not a method: it lacks Config, make"),
+        (
+            ["plan", "--config.algorithm.module=json"],
+            "'json' is not a method: it lacks Config, make",
+        ),
         (["plan", "--config.algorithm.name=qc", "--config.algorithm.chains=4"], "chains"),
         (["plan", "--config.env.name=peg"], "no environment is called 'peg'"),
-        (["plan", "--config.finetune.demo_fraction=1.5"], "finetune.demo_fraction is 1.5; it must be in [0, 1)"),
-        (["plan", "--config.algorithm.name=dppo", "--config.finetune.demo_fraction=0.5"], "it must be 0"),
+        (
+            ["plan", "--config.finetune.demo_fraction=1.5"],
+            "finetune.demo_fraction is 1.5; it must be in [0, 1)",
+        ),
+        (
+            ["plan", "--config.algorithm.name=dppo", "--config.finetune.demo_fraction=0.5"],
+            "it must be 0",
+        ),
         (
             [
                 "plan",
@@ -135,11 +177,11 @@ def test_a_task_whose_package_is_not_installed_stays_in_the_table(capsys, monkey
         (["plan", f"--config={REACH}", "--config.seeds=0"], "seeds is 0"),
         (["plan", f"--config={REACH}", "--config.algorithm.chains=1"], "at least 2"),
         (["plan", f"--config={REACH}", "--config.algorithm.chi2=0.1"], "conservative=False"),
-        (["plan", f"--config={REACH}", "--config.pretrain.stop_at=1.5"], "(0, 1]"),
+        (["plan", f"--config={REACH}", "--config.pretrain.stop_at_success=1.5"], "(0, 1]"),
     ],
 )
 def test_bad_input_is_one_line(arguments, words, capsys):
-    assert cli.main(arguments) == 2
+    assert main.main(arguments) == 2
     shown = capsys.readouterr()
     assert shown.out == "" and words in shown.err
     assert len(shown.err.strip().splitlines()) == 1
@@ -147,57 +189,71 @@ def test_bad_input_is_one_line(arguments, words, capsys):
 
 def test_demonstrations_are_written_and_cloned_from_disk(tmp_path, capsys):
     out = tmp_path / "demos"
-    written = ["demos", "reach", "--quality=poor", "--episodes=6", f"--out={out}", "--config.env.horizon=12", "--json"]
-    assert cli.main(written) == 0
+    written = [
+        "demos",
+        "reach",
+        "--quality=poor",
+        "--episodes=6",
+        f"--out={out}",
+        "--config.env.horizon=12",
+        "--json",
+    ]
+    assert main.main(written) == 0
     facts = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert (facts["episodes"], facts["quality"], facts["env"]["horizon"]) == (6, "poor", 12)
     assert sum(facts["modes"]) == 6 and facts["steps"] <= 6 * 12
     plan = ["plan", "--config.env.name=reach", f"--config.demonstrations.path={out}"]
-    assert cli.main([*plan, "--config.demonstrations.episodes=6"]) == 0
-    run = tasks.checked(_reading(out, episodes=4))
-    steps, told = tasks.make(run).demonstrate(jax.random.key(0))
-    dataset = datasets.read(out)
+    assert main.main([*plan, "--config.demonstrations.episodes=6"]) == 0
+    run = assemble.frozen_config(_reading(out, episodes=4))
+    steps, told = assemble.make_task(run).demonstrate(jax.random.key(0))
+    dataset = storage.read(out)
     assert told["episodes"] == 4 and steps.obs.shape[1] == 4
     np.testing.assert_array_equal(steps.obs[0], dataset.steps["obs"][dataset.start[:4]])
     capsys.readouterr()
-    assert cli.main([*plan, "--config.demonstrations.episodes=7"]) == 2
+    assert main.main([*plan, "--config.demonstrations.episodes=7"]) == 2
     assert "has 6 episodes, demonstrations.episodes asks for 7" in capsys.readouterr().err
     other = ["plan", "--config.env.name=peg_insert", f"--config.demonstrations.path={out}"]
-    assert cli.main([*other, "--config.demonstrations.episodes=6"]) == 2
+    assert main.main([*other, "--config.demonstrations.episodes=6"]) == 2
     assert "has obs_dim=4, but peg_insert has 13" in capsys.readouterr().err
 
 
 def _reading(path, episodes):
-    config = tasks.defaults("reach")
+    config = assemble.defaults("reach")
     config.demonstrations.path, config.demonstrations.episodes = str(path), episodes
     return config
 
 
 def test_a_task_without_demonstrator_asks_for_something_to_clone(monkeypatch):
     made = envs.make("reach")
-    monkeypatch.setattr(tasks.envs, "make", lambda name, **fields: made._replace(demonstrator=None))
+    monkeypatch.setattr(
+        assemble.envs, "make", lambda name, **fields: made._replace(demonstrator=None)
+    )
     with pytest.raises(config_lib.ConfigError, match="reach has no demonstrator; name a dataset"):
-        tasks.make(tasks.checked(tasks.defaults("reach")))
+        assemble.make_task(assemble.frozen_config(assemble.defaults("reach")))
 
 
 def test_configuration_survives_its_own_json():
-    run = tasks.checked(tasks.defaults("reach"))
+    run = assemble.frozen_config(assemble.defaults("reach"))
     again = config_lib.resolve(json.loads(json.dumps(config_lib.to_dict(run))))
     assert dataclasses.asdict(again) == dataclasses.asdict(run)
 
 
 def test_every_shipped_configuration_plans():
     for name in ("peg_insert", "pick_place", "push_t", "reach"):
-        assert cli.main(["plan", f"--config=experiments/configs/{name}.py"]) == 0
+        assert main.main(["plan", f"--config=experiments/configs/{name}.py"]) == 0
 
 
 @pytest.mark.parametrize("name", algorithms.names())
 def test_a_method_is_chosen_by_its_name_with_its_own_fields(name, capsys):
     """The fields that all critics share keep the file's values; the method's own are its defaults and can be overridden."""
     field = {"dppo": "gae_lambda=0.9"}.get(name, "critics=7")
-    words = [f"--config.algorithm.name={name}", f"--config.algorithm.{field}", "--config.policy.family=diffusion"]
-    assert cli.main(["plan", "--config=experiments/configs/peg_insert.py", *words, "--json"]) == 0
+    words = [
+        f"--config.algorithm.name={name}",
+        f"--config.algorithm.{field}",
+        "--config.policy.family=diffusion",
+    ]
+    assert main.main(["plan", "--config=experiments/configs/peg_insert.py", *words, "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["algorithm"] == name
-    config, _ = cli._configuration(["--config=experiments/configs/peg_insert.py", *words])
+    config, _ = main._configuration(["--config=experiments/configs/peg_insert.py", *words])
     assert config.algorithm.gamma == 0.97
-    assert name == "dppo" or config.algorithm.critic_warmup == 256
+    assert name == "dppo" or config.algorithm.critic_warmup_updates == 256

@@ -9,8 +9,15 @@ import pytest
 from scipy import stats
 from test_report import Page, row
 
-from gcp_jax import comparison, metrics, report
-from gcp_jax.statistics import Success, interquartile_mean, packed, pooled_success, probability_of_improvement
+from gcp_jax.report import benchmark_page, run_page
+from gcp_jax.run import metrics
+from gcp_jax.stats.statistics import (
+    Success,
+    interquartile_mean,
+    packed,
+    pooled_success,
+    probability_of_improvement,
+)
 
 TASKS = ("peg_insert", "push_t")
 METHODS = ("ogpo", "flow_grpo", "dp&po_<i>")
@@ -52,23 +59,38 @@ def ran(folder, task, method, upto=300, finished=True):
     run = folder / task / method
     run.mkdir(parents=True)
     algorithm = {"name": method, "gamma": 0.97 if method == "ogpo" else 0.99, "same": 7}
-    config = {"env": {"name": task}, "algorithm": algorithm, "finetune": {"utd": 0.5}, "run_dir": str(run)}
+    config = {
+        "env": {"name": task},
+        "algorithm": algorithm,
+        "finetune": {"utd": 0.5},
+        "run_dir": str(run),
+    }
     (run / "config.json").write_text(json.dumps({"config": config}))
     with metrics.writers(["jsonl"], run, {}) as writer:
         for index, steps in enumerate(STEPS):
             if steps <= upto:
-                write_rows(writer, method, steps, [seed[index] for seed in successes], index * interval)
+                write_rows(
+                    writer, method, steps, [seed[index] for seed in successes], index * interval
+                )
     if finished:
         (run / "summary.json").write_text('{"seconds": 99.0}')
 
 
 def write_rows(writer, method, steps, successes, seconds):
     for seed, count in enumerate(successes):
-        numbers = {"eval/success": count / EPISODES, "eval/successes": count, "eval/episodes": EPISODES}
-        numbers["eval/outcomes"] = packed(np.arange(EPISODES) < count)
-        numbers |= {"train_seconds": seconds} if steps else {}  # the base rows are old ones, without it
+        numbers = {
+            "eval/success": count / EPISODES,
+            "eval/successes": count,
+            "eval/episodes": EPISODES,
+        }
+        numbers["eval/success_bits"] = packed(np.arange(EPISODES) < count)
+        numbers |= (
+            {"train_seconds": seconds} if steps else {}
+        )  # the base rows are old ones, without it
         writer.write(row("finetune" if steps else "base", seed, steps, steps // 4, **numbers))
-        numbers = {"train/kl": 0.1, "time/updates_per_s": steps / 2} | ({"train/q": 1.0} if method == "ogpo" else {})
+        numbers = {"train/kl": 0.1, "time/updates_per_s": steps / 2} | (
+            {"train/q": 1.0} if method == "ogpo" else {}
+        )
         writer.write(row("finetune", seed, steps, steps // 4, **numbers))
 
 
@@ -83,7 +105,7 @@ def partial(tmp_path_factory):
         else:
             running = (task, method) == ("push_t", "flow_grpo")
             ran(folder, task, method, upto=100 if running else 300, finished=not running)
-    return comparison.write(folder)
+    return benchmark_page.write(folder)
 
 
 @pytest.fixture(scope="module")
@@ -93,8 +115,8 @@ def whole(tmp_path_factory):
     for task, method in RUNS:
         ran(folder, task, method)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(report, "png_bytes", lambda figure: b"\x89PNG")
-        return comparison.write(folder, folder.parent / "out")
+        patch.setattr(run_page, "png_bytes", lambda figure: b"\x89PNG")
+        return benchmark_page.write(folder, folder.parent / "out")
 
 
 def table(page):
@@ -138,8 +160,12 @@ def test_the_page_needs_no_network_and_no_script(partial):
     page = Page(partial)
     assert not {"script", "link"} & set(page.tags)
     assert all(address.startswith("data:image/png;base64,") for address in page.addresses)
-    assert all(base64.b64decode(address.split(",")[1]).startswith(b"\x89PNG") for address in page.addresses)
-    assert len(set(page.addresses)) == 12  # four figures and the diagnostics of two tasks, light and dark
+    assert all(
+        base64.b64decode(address.split(",")[1]).startswith(b"\x89PNG") for address in page.addresses
+    )
+    assert (
+        len(set(page.addresses)) == 12
+    )  # four figures and the diagnostics of two tasks, light and dark
     assert "url(" not in page.source
     assert "@import" not in page.source
 
@@ -194,21 +220,34 @@ def test_the_state_of_every_run_is_told(partial):
 def test_what_may_still_change_is_left_open(partial):
     for key in (("push_t", "flow_grpo"), ("peg_insert", "dp&po_<i>")):
         line = table(partial)[key]
-        assert [line[name] for name in ("final", "best", "equal_compute", "iqm", "steps_to_80")] == [""] * 5
+        assert [
+            line[name] for name in ("final", "best", "equal_compute", "iqm", "steps_to_80")
+        ] == [""] * 5
     running = table(partial)["push_t", "flow_grpo"]
-    assert numbers(running, "base", "env_steps", "steps_to_50", "train_seconds") == pytest.approx([0.55, 100, 0, 30])
+    assert numbers(running, "base", "env_steps", "steps_to_50", "train_seconds") == pytest.approx(
+        [0.55, 100, 0, 30]
+    )
 
 
 def test_rows_of_the_table_by_hand(whole):
     for (task, method), (successes, interval) in RUNS.items():
         line, rates = table(whole)[task, method], np.mean(successes, axis=0) / EPISODES
-        assert numbers(line, "base", "final", "best") == pytest.approx([rates[0], rates[-1], rates.max()])
+        assert numbers(line, "base", "final", "best") == pytest.approx(
+            [rates[0], rates[-1], rates.max()]
+        )
         counts = [Success(seed[-1], EPISODES) for seed in successes]
-        assert numbers(line, "final", "final_low", "final_high") == pytest.approx(pooled_success(counts))
+        assert numbers(line, "final", "final_low", "final_high") == pytest.approx(
+            pooled_success(counts)
+        )
         expected = interquartile_mean(finals(method, (task,)))
         assert numbers(line, "iqm", "iqm_low", "iqm_high") == pytest.approx(expected)
         measured = numbers(line, "env_steps", "updates", "updates_per_s", "train_seconds")
-        assert measured == [300, 75, 100, 3 * interval]  # the median of 50, 100 and 150: the zero is left out
+        assert measured == [
+            300,
+            75,
+            100,
+            3 * interval,
+        ]  # the median of 50, 100 and 150: the zero is left out
 
 
 @pytest.mark.parametrize(
@@ -230,7 +269,12 @@ def test_success_at_equal_compute_by_hand(whole, task, method, expected):
     ("task", "method", "steps", "seconds"),
     [
         ("peg_insert", "ogpo", ["100", "200", "300"], ["10", "20", "30"]),
-        ("peg_insert", "flow_grpo", ["100", "not reached", "not reached"], ["5", "not reached", "not reached"]),
+        (
+            "peg_insert",
+            "flow_grpo",
+            ["100", "not reached", "not reached"],
+            ["5", "not reached", "not reached"],
+        ),
         ("push_t", "ogpo", ["0", "300", "not reached"], ["0", "60", "not reached"]),
         ("push_t", "dp&po_<i>", ["0", "300", "300"], ["0", "150", "150"]),
     ],
@@ -247,10 +291,14 @@ def test_rows_over_all_tasks(whole):
         line, scores = lines["all", method], finals(method)
         assert line["state"] == "over 2 of 2 tasks"
         assert float(line["iqm"]) == pytest.approx(stats.trim_mean(scores, 0.25, axis=None))
-        assert numbers(line, "iqm", "iqm_low", "iqm_high") == pytest.approx(interquartile_mean(scores))
+        assert numbers(line, "iqm", "iqm_low", "iqm_high") == pytest.approx(
+            interquartile_mean(scores)
+        )
         assert float(line["final"]) == pytest.approx(scores.mean())
         for name in ("base", "best", "equal_compute"):
-            assert float(line[name]) == pytest.approx(np.mean([float(lines[task, method][name]) for task in TASKS]))
+            assert float(line[name]) == pytest.approx(
+                np.mean([float(lines[task, method][name]) for task in TASKS])
+            )
         assert float(line["train_seconds"]) == sum(3 * RUNS[task, method][1] for task in TASKS)
 
 
@@ -273,7 +321,9 @@ def test_latex_has_a_column_per_task_and_one_for_the_aggregate(partial, whole):
 
 def test_latex_shows_the_best_of_a_column_in_bold_and_why_a_number_is_missing(partial, whole):
     lines = (whole.parent / "table.tex").read_text(encoding="utf-8").splitlines()
-    ogpo, flow, third = (next(line for line in lines if line.startswith(name)) for name in ("ogpo", "flow", "dp"))
+    ogpo, flow, third = (
+        next(line for line in lines if line.startswith(name)) for name in ("ogpo", "flow", "dp")
+    )
     assert r"\textbf{95.0}" in ogpo
     assert r"\textbf" not in flow
     assert r"\textbf{100.0}" in third
@@ -285,17 +335,22 @@ def test_latex_shows_the_best_of_a_column_in_bold_and_why_a_number_is_missing(pa
 
 
 def test_a_benchmark_just_started_has_a_report(tmp_path):
-    page = comparison.write(planned(tmp_path / "bench", tasks=[{"label": "only"}]))
+    page = benchmark_page.write(planned(tmp_path / "bench", tasks=[{"label": "only"}]))
     assert "0 of 3 runs finished" in Page(page).text
-    assert {line["state"] for line in table(page).values()} == {"not run yet", "not finished on every task"}
-    assert r"ogpo & \emph{not run yet} & \emph{--} \\" in (page.parent / "table.tex").read_text(encoding="utf-8")
+    assert {line["state"] for line in table(page).values()} == {
+        "not run yet",
+        "not finished on every task",
+    }
+    assert r"ogpo & \emph{not run yet} & \emph{--} \\" in (page.parent / "table.tex").read_text(
+        encoding="utf-8"
+    )
 
 
 def entry(tmp_path, **changes):
     """The run of ogpo on peg_insert, after ``changes`` to its benchmark's plan."""
     folder = planned(tmp_path / "bench", **changes)
     ran(folder, "peg_insert", "ogpo")
-    return comparison._read(folder).entries["peg_insert", 0]
+    return benchmark_page._read(folder).entries["peg_insert", 0]
 
 
 def test_a_finished_run_without_all_its_seeds_has_no_score(tmp_path):
@@ -305,17 +360,19 @@ def test_a_finished_run_without_all_its_seeds_has_no_score(tmp_path):
 def test_times_that_a_run_did_not_write_are_not_known(tmp_path):
     known = entry(tmp_path)
     points = tuple(point._replace(seconds=np.nan) for point in known.points[1:])
-    old = comparison._row(known._replace(points=(known.points[0], *points)), 20.0)
+    old = benchmark_page._row(known._replace(points=(known.points[0], *points)), 20.0)
     names = ("final", "equal_compute", "steps_to_80", "seconds_to_80", "train_seconds")
     assert [old[name] for name in names] == [pytest.approx(0.95), None, 200, None, None]
 
 
-def test_methods_are_told_apart_by_colour_and_line():
-    for theme in (report.LIGHT, report.DARK):
-        colours = [comparison._colour(theme, index) for index in range(8)]
-        assert len(set(colours)) == 8
-        assert theme.paper not in colours
-    lines = {(comparison._colour(report.LIGHT, i), comparison._dashes(i)) for i in range(32)}
+def test_methods_are_told_apart_by_color_and_line():
+    for theme in (run_page.LIGHT, run_page.DARK):
+        colors = [benchmark_page._color(theme, index) for index in range(8)]
+        assert len(set(colors)) == 8
+        assert theme.paper not in colors
+    lines = {
+        (benchmark_page._color(run_page.LIGHT, i), benchmark_page._dashes(i)) for i in range(32)
+    }
     assert len(lines) == 32
 
 
@@ -324,9 +381,9 @@ def test_a_failure_of_an_earlier_try_is_forgotten_once_the_run_has_finished(tmp_
     run = folder / "peg_insert" / "ogpo"
     ran(folder, "peg_insert", "ogpo", upto=100, finished=False)
     (run / "failed.txt").write_text("out of\nmemory\n")
-    assert comparison._read(folder).entries["peg_insert", 0].state == "failed: out of memory"
+    assert benchmark_page._read(folder).entries["peg_insert", 0].state == "failed: out of memory"
     (run / "summary.json").write_text('{"seconds": 99.0}')
-    assert comparison._read(folder).entries["peg_insert", 0].state == "finished"
+    assert benchmark_page._read(folder).entries["peg_insert", 0].state == "finished"
 
 
 def test_without_a_settled_task_those_that_some_method_finished_are_compared(tmp_path):
@@ -334,13 +391,13 @@ def test_without_a_settled_task_those_that_some_method_finished_are_compared(tmp
     for task in TASKS:
         ran(folder, task, "flow_grpo")
     ran(folder, "push_t", "ogpo")
-    aggregate = comparison._aggregate(comparison._read(folder))
+    aggregate = benchmark_page._aggregate(benchmark_page._read(folder))
     assert (aggregate.tasks, list(aggregate.iqm), aggregate.better) == (TASKS, [1], {})
 
 
 def test_what_latex_would_read_as_a_command_is_escaped():
-    assert comparison._tex("a_b%&#${}") == r"a\_b\%\&\#\$\{\}"
-    assert comparison._tex("\\~^<>") == (
+    assert benchmark_page._tex("a_b%&#${}") == r"a\_b\%\&\#\$\{\}"
+    assert benchmark_page._tex("\\~^<>") == (
         r"\textbackslash{}\textasciitilde{}\textasciicircum{}\textless{}\textgreater{}"
     )
 
@@ -348,23 +405,36 @@ def test_what_latex_would_read_as_a_command_is_escaped():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"seeds": "3"}, "benchmark.json: 'seeds' is '3', not a positive whole number; restore the file"),
+        (
+            {"seeds": "3"},
+            "benchmark.json: 'seeds' is '3', not a positive whole number; restore the file",
+        ),
         ({"seeds": 0}, "benchmark.json: 'seeds' is 0, not a positive"),
         ({"tasks": []}, "benchmark.json: 'tasks' must be a list of objects with a 'label' each"),
-        ({"methods": ["ogpo"]}, "benchmark.json: 'methods' must be a list of objects with a 'label' each"),
-        ({"tasks": [{"label": "a"}] * 2}, "benchmark.json: the label 'a' is given twice in 'tasks'; name each once"),
+        (
+            {"methods": ["ogpo"]},
+            "benchmark.json: 'methods' must be a list of objects with a 'label' each",
+        ),
+        (
+            {"tasks": [{"label": "a"}] * 2},
+            "benchmark.json: the label 'a' is given twice in 'tasks'; name each once",
+        ),
     ],
 )
 def test_a_plan_that_cannot_be_read_is_told_in_one_line(tmp_path, changes, message):
-    with pytest.raises(report.ReportError, match=message) as raised:
-        comparison.write(planned(tmp_path / "bench", **changes))
+    with pytest.raises(run_page.ReportError, match=message) as raised:
+        benchmark_page.write(planned(tmp_path / "bench", **changes))
     assert "\n" not in str(raised.value)
     assert not (tmp_path / "bench" / "report").exists()
 
 
 def test_a_folder_without_a_plan_and_a_malformed_one_are_told(tmp_path):
-    with pytest.raises(report.ReportError, match="no benchmark.json here; pass the folder that gcp-jax benchmark"):
-        comparison.write(tmp_path)
+    with pytest.raises(
+        run_page.ReportError, match="no benchmark.json here; pass the folder that gcp-jax benchmark"
+    ):
+        benchmark_page.write(tmp_path)
     (planned(tmp_path / "bench") / "benchmark.json").write_text("{")
-    with pytest.raises(report.ReportError, match=r"benchmark.json: not JSON \(.*\); restore the file"):
-        comparison.write(tmp_path / "bench")
+    with pytest.raises(
+        run_page.ReportError, match=r"benchmark.json: not JSON \(.*\); restore the file"
+    ):
+        benchmark_page.write(tmp_path / "bench")

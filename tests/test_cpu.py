@@ -8,8 +8,8 @@ import sys
 
 import pytest
 
-from experiments import cpu
-from gcp_jax import compiling
+from gcp_jax.experiments import runtime
+from gcp_jax.learner import xla_options
 
 
 @pytest.fixture
@@ -21,27 +21,34 @@ def environ(monkeypatch):
 
 
 def test_devices_are_asked_for_beside_what_the_user_set(environ):
-    cpu.prepare(4)
+    runtime.prepare_cpu(4)
     flags = environ["XLA_FLAGS"].split()
     assert flags[0] == "--xla_dump_to=somewhere"
-    assert {"--xla_force_host_platform_device_count=4", "--xla_cpu_use_fusion_emitters=false"} < {*flags}
+    assert {"--xla_force_host_platform_device_count=4", "--xla_cpu_use_fusion_emitters=false"} < {
+        *flags
+    }
     assert int(environ["NPROC"]) >= 8
 
 
 def test_one_device_needs_no_flag_and_the_thread_pool_has_at_least_four(environ):
-    cpu.prepare()
+    runtime.prepare_cpu()
     assert "device_count" not in environ["XLA_FLAGS"] and int(environ["NPROC"]) >= 4
 
 
 def test_a_users_own_choice_stands(environ, monkeypatch):
-    monkeypatch.setenv("XLA_FLAGS", "--xla_cpu_use_fusion_emitters=true --xla_force_host_platform_device_count=2")
-    cpu.prepare(4)
-    assert environ["XLA_FLAGS"] == "--xla_cpu_use_fusion_emitters=true --xla_force_host_platform_device_count=2"
+    monkeypatch.setenv(
+        "XLA_FLAGS", "--xla_cpu_use_fusion_emitters=true --xla_force_host_platform_device_count=2"
+    )
+    runtime.prepare_cpu(4)
+    assert (
+        environ["XLA_FLAGS"]
+        == "--xla_cpu_use_fusion_emitters=true --xla_force_host_platform_device_count=2"
+    )
 
 
 def test_a_newer_xla_is_not_given_the_option_that_it_refuses(environ, monkeypatch):
     monkeypatch.setattr(importlib.metadata, "version", lambda name: "0.11.0")
-    cpu.prepare()
+    runtime.prepare_cpu()
     assert environ["XLA_FLAGS"] == "--xla_dump_to=somewhere"
 
 
@@ -65,18 +72,20 @@ libc.malloc_info(0, ctypes.c_void_p.in_dll(libc, "stdout"))
 libc.fflush(None)
 """
     env = {**os.environ, **dict(each.split("=") for each in settings)}
-    done = subprocess.run([sys.executable, "-c", program], env=env, capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", program], env=env, capture_output=True, text=True, check=True
+    )
     return done.stdout.count("<heap nr=")
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="other C libraries have no arenas")
 def test_freed_memory_is_kept_in_few_heaps_unless_the_user_says_otherwise():
-    assert heaps() <= cpu.ARENAS < 4 <= heaps("MALLOC_ARENA_MAX=8")
+    assert heaps() <= runtime.ARENAS < 4 <= heaps("MALLOC_ARENA_MAX=8")
 
 
 def test_a_program_s_own_options_leave_to_xla_flags_what_they_set(monkeypatch):
-    assert compiling.physics() == {}  # conftest sets the level
-    assert "xla_backend_optimization_level" not in compiling.learning()
+    assert xla_options.physics_options() == {}  # conftest sets the level
+    assert "xla_backend_optimization_level" not in xla_options.learning_options()
     monkeypatch.setenv("XLA_FLAGS", "")
-    assert compiling.physics() == {"xla_backend_optimization_level": 1}
-    assert compiling.physics().items() < compiling.learning().items()
+    assert xla_options.physics_options() == {"xla_backend_optimization_level": 1}
+    assert xla_options.physics_options().items() < xla_options.learning_options().items()

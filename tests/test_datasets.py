@@ -6,9 +6,10 @@ import jax
 import numpy as np
 import pytest
 
-import envs
-from envs import datasets, reach
-from envs.demonstrations import collect
+from gcp_jax import envs
+from gcp_jax.envs.demos import storage
+from gcp_jax.envs.demos.collect import collect
+from gcp_jax.envs.tasks import reach
 from gcp_jax.types import Step
 
 EPISODES = 12
@@ -24,23 +25,25 @@ def collected():
 @pytest.fixture
 def folder(collected, tmp_path):
     """A dataset on disk."""
-    datasets.write(tmp_path / "demos", *collected, {"env": {"name": "reach"}})
+    storage.write(tmp_path / "demos", *collected, {"env": {"name": "reach"}})
     return tmp_path / "demos"
 
 
 def test_every_executed_step_is_kept_in_order(collected, folder):
     steps, info = collected
-    dataset = datasets.read(folder)
+    dataset = storage.read(folder)
     for episode, first in enumerate(dataset.start):
         length = info.length[episode]
         for name, values in dataset.steps.items():
-            np.testing.assert_array_equal(values[first : first + length], getattr(steps, name)[:length, episode])
+            np.testing.assert_array_equal(
+                values[first : first + length], getattr(steps, name)[:length, episode]
+            )
     assert len(dataset.steps["obs"]) == steps.executed.sum()
 
 
 def test_facts_of_the_episodes_come_back(collected, folder):
     _, info = collected
-    dataset = datasets.read(folder)
+    dataset = storage.read(folder)
     np.testing.assert_array_equal(dataset.length, info.length)
     np.testing.assert_array_equal(dataset.solved, info.success)
     np.testing.assert_array_equal(dataset.mode, info.mode)
@@ -49,23 +52,25 @@ def test_facts_of_the_episodes_come_back(collected, folder):
 
 
 def test_arrays_stay_on_disk(folder):
-    assert all(isinstance(values, np.memmap) for values in datasets.read(folder).steps.values())
+    assert all(isinstance(values, np.memmap) for values in storage.read(folder).steps.values())
 
 
 def test_padding_gives_back_what_was_collected(collected, folder):
     steps, info = collected
-    padded, facts = datasets.padded(datasets.read(folder))
+    padded, facts = storage.padded(storage.read(folder))
     executed = steps.executed[: len(padded.executed)]
     np.testing.assert_array_equal(padded.executed, executed)
     for name in Step._fields:
-        np.testing.assert_array_equal(getattr(padded, name)[executed], getattr(steps, name)[: len(executed)][executed])
+        np.testing.assert_array_equal(
+            getattr(padded, name)[executed], getattr(steps, name)[: len(executed)][executed]
+        )
     np.testing.assert_array_equal(facts.length, info.length)
 
 
 def test_a_folder_with_something_in_it_is_left_alone(collected, folder):
     before = (folder / "obs.npy").read_bytes()
     with pytest.raises(FileExistsError, match="not empty; choose another --out"):
-        datasets.write(folder, *collected, {})
+        storage.write(folder, *collected, {})
     assert (folder / "obs.npy").read_bytes() == before
 
 
@@ -90,24 +95,51 @@ def _description(folder, **changes):
 @pytest.mark.parametrize(
     ("damage", "complaint"),
     [
-        (lambda d: (d / "dataset.json").unlink(), "has no dataset.json: it is no dataset, or was not finished"),
+        (
+            lambda d: (d / "dataset.json").unlink(),
+            "has no dataset.json: it is no dataset, or was not finished",
+        ),
         (lambda d: _description(d, format=7), "dataset.json has format 7, must be 1"),
         (lambda d: (d / "action.npy").unlink(), "action.npy is missing"),
-        (lambda d: (d / "action.npy").write_bytes(b"no array"), "action.npy cannot be read as a numpy array"),
+        (
+            lambda d: (d / "action.npy").write_bytes(b"no array"),
+            "action.npy cannot be read as a numpy array",
+        ),
         (
             lambda d: _array(d, "action", _set((5, 0), 1.5)),
             r"action.npy row 5 is .*; every number must be in \[-1, 1\]",
         ),
-        (lambda d: _array(d, "action", _set((5, 0), np.nan)), r"action.npy row 5 is .*; every number must be in"),
-        (lambda d: _array(d, "obs", _set((3, 1), np.inf)), "obs.npy row 3 is .*; every number must be finite"),
-        (lambda d: _array(d, "reward", lambda x: x[:-1]), r"reward.npy is float32\[\d+\], must be float32\[\d+\]"),
-        (lambda d: _array(d, "reward", lambda x: x.astype(float)), r"reward.npy is float64\[\d+\], must be float32"),
-        (lambda d: _array(d, "start", _set(1, 0)), r"start.npy must rise from 0 by 1 to \d+ steps an episode"),
-        (lambda d: _array(d, "start", lambda x: x[:-1]), r"start.npy has shape \(11,\), must be \(12,\)"),
-        (lambda d: _array(d, "mode", lambda x: x[:-1]), r"mode.npy has shape \(11,\), must be \(12,\)"),
+        (
+            lambda d: _array(d, "action", _set((5, 0), np.nan)),
+            r"action.npy row 5 is .*; every number must be in",
+        ),
+        (
+            lambda d: _array(d, "obs", _set((3, 1), np.inf)),
+            "obs.npy row 3 is .*; every number must be finite",
+        ),
+        (
+            lambda d: _array(d, "reward", lambda x: x[:-1]),
+            r"reward.npy is float32\[\d+\], must be float32\[\d+\]",
+        ),
+        (
+            lambda d: _array(d, "reward", lambda x: x.astype(float)),
+            r"reward.npy is float64\[\d+\], must be float32",
+        ),
+        (
+            lambda d: _array(d, "start", _set(1, 0)),
+            r"start.npy must rise from 0 by 1 to \d+ steps an episode",
+        ),
+        (
+            lambda d: _array(d, "start", lambda x: x[:-1]),
+            r"start.npy has shape \(11,\), must be \(12,\)",
+        ),
+        (
+            lambda d: _array(d, "mode", lambda x: x[:-1]),
+            r"mode.npy has shape \(11,\), must be \(12,\)",
+        ),
     ],
 )
 def test_damage_is_told(folder, damage, complaint):
     damage(folder)
-    with pytest.raises(datasets.DatasetError, match=complaint):
-        datasets.read(folder)
+    with pytest.raises(storage.DatasetError, match=complaint):
+        storage.read(folder)

@@ -4,9 +4,9 @@ import jax
 import numpy as np
 import pytest
 
-import envs
-from envs import reach
-from envs.demonstrations import collect
+from gcp_jax import envs
+from gcp_jax.envs.demos.collect import collect
+from gcp_jax.envs.tasks import reach
 
 EPISODES = 256
 
@@ -67,7 +67,8 @@ def test_same_key_same_demonstrations(env, mixed):
 
 
 @pytest.mark.parametrize(
-    ("level", "low", "high"), [("expert", 0.95, 1.0), ("mixed", 0.55, 0.75), ("poor", 0.2, 0.4), ("bad", 0.03, 0.15)]
+    ("level", "low", "high"),
+    [("expert", 0.95, 1.0), ("mixed", 0.55, 0.75), ("poor", 0.2, 0.4), ("bad", 0.03, 0.15)],
 )
 def test_quality_levels_give_their_success(env, level, low, high):
     _, info, *_ = collect(env, reach.QUALITY[level], jax.random.key(1), EPISODES)

@@ -9,15 +9,15 @@ import pytest
 from jax.sharding import PartitionSpec as P
 from scipy.special import gammaln
 
-from gcp_jax import diagnostics
-from gcp_jax.chain import Walk
-from gcp_jax.networks import Normaliser
-from gcp_jax.policy import Policy, PolicyConfig
+from gcp_jax.core.denoising import Chain
+from gcp_jax.core.networks import Normalizer
+from gcp_jax.core.policy import Policy, PolicyConfig
+from gcp_jax.learner import diagnostics
 from gcp_jax.types import Segment, Specs, Step
 
 GAMMA, K, L, N, H, WIDTH = 0.9, 2, 4, 5, 2, 2
 SPECS = Specs(obs_dim=WIDTH, action_dim=1, chunk=H)
-NORMALISER = Normaliser(jnp.array([0.5, -0.5]), jnp.array([2.0, 0.5]))
+NORMALISER = Normalizer(jnp.array([0.5, -0.5]), jnp.array([2.0, 0.5]))
 BIAS, SHIFT, STD = np.array([0.1, -0.2]), np.array([0.3, -0.1]), 0.3
 HEADS = np.array([[1.0, 0.5], [0.8, -0.3], [1.2, 0.1]])  # Q_m(s, a) = a·HEADS_m + s_0
 
@@ -29,21 +29,24 @@ def row(x, like):
 def policy():
     """Steps N(bias + x/2 + s/10, (std·(1 + t))²) from noise; the deterministic sample is bias + z/4, so 1/4 is its spread."""
 
-    def transition(params, obs, inner=0):
+    def stochastic_step(params, obs, inner=0):
         obs = obs.reshape(*obs.shape[:-1], *(1,) * inner, WIDTH)
-        return lambda x, t: (row(params["bias"], x) + 0.5 * x + 0.1 * obs, params["std"] * (1 + t)[..., None])
+        return lambda x, t: (
+            row(params["bias"], x) + 0.5 * x + 0.1 * obs,
+            params["std"] * (1 + t)[..., None],
+        )
 
     def walk(params, obs, noise):
         """Points from the waves of a fixed start, as its own transition would have drawn them."""
         points = [noise[..., 0, :]]
         for i in range(K):
-            mean, std = transition(params, obs)(points[-1], jnp.full((1,) * (obs.ndim - 1), i / K))
+            mean, std = stochastic_step(params, obs)(points[-1], jnp.full((1,) * (obs.ndim - 1), i / K))
             points.append(mean + std * noise[..., i + 1, :])
-        return Walk(jnp.stack(points, -2), None, None)
+        return Chain(jnp.stack(points, -2), None, None)
 
     settings = {
         "sample": lambda params, obs, z: row(params["bias"], z) + 0.25 * z,
-        "walk": walk, "transition": transition, "config": PolicyConfig(chunk=H, steps=K), "specs": SPECS,
+        "sample_chain": walk, "stochastic_step": stochastic_step, "config": PolicyConfig(chunk=H, steps=K), "specs": SPECS,
     }  # fmt: skip
     return Policy(**{**dict.fromkeys(Policy._fields), **settings})
 
@@ -52,16 +55,21 @@ POLICY = policy()
 
 
 def deployed(bias=BIAS, std=STD):
-    return {"net": {"bias": jnp.asarray(bias, jnp.float32), "std": jnp.float32(std)}, "normaliser": NORMALISER}
+    return {
+        "net": {"bias": jnp.asarray(bias, jnp.float32), "std": jnp.float32(std)},
+        "normalizer": NORMALISER,
+    }
 
 
 def value(state, obs, chunk):
-    return jnp.einsum("md,bgd->mbg", jnp.asarray(HEADS, jnp.float32), chunk[..., 0]) + obs[None, :, :1]
+    return (
+        jnp.einsum("md,bgd->mbg", jnp.asarray(HEADS, jnp.float32), chunk[..., 0]) + obs[None, :, :1]
+    )
 
 
 def method(value=value):
     """All that a diagnosis uses of a method: its state is what it deploys."""
-    return SimpleNamespace(export=lambda state: state, greedy=POLICY.greedy, value=value)
+    return SimpleNamespace(export=lambda state: state, eval_policy=POLICY.eval_policy, value=value)
 
 
 def segment(rows=L, columns=N, **changes):
@@ -96,7 +104,7 @@ def perturbed():
 
 
 def test_at_the_start_nothing_differs_from_the_base(at_start):
-    assert at_start["distance_from_base"] == 0
+    assert at_start["base_action_rmse"] == 0
     for i in range(K):
         assert at_start[f"ratio_step_{i}"] == 1
         assert at_start[f"kl_step_{i}"] == 0
@@ -105,7 +113,12 @@ def test_at_the_start_nothing_differs_from_the_base(at_start):
 
 def test_the_measurements_are_scalars_under_these_names(at_start):
     steps = {f"{name}_step_{i}" for name in ("ratio", "kl") for i in range(K)}
-    assert at_start.keys() == steps | {"action_spread", "distance_from_base", "agreement", "q_minus_return"}
+    assert at_start.keys() == steps | {
+        "action_std",
+        "base_action_rmse",
+        "agreement",
+        "q_minus_return",
+    }
     assert all(x.shape == () for x in at_start.values())
 
 
@@ -113,12 +126,14 @@ def test_spread_is_the_deviation_of_a_states_samples():
     """8 samples of standard deviation 1/4 for each state; the mean of their deviations (divided by 8, not 7)."""
     found = diagnose(deployed(), data=segment(rows=40, columns=8))
     factor = np.sqrt(2 / 8) * np.exp(gammaln(8 / 2) - gammaln(7 / 2))  # E std of 8 normal numbers
-    assert abs(found["action_spread"] / (0.25 * factor) - 1) < 0.12
+    assert abs(found["action_std"] / (0.25 * factor) - 1) < 0.12
 
 
 def test_distance_is_between_actions_of_the_same_key(perturbed):
     """A shift by (0.3, −0.1) of the deterministic sampler, whatever the noise."""
-    np.testing.assert_allclose(perturbed["distance_from_base"], np.sqrt((0.3**2 + 0.1**2) / 2), rtol=1e-4)
+    np.testing.assert_allclose(
+        perturbed["base_action_rmse"], np.sqrt((0.3**2 + 0.1**2) / 2), rtol=1e-4
+    )
 
 
 def test_kl_of_each_step_is_that_of_two_gaussians_deployed_from_base(perturbed):
@@ -131,8 +146,13 @@ def test_kl_of_each_step_is_that_of_two_gaussians_deployed_from_base(perturbed):
 
 def test_a_policy_far_from_its_base_has_a_bounded_ratio():
     """Its KL is told, and no number that is not finite stops the run."""
-    for found in (diagnose(deployed(BIAS + 100.0)), diagnose(deployed(), base=deployed(BIAS + 100.0))):
-        assert all(np.isfinite(found[f"{name}_step_{i}"]) for name in ("ratio", "kl") for i in range(K))
+    for found in (
+        diagnose(deployed(BIAS + 100.0)),
+        diagnose(deployed(), base=deployed(BIAS + 100.0)),
+    ):
+        assert all(
+            np.isfinite(found[f"{name}_step_{i}"]) for name in ("ratio", "kl") for i in range(K)
+        )
 
 
 def test_the_ratio_of_each_step_is_averaged_over_chains_of_the_deployed_policy():
@@ -195,7 +215,9 @@ def test_q_minus_return_is_over_chunks_whose_episode_terminated_in_the_segment()
     for column, rows in known.items():
         final, end = last[column]
         for r in rows:
-            times = [(i, j) for i in range(r, final + 1) for j in range(H) if (i, j) <= (final, end)]
+            times = [
+                (i, j) for i in range(r, final + 1) for j in range(H) if (i, j) <= (final, end)
+            ]
             total = sum(GAMMA**n * steps.reward[i, column, j] for n, (i, j) in enumerate(times))
             q = np.mean(HEADS @ steps.action[r, column, :, 0]) + steps.obs[r, column, 0, 0]
             gaps.append(q - total)
@@ -216,7 +238,10 @@ def test_two_devices_measure_as_one(devices):
     measure = diagnostics.make(method(), POLICY, GAMMA)
     key = jax.random.key(0)
     spread = jax.shard_map(
-        lambda *args: measure(*args, key), mesh=devices(data=2), in_specs=(P(), P(), P(None, "data")), out_specs=P()
+        lambda *args: measure(*args, key),
+        mesh=devices(data=2),
+        in_specs=(P(), P(), P(None, "data")),
+        out_specs=P(),
     )
     one, two = diagnose(state, data=data), jax.jit(spread)(state, deployed(), data)
     assert one.keys() == two.keys()

@@ -11,21 +11,21 @@ import pytest
 from jax.sharding import PartitionSpec as P
 from scipy import stats
 
-from gcp_jax import chain as chain_lib
 from gcp_jax import mesh as mesh_lib
-from gcp_jax import policy as policy_lib
-from gcp_jax import sources
 from gcp_jax.algorithms import dppo
-from gcp_jax.networks import Normaliser
-from gcp_jax.policy import Policy, PolicyConfig
+from gcp_jax.core import denoising as chain_lib
+from gcp_jax.core import policy as policy_lib
+from gcp_jax.core.networks import Normalizer
+from gcp_jax.core.policy import Policy, PolicyConfig
+from gcp_jax.learner import batch_sources
 from gcp_jax.types import Batch, Segment, Specs, Step
 
 SPECS = Specs(obs_dim=2, action_dim=1, chunk=2)
 ROWS, COLUMNS, STEPS, SIGMA = 4, 4, 3, 0.05
-NORMALISER = Normaliser(jnp.array([0.5, -0.5]), jnp.array([2.0, 0.5]))
+NORMALISER = Normalizer(jnp.array([0.5, -0.5]), jnp.array([2.0, 0.5]))
 BASE, MOVED, FAR = np.array([[0.1, -0.2], [0.16, -0.27], [0.5, -0.6]])
 SMALL = dppo.Config(
-    gamma=0.9, epochs=1, minibatches=2, denoising_gamma=0.7, clip=0.2, clip_first=0.02, max_kl=1e3,
+    gamma=0.9, epochs=1, minibatches=2, denoising_gamma=0.7, clip=0.2, clip_base=0.02, max_kl=1e3,
     actor_lr=0.01, value_lr=0.01, value_hidden=(8,),
 )  # fmt: skip
 
@@ -44,22 +44,31 @@ def affine_policy(family):
         wide = obs[..., :1].reshape(*obs.shape[:-1], *(1,) * inner, 1)
 
         def bound(x, t):
-            return params["bias"].reshape((1,) * (x.ndim - 1) + (-1,)) + 0.5 * x + 0.3 * wide + 0.2 * t[..., None]
+            return (
+                params["bias"].reshape((1,) * (x.ndim - 1) + (-1,))
+                + 0.5 * x
+                + 0.3 * wide
+                + 0.2 * t[..., None]
+            )
 
         return bound
 
-    def advance(params, obs, inner=0):
-        return config.sampler.advance(net(params, obs, inner))
+    def deterministic_step(params, obs, inner=0):
+        return config.sampler.deterministic_step(net(params, obs, inner))
 
     return Policy(
         init=None,
-        sample=lambda params, obs, z: chain_lib.integrate(advance(params, obs), z, config.sampler.times),
-        walk=None,
-        action=chain_lib.action,
+        sample=lambda params, obs, z: chain_lib.integrate_ode(
+            deterministic_step(params, obs), z, config.sampler.times
+        ),
+        sample_chain=None,
+        action=chain_lib.chain_action,
         log_density=None,
         imitation_loss=None,
-        transition=lambda params, obs, inner=0: config.sampler.transition(net(params, obs, inner)),
-        advance=advance,
+        stochastic_step=lambda params, obs, inner=0: config.sampler.stochastic_step(
+            net(params, obs, inner)
+        ),
+        deterministic_step=deterministic_step,
         config=config,
         specs=SPECS,
     )
@@ -71,24 +80,45 @@ class Method:
     def __init__(self, config, family, policy=None):
         self.config, self.family = config, family
         self.policy = policy or affine_policy(family)
-        self.source = sources.rollout(rows=ROWS, columns=COLUMNS, **dppo.rollout_needs(config))
-        self.algorithm = dppo.make(config, self.policy, self.source)
-        self.act, self.prepare, self.update, self.greedy = map(
-            jax.jit, (self.algorithm.act, self.algorithm.prepare, self.algorithm.update, self.algorithm.greedy)
+        self.source = batch_sources.on_policy(
+            rows=ROWS, columns=COLUMNS, **dppo.rollout_needs(config)
         )
-        self.batches = jax.jit(lambda segment: self.source.step(None, segment, jax.random.key(5), jnp.int32(0))[1])
+        self.algorithm = dppo.make(config, self.policy, self.source)
+        self.act, self.prepare, self.update, self.eval_policy = map(
+            jax.jit,
+            (
+                self.algorithm.act,
+                self.algorithm.preprocess_segment,
+                self.algorithm.update,
+                self.algorithm.eval_policy,
+            ),
+        )
+        self.batches = jax.jit(
+            lambda segment: self.source.step(None, segment, jax.random.key(5), jnp.int32(0))[1]
+        )
 
     @functools.cached_property
     def fresh(self):
-        net = jax.jit(self.policy.init)(jax.random.key(1)) if self.policy.init else {"bias": jnp.array(BASE)}
-        return jax.jit(self.algorithm.init)(jax.random.key(0), {"net": net, "normaliser": NORMALISER})
+        net = (
+            jax.jit(self.policy.init)(jax.random.key(1))
+            if self.policy.init
+            else {"bias": jnp.array(BASE)}
+        )
+        return jax.jit(self.algorithm.init)(
+            jax.random.key(0), {"net": net, "normalizer": NORMALISER}
+        )
 
     def state(self, bias=MOVED):
         """The fresh state with θ moved away from the base, and a noise net that is not almost constant."""
         actor = {**self.fresh.actor, "net": {"bias": jnp.array(bias)}}
         if actor["noise"] is not None:
-            last = 0.3 * np.random.default_rng(3).standard_normal(actor["noise"]["Dense_1"]["kernel"].shape)
-            actor["noise"] = {**actor["noise"], "Dense_1": {"kernel": jnp.float32(last), "bias": jnp.zeros(2)}}
+            last = 0.3 * np.random.default_rng(3).standard_normal(
+                actor["noise"]["Dense_1"]["kernel"].shape
+            )
+            actor["noise"] = {
+                **actor["noise"],
+                "Dense_1": {"kernel": jnp.float32(last), "bias": jnp.zeros(2)},
+            }
         return self.fresh._replace(actor=actor)
 
     @functools.cached_property
@@ -99,7 +129,9 @@ class Method:
     def collect(self, state):
         steps = recorded(0)
         obs, key = steps.obs[:, :, 0].reshape(-1, 2), jax.random.key(2)
-        chunk, extras = jax.tree.map(lambda x: x.reshape(ROWS, COLUMNS, *x.shape[1:]), self.act(state, obs, key))
+        chunk, extras = jax.tree.map(
+            lambda x: x.reshape(ROWS, COLUMNS, *x.shape[1:]), self.act(state, obs, key)
+        )
         return Segment(steps._replace(action=chunk), extras)
 
     def minibatch(self, state, index=0):
@@ -119,7 +151,11 @@ def recorded(seed, scale=1.0):
     rng = np.random.default_rng(seed)
     shape = (ROWS, COLUMNS, SPECS.chunk)
     obs, following = rng.standard_normal((2, *shape, 2)).astype(np.float32)
-    terminated, truncated, executed = np.zeros(shape, bool), np.zeros(shape, bool), np.ones(shape, bool)
+    terminated, truncated, executed = (
+        np.zeros(shape, bool),
+        np.zeros(shape, bool),
+        np.ones(shape, bool),
+    )
     truncated[1, 1], executed[1, 1, 1] = True, False
     terminated[2, 2, 1] = True
     truncated[0, 3, 1] = True
@@ -127,19 +163,24 @@ def recorded(seed, scale=1.0):
     reward = (scale * rng.standard_normal(shape)).astype(np.float32)
     action = np.zeros((*shape, 1), np.float32)
     return jax.tree.map(
-        jnp.asarray, Step(obs, action, reward, following, terminated, truncated, np.zeros(shape, bool), executed)
+        jnp.asarray,
+        Step(
+            obs, action, reward, following, terminated, truncated, np.zeros(shape, bool), executed
+        ),
     )
 
 
 # By hand, in float64
 
 
-def normalise(obs):
+def normalize(obs):
     return (np.asarray(obs, np.float64) - np.asarray(NORMALISER.mean)) / np.asarray(NORMALISER.std)
 
 
 def hidden_layer(y, norm):
-    y = (y - y.mean(-1, keepdims=True)) / np.sqrt(y.var(-1, keepdims=True) + 1e-6) * norm["scale"] + norm["bias"]
+    y = (y - y.mean(-1, keepdims=True)) / np.sqrt(y.var(-1, keepdims=True) + 1e-6) * norm[
+        "scale"
+    ] + norm["bias"]
     return 0.5 * y * (1 + np.tanh(np.sqrt(2 / np.pi) * (y + 0.044715 * y**3)))
 
 
@@ -150,17 +191,20 @@ def dense(x, layer):
 def value_of(params, obs):
     """V(s) of a net with one hidden layer; obs as recorded."""
     params = jax.tree.map(np.asarray, params)
-    return dense(hidden_layer(dense(normalise(obs), params["Dense_0"]), params["LayerNorm_0"]), params["Dense_1"])[
-        ..., 0
-    ]
+    return dense(
+        hidden_layer(dense(normalize(obs), params["Dense_0"]), params["LayerNorm_0"]),
+        params["Dense_1"],
+    )[..., 0]
 
 
 def sigma_of(config, params, obs, t):
-    """ReinFlow's σ(s, t) of normalised obs [..., 2]: [..., D]."""
+    """ReinFlow's σ(s, t) of normalized obs [..., 2]: [..., D]."""
     params = jax.tree.map(lambda x: np.asarray(x, np.float64), params)
     angle = 1000.0 * t * np.exp(-np.log(10_000.0) * np.arange(16) / 15)
     time = np.broadcast_to(np.concatenate([np.sin(angle), np.cos(angle)]), (*obs.shape[:-1], 32))
-    y = hidden_layer(dense(np.concatenate([obs, time], -1), params["SplitDense_0"]), params["LayerNorm_0"])
+    y = hidden_layer(
+        dense(np.concatenate([obs, time], -1), params["SplitDense_0"]), params["LayerNorm_0"]
+    )
     y = dense(hidden_layer(dense(y, params["Dense_0"]), params["LayerNorm_1"]), params["Dense_1"])
     return config.noise_low + (config.noise_high - config.noise_low) / (1 + np.exp(-y))
 
@@ -188,18 +232,23 @@ def denoised(family, bias, obs, x, step):
     return mean, max(own, SIGMA), np.sqrt(following) * clean + np.sqrt(1 - following) * implied
 
 
-def transition(config, family, actor, obs, x, step):
+def stochastic_step(config, family, actor, obs, x, step):
     """(mean, std) of DPPO's or ReinFlow's step."""
-    mean, std, straight = denoised(family, np.asarray(actor["net"]["bias"], np.float64), obs, x, step)
+    mean, std, straight = denoised(
+        family, np.asarray(actor["net"]["bias"], np.float64), obs, x, step
+    )
     if config.noise == "learned":
         return np.clip(straight, -1, 1), sigma_of(config, actor["noise"], obs, step / STEPS)
     return mean, np.full_like(x, max(std, config.min_std))
 
 
 def log_densities(config, family, actor, obs, chain):
-    """(lp [B, K'] or [B, 1], σ, every dimension's log-density) of chains [B, K'+1, D]; obs normalised."""
+    """(lp [B, K'] or [B, 1], σ, every dimension's log-density) of chains [B, K'+1, D]; obs normalized."""
     trained = chain.shape[1] - 1
-    made = [transition(config, family, actor, obs, chain[:, i], STEPS - trained + i) for i in range(trained)]
+    made = [
+        stochastic_step(config, family, actor, obs, chain[:, i], STEPS - trained + i)
+        for i in range(trained)
+    ]
     each = np.stack([stats.norm.logpdf(chain[:, i + 1], *made[i]) for i in range(trained)], 1)
     std = np.stack([std for _, std in made], 1)
     if config.noise == "learned":
@@ -211,21 +260,29 @@ def schedule(config, count):
     if count == 1:
         return np.array([config.clip])
     share = (np.exp(3 * np.arange(count) / (count - 1)) - 1) / (np.exp(3) - 1)
-    return config.clip_first + (config.clip - config.clip_first) * share
+    return config.clip_base + (config.clip - config.clip_base) * share
 
 
 def losses(config, family, actor, value_net, batch):
     """The metrics of one update by the paper's formulas, and the whole loss of the actor."""
-    data, extras = batch.transitions, {k: np.asarray(v, np.float64) for k, v in batch.transitions.extras.items()}
-    lp, std, _ = log_densities(config, family, actor, normalise(data.obs), extras["chain"])
+    data, extras = (
+        batch.transitions,
+        {k: np.asarray(v, np.float64) for k, v in batch.transitions.extras.items()},
+    )
+    lp, std, _ = log_densities(config, family, actor, normalize(data.obs), extras["chain"])
     ratio = np.exp(lp - extras["log_density"])
     count = ratio.shape[1]
     advantage = (extras["advantage"] - extras["advantage"].mean()) / extras["advantage"].std()
     total, outside = 0.0, 0
     for b in range(len(ratio)):
         for k in range(count):
-            epsilon, weighted = schedule(config, count)[k], config.denoising_gamma ** (count - 1 - k) * advantage[b]
-            total -= min(ratio[b, k] * weighted, np.clip(ratio[b, k], 1 - epsilon, 1 + epsilon) * weighted)
+            epsilon, weighted = (
+                schedule(config, count)[k],
+                config.denoising_gamma ** (count - 1 - k) * advantage[b],
+            )
+            total -= min(
+                ratio[b, k] * weighted, np.clip(ratio[b, k], 1 - epsilon, 1 + epsilon) * weighted
+            )
             outside += abs(ratio[b, k] - 1) > epsilon
     kl = ratio - 1 - np.log(ratio)
     bonus = config.entropy_weight * np.log(std).mean() if config.noise == "learned" else 0.0
@@ -257,14 +314,17 @@ def changed(first, second):
 LEARNED = small(noise="learned", entropy_weight=0.5, clip=0.02)
 CASES = {
     "flow": (SMALL, "flow"),
-    "flow, narrow clip": (small(clip=0.01, clip_first=0.01), "flow"),
-    "flow, the last step": (small(trained_steps=1, clip=0.05), "flow"),
-    "flow, the last two steps": (small(trained_steps=2), "flow"),
+    "flow, narrow clip": (small(clip=0.01, clip_base=0.01), "flow"),
+    "flow, the last step": (small(num_finetuned_steps=1, clip=0.05), "flow"),
+    "flow, the last two steps": (small(num_finetuned_steps=2), "flow"),
     "flow, densities beyond their bounds": (small(min_std=0.02), "flow"),
     "diffusion": (SMALL, "diffusion"),
-    "diffusion, the last two steps": (small(trained_steps=2, min_std=0.3), "diffusion"),
+    "diffusion, the last two steps": (small(num_finetuned_steps=2, min_std=0.3), "diffusion"),
     "learned noise": (LEARNED, "flow"),
-    "learned noise, the last two steps": (dataclasses.replace(LEARNED, trained_steps=2), "flow"),
+    "learned noise, the last two steps": (
+        dataclasses.replace(LEARNED, num_finetuned_steps=2),
+        "flow",
+    ),
 }
 
 
@@ -274,13 +334,13 @@ def test_chains_start_with_the_base_and_are_scored_as_they_were_drawn(name):
     config, family = CASES[name]
     made, count, key = method(config, family), ROWS * COLUMNS, jax.random.key(2)
     state, segment = made.state(), made.collect(made.state())
-    trained = config.trained_steps or STEPS
-    obs = normalise(segment.steps.obs[:, :, 0]).reshape(count, 2)
+    trained = config.num_finetuned_steps or STEPS
+    obs = normalize(segment.steps.obs[:, :, 0]).reshape(count, 2)
     noise = noise_of(key, count, (STEPS + 1, 2))
     points = [noise[:, 0]]
     for i in range(STEPS):
         actor = {**state.actor, "net": state.base if i < STEPS - trained else state.actor["net"]}
-        mean, std = transition(config, family, actor, obs, points[-1], i)
+        mean, std = stochastic_step(config, family, actor, obs, points[-1], i)
         points.append(mean + std * np.clip(noise[:, i + 1], -3, 3))
     expected = np.stack(points[STEPS - trained :], 1)
     chain = np.asarray(segment.extras["chain"]).reshape(count, trained + 1, 2)
@@ -290,7 +350,9 @@ def test_chains_start_with_the_base_and_are_scored_as_they_were_drawn(name):
     assert np.abs(chain[:, -1]).max() > 1
     lp = log_densities(config, family, state.actor, obs, chain.astype(np.float64))[0]
     assert lp.shape[1] == (1 if config.noise == "learned" else trained)
-    np.testing.assert_allclose(segment.extras["log_density"].reshape(lp.shape), lp, rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(
+        segment.extras["log_density"].reshape(lp.shape), lp, rtol=1e-4, atol=1e-4
+    )
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -311,7 +373,9 @@ def test_losses_and_gradients_equal_the_papers_formulas(name):
         bias += step
         return losses(config, family, actor, state.value.net, batch)[1]
 
-    gradient = optax.tree.get(after.actor_opt, "mu")  # (1 − 0.9) times the gradient after the first step
+    gradient = optax.tree.get(
+        after.actor_opt, "mu"
+    )  # (1 − 0.9) times the gradient after the first step
     found = {"net": gradient["net"]["bias"]}
     if config.noise == "learned":
         found["noise"] = gradient["noise"]["Dense_1"]["bias"]
@@ -325,14 +389,14 @@ def test_the_case_of_bounded_densities_meets_both_bounds():
     made = method(config, family)
     state, batch = made.minibatch(made.state(FAR))
     chain = np.asarray(batch.transitions.extras["chain"], np.float64)
-    each = log_densities(config, family, state.actor, normalise(batch.transitions.obs), chain)[2]
+    each = log_densities(config, family, state.actor, normalize(batch.transitions.obs), chain)[2]
     assert (each > 2).any()
     assert (each < -5).any()
 
 
 @pytest.mark.parametrize("count", [1, 2, 5])
 def test_the_clip_grows_from_the_noisiest_step_to_the_last(count):
-    config = dppo.Config(clip=0.3, clip_first=0.05)
+    config = dppo.Config(clip=0.3, clip_base=0.05)
     epsilon = dppo.clip_schedule(config, count)
     np.testing.assert_allclose(epsilon, schedule(config, count), rtol=1e-5)
     np.testing.assert_allclose(epsilon[-1], 0.3, rtol=1e-5)
@@ -342,7 +406,10 @@ def test_the_clip_grows_from_the_noisiest_step_to_the_last(count):
 
 NETS = {
     "flow": (small(), PolicyConfig(chunk=2, hidden=(8,), steps=3)),
-    "flow, the last two steps": (small(trained_steps=2), PolicyConfig(chunk=2, hidden=(8,), steps=3)),
+    "flow, the last two steps": (
+        small(num_finetuned_steps=2),
+        PolicyConfig(chunk=2, hidden=(8,), steps=3),
+    ),
     "flow, marginal": (small(), PolicyConfig(chunk=2, hidden=(8,), steps=3, scheme="marginal")),
     "diffusion": (small(), PolicyConfig(family="diffusion", chunk=2, hidden=(8,), steps=3)),
     "learned noise": (LEARNED, PolicyConfig(chunk=2, hidden=(8,), steps=3)),
@@ -353,10 +420,12 @@ NETS = {
 def test_the_first_ratio_is_one(name):
     """act → prepare → source → update without a change of θ: every ratio is 1 to within the last bits."""
     config, policy = NETS[name]
-    config = dataclasses.replace(config, clip=1e-5, clip_first=1e-5)
-    made = Method(config, policy.family, policy_lib.make(policy, SPECS))
+    config = dataclasses.replace(config, clip=1e-5, clip_base=1e-5)
+    made = Method(config, policy.family, policy_lib.make_policy(policy, SPECS))
     state, segment = made.prepare(made.fresh, made.collect(made.fresh))
-    _, metrics = made.update(state, jax.tree.map(lambda x: x[0], made.batches(segment)), jax.random.key(0))
+    _, metrics = made.update(
+        state, jax.tree.map(lambda x: x[0], made.batches(segment)), jax.random.key(0)
+    )
     assert metrics["clip_fraction"] == 0
     np.testing.assert_allclose(metrics["ratio"], 1.0, atol=5e-6)
     assert abs(metrics["approx_kl"]) < 1e-6
@@ -373,10 +442,16 @@ def targets_by_hand(config, params, steps, scale):
         for t in reversed(range(ROWS)):
             count = int(steps.executed[t, n].sum())
             reward = sum(config.gamma**i * steps.reward[t, n, i] for i in range(count)) / scale
-            bootstrap = 0.0 if steps.terminated[t, n].any() else value_of(params, steps.next_obs[t, n, count - 1])
+            bootstrap = (
+                0.0
+                if steps.terminated[t, n].any()
+                else value_of(params, steps.next_obs[t, n, count - 1])
+            )
             delta = reward + config.gamma**count * bootstrap - v_t[t, n]
             ended = steps.terminated[t, n].any() or steps.truncated[t, n].any()
-            following = delta + (0.0 if ended else config.gae_lambda * config.gamma**count * following)
+            following = delta + (
+                0.0 if ended else config.gae_lambda * config.gamma**count * following
+            )
             advantage[t, n] = following
     return advantage, advantage + v_t
 
@@ -416,7 +491,9 @@ def running_returns(config, steps):
         total, decay = 0.0, 0.0
         for t in range(ROWS):
             count = int(steps.executed[t, n].sum())
-            total = decay * total + sum(config.gamma**i * float(steps.reward[t, n, i]) for i in range(count))
+            total = decay * total + sum(
+                config.gamma**i * float(steps.reward[t, n, i]) for i in range(count)
+            )
             found.append(total)
             decay = 0.0 if (steps.terminated | steps.truncated)[t, n].any() else config.gamma**count
     return found
@@ -440,7 +517,9 @@ def test_rewards_are_divided_by_the_std_of_all_running_returns(scale_rewards):
     v = value_of(state.value.net, recorded(0).obs[0, :, 0])
     chunk = jnp.zeros((COLUMNS, 3, 2, 1))
     judged = jax.jit(made.algorithm.value)(state, recorded(0).obs[0, :, 0], chunk)
-    np.testing.assert_allclose(judged, np.broadcast_to(v[None, :, None] * scale, (1, 4, 3)), rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(
+        judged, np.broadcast_to(v[None, :, None] * scale, (1, 4, 3)), rtol=1e-4, atol=1e-5
+    )
 
 
 def test_v_takes_an_adam_step_of_its_own():
@@ -460,9 +539,15 @@ def test_a_kl_beyond_its_bound_ends_the_updates_of_the_segment():
     made = method(small(max_kl=0.001))
     state, far = made.minibatch(made.state())
     lp = log_densities(
-        made.config, "flow", state.actor, normalise(far.transitions.obs), np.asarray(far.transitions.extras["chain"])
+        made.config,
+        "flow",
+        state.actor,
+        normalize(far.transitions.obs),
+        np.asarray(far.transitions.extras["chain"]),
     )[0]
-    near = Batch(far.transitions._replace(extras={**far.transitions.extras, "log_density": jnp.float32(lp)}))
+    near = Batch(
+        far.transitions._replace(extras={**far.transitions.extras, "log_density": jnp.float32(lp)})
+    )
     near_after, metrics = made.update(state, near, jax.random.key(0))
     assert (metrics["approx_kl"] < 1e-6, metrics["stopped"], near_after.stopped) == (True, 0, False)
     assert changed(near_after.actor, state.actor)
@@ -481,33 +566,37 @@ def test_a_kl_beyond_its_bound_ends_the_updates_of_the_segment():
 
 
 def test_the_first_segments_train_v_alone():
-    made = method(small(value_warmup=2))
+    made = method(small(value_warmup_segments=2))
     state = made.state()
     for n in range(3):
         state, batch = made.minibatch(state, n % 2)
         for _ in range(2):
             before = state
             state, _ = made.update(before, batch, jax.random.key(0))
-            assert changed((state.actor, state.actor_opt), (before.actor, before.actor_opt)) == (n >= 2)
+            assert changed((state.actor, state.actor_opt), (before.actor, before.actor_opt)) == (
+                n >= 2
+            )
             assert changed(state.value, before.value)
         assert state.segments == n + 1
 
 
-@pytest.mark.parametrize("name", ["flow, the last two steps", "diffusion, the last two steps", "flow"])
+@pytest.mark.parametrize(
+    "name", ["flow, the last two steps", "diffusion, the last two steps", "flow"]
+)
 def test_what_is_deployed_takes_the_bases_deterministic_steps_first(name):
     config, family = CASES[name]
     made = method(config, family)
     state, key, obs = made.state(), jax.random.key(4), recorded(0).obs[0, :, 0]
-    frozen = STEPS - (config.trained_steps or STEPS)
+    frozen = STEPS - (config.num_finetuned_steps or STEPS)
     deployed = made.algorithm.export(state)
-    assert deployed.keys() == {"net", "normaliser"} | ({"early"} if frozen else set())
+    assert deployed.keys() == {"net", "normalizer"} | ({"early"} if frozen else set())
     assert deployed["net"] is state.actor["net"]
     if frozen:
         assert deployed["early"] is state.base
     x = noise_of(key, COLUMNS, (2,))
     for i in range(STEPS):
-        x = denoised(family, BASE if i < frozen else MOVED, normalise(obs), x, i)[2]
-    chunk = made.greedy(deployed, obs, key)
+        x = denoised(family, BASE if i < frozen else MOVED, normalize(obs), x, i)[2]
+    chunk = made.eval_policy(deployed, obs, key)
     np.testing.assert_allclose(chunk[..., 0], np.clip(x, -1, 1), atol=1e-4)
 
 
@@ -519,11 +608,17 @@ def test_the_learned_noise_keeps_to_its_range():
     spread = {}
     for scale in (0.0, 1.0, 1e4):
         actor = made.state().actor
-        noise = {**actor["noise"], "Dense_1": jax.tree.map(lambda x: scale * x, actor["noise"]["Dense_1"])}
+        noise = {
+            **actor["noise"],
+            "Dense_1": jax.tree.map(lambda x: scale * x, actor["noise"]["Dense_1"]),
+        }
         state = made.state()._replace(actor={**actor, "noise": noise})
         chain = np.asarray(made.act(state, obs, jax.random.key(1))[1]["chain"], np.float64)
         key_noise = noise_of(jax.random.key(1), 64, (STEPS + 1, 2))
-        mean = [np.clip(denoised("flow", MOVED, normalise(obs), chain[:, i], i)[2], -1, 1) for i in range(STEPS)]
+        mean = [
+            np.clip(denoised("flow", MOVED, normalize(obs), chain[:, i], i)[2], -1, 1)
+            for i in range(STEPS)
+        ]
         std = (chain[:, 1:] - np.stack(mean, 1)) / np.clip(key_noise[:, 1:], -3, 3)
         spread[scale] = std[np.abs(key_noise[:, 1:]) > 0.1]
         assert spread[scale].min() > 0.1 - 1e-4
@@ -537,25 +632,31 @@ def learn(made):
     """(state, segment) -> (state, metrics): all updates of a segment, as the compiled loop does them."""
 
     def run(state, segment):
-        state, segment = made.algorithm.prepare(state, segment)
+        state, segment = made.algorithm.preprocess_segment(state, segment)
         _, batches = made.source.step(None, segment, jax.random.key(5), jnp.int32(0))
         keys = jax.random.split(jax.random.key(6), made.source.updates)
-        state, metrics = jax.lax.scan(lambda s, x: made.algorithm.update(s, *x), state, (batches, keys))
+        state, metrics = jax.lax.scan(
+            lambda s, x: made.algorithm.update(s, *x), state, (batches, keys)
+        )
         return state, mesh_lib.all_mean(jax.tree.map(jnp.mean, metrics))
 
     return run
 
 
-@pytest.mark.parametrize("config", [small(trained_steps=2), LEARNED], ids=["sde", "learned"])
+@pytest.mark.parametrize("config", [small(num_finetuned_steps=2), LEARNED], ids=["sde", "learned"])
 def test_a_segment_is_the_same_over_two_devices(config, devices):
     """Environments split in two, under the loop's check that parameters stay the same everywhere; up to rounding, which Adam
     magnifies where a gradient is almost 0."""
     made = method(config)
     state, segment = jax.tree.map(lambda x: jnp.asarray(x)[None], (made.state(), made.segment))
     (out, rows), run = (P("seed"), P("seed", None, "data")), jax.vmap(learn(made))
-    split = jax.shard_map(run, mesh=devices(data=2), in_specs=(out, rows), out_specs=out, check_vma=True)
+    split = jax.shard_map(
+        run, mesh=devices(data=2), in_specs=(out, rows), out_specs=out, check_vma=True
+    )
     expected, actual = jax.jit(run)(state, segment), jax.jit(split)(state, segment)
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4), actual, expected)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4), actual, expected
+    )
 
 
 SWITCHES = {
@@ -563,17 +664,17 @@ SWITCHES = {
     "gae_lambda": (SMALL, 0.5, "extras"),
     "epochs": (SMALL, 2, "actor_opt"),
     "minibatches": (SMALL, 4, "actor_opt"),
-    "trained_steps": (SMALL, 2, "actor_opt"),
+    "num_finetuned_steps": (SMALL, 2, "actor_opt"),
     "denoising_gamma": (SMALL, 0.9, "actor_opt"),
     "clip": (SMALL, 0.03, "actor_opt"),
-    "clip_first": (SMALL, 0.1, "actor_opt"),
+    "clip_base": (SMALL, 0.1, "actor_opt"),
     "min_std": (SMALL, 0.2, "action"),
     "actor_lr": (SMALL, 0.1, "actor"),
     "value_lr": (SMALL, 0.1, "value"),
     "value_hidden": (SMALL, (8, 8), "value"),
     "grad_clip": (SMALL, 1e-3, "actor_opt"),
     "max_kl": (SMALL, 1e-4, "actor"),
-    "value_warmup": (SMALL, 1, "actor"),
+    "value_warmup_segments": (SMALL, 1, "actor"),
     "scale_rewards": (SMALL, False, "extras"),
     "noise": (SMALL, "learned", "action"),
     "noise_low": (LEARNED, 0.2, "action"),
@@ -592,7 +693,7 @@ def outcome(config):
         act = jax.vmap(lambda obs, key: made.algorithm.act(collector, obs, key))
         chunk, extras = act(steps.obs[:, :, 0], jax.random.split(jax.random.key(2), ROWS))
         segment = Segment(steps._replace(action=chunk), extras)
-        prepared = made.algorithm.prepare(state, segment)[1].extras
+        prepared = made.algorithm.preprocess_segment(state, segment)[1].extras
         state, _ = learn(made)(state, segment)
         return {
             "action": chunk,
@@ -601,7 +702,10 @@ def outcome(config):
         }
 
     parts = jax.jit(run)(made.state(BASE), made.state())
-    return {name: np.concatenate([np.ravel(x) for x in jax.tree.leaves(part)]) for name, part in parts.items()}
+    return {
+        name: np.concatenate([np.ravel(x) for x in jax.tree.leaves(part)])
+        for name, part in parts.items()
+    }
 
 
 @pytest.mark.parametrize("field", SWITCHES)
@@ -630,13 +734,25 @@ def test_the_rollout_is_told_what_it_needs():
         ({"noise": "gauss"}, "algorithm.noise is 'gauss'; allowed: sde, learned."),
         ({"epochs": 0}, "algorithm.epochs is 0; it must be at least 1 (default: 5)."),
         ({"minibatches": 0}, "algorithm.minibatches is 0; it must be at least 1 (default: 4)."),
-        ({"trained_steps": -1}, "algorithm.trained_steps is -1; it must be at least 0 (default: 0)."),
+        (
+            {"num_finetuned_steps": -1},
+            "algorithm.num_finetuned_steps is -1; it must be at least 0 (default: 0).",
+        ),
         ({"min_std": -0.1}, "algorithm.min_std is -0.1; it must be at least 0 (default: 0.1)."),
-        ({"value_warmup": -1}, "algorithm.value_warmup is -1; it must be at least 0 (default: 0)."),
-        ({"noise_low": 0.0}, "algorithm.noise_low is 0.0; it must be at least 0.001 (default: 0.1)."),
+        (
+            {"value_warmup_segments": -1},
+            "algorithm.value_warmup_segments is -1; it must be at least 0 (default: 0).",
+        ),
+        (
+            {"noise_low": 0.0},
+            "algorithm.noise_low is 0.0; it must be at least 0.001 (default: 0.1).",
+        ),
         ({"noise_high": 0.05}, "algorithm.noise_high is 0.05; it must be at least 0.1."),
         ({"clip": 0.001}, "algorithm.clip is 0.001; it must be at least 0.01."),
-        ({"trained_steps": STEPS + 1}, "algorithm.trained_steps is 4, more than policy.steps (3)."),
+        (
+            {"num_finetuned_steps": STEPS + 1},
+            "algorithm.num_finetuned_steps is 4, more than policy.steps (3).",
+        ),
     ],
 )
 def test_a_wrong_config_is_refused(settings, message):

@@ -7,19 +7,19 @@ import jax.numpy as jnp
 import numpy as np
 import off_policy as off
 import pytest
-from off_policy import affine, normalise
+from off_policy import affine, normalize
 from scipy import stats
 from test_critic import heads, mlp, watch
 
-from gcp_jax import critic, soft
 from gcp_jax.algorithms import dsrl
+from gcp_jax.core import critic, tanh_gaussian
 from gcp_jax.types import Batch
 
 B, D = 64, 2
 BIAS = np.array([0.1, -0.2])
 SMALL = dsrl.Config(
     critics=3, critic_hidden=(4,), actor_hidden=(4,), critic_lr=0.01, actor_lr=0.01,
-    critic_ema=0.1, temperature=0.3, distil_steps=2, bound=1.25,
+    critic_tau=0.1, temperature=0.3, distill_steps=2, bound=1.25,
 )  # fmt: skip
 MODES = ("na", "sac")
 
@@ -30,7 +30,7 @@ def ode(obs, w, bias=BIAS):
 
 def noise_of(obs, chunk):
     """The w that ``ode`` made a chunk [..., h, 1] of, from raw observations."""
-    return 2 * (np.asarray(chunk, np.float64)[..., 0] - BIAS - 0.3 * normalise(obs))
+    return 2 * (np.asarray(chunk, np.float64)[..., 0] - BIAS - 0.3 * normalize(obs))
 
 
 POLICY = off.policy_of(lambda params, obs, z: affine(params["bias"], obs, z))
@@ -61,7 +61,9 @@ def steered(state, saturated=20.0):
     net = dict(state.actor.net)
     last = max(name for name in net if name.startswith("Dense"))
     bias = jnp.array([saturated, -saturated, -1.0, -1.0])
-    return state._replace(actor=state.actor._replace(net={**net, last: {**net[last], "bias": bias}}))
+    return state._replace(
+        actor=state.actor._replace(net={**net, last: {**net[last], "bias": bias}})
+    )
 
 
 # Acting.
@@ -69,7 +71,7 @@ def steered(state, saturated=20.0):
 
 @pytest.mark.parametrize(("mode", "warmup"), [("na", 0), ("sac", 3)])
 def test_before_the_first_step_of_the_actor_the_noise_is_the_priors_and_then_bounded(mode, warmup):
-    algorithm = make(changed(mode=mode, critic_warmup=warmup))
+    algorithm = make(changed(mode=mode, critic_warmup_updates=warmup))
     obs = np.random.default_rng(0).standard_normal((1500, 2)).astype(np.float32)
     act = jax.jit(algorithm.act)
     state, key = start(algorithm), jax.random.key(1)
@@ -83,7 +85,7 @@ def test_before_the_first_step_of_the_actor_the_noise_is_the_priors_and_then_bou
     state = state._replace(step=jnp.int32(warmup + 1))
     chunk, extras = act(state, jnp.asarray(obs), key)
     w = noise_of(obs, chunk)
-    mean, log_std = np.split(mlp(state.actor.net, normalise(obs)), 2, -1)
+    mean, log_std = np.split(mlp(state.actor.net, normalize(obs)), 2, -1)
     assert np.abs(w).max() <= SMALL.bound + 1e-5
     inside = np.abs(w).max(-1) < 0.999 * SMALL.bound
     noise = (np.arctanh(w[inside] / SMALL.bound) - mean[inside]) / np.exp(log_std[inside])
@@ -103,13 +105,20 @@ def test_deployed_is_the_base_steered_by_the_mode_of_the_actor_within_the_bound(
     state = start(algorithm)
     obs = np.random.default_rng(1).standard_normal((5, 2)).astype(np.float32)
     deployed = algorithm.export(state)
-    assert deployed.keys() == {"net", "normaliser", "noise"}
+    assert deployed.keys() == {"net", "normalizer", "noise"}
     assert deployed["net"] is state.base
-    one, two = (algorithm.greedy(deployed, jnp.asarray(obs), jax.random.key(k)) for k in (0, 1))
-    w = SMALL.bound * np.tanh(mlp(state.actor.net, normalise(obs))[:, :D])
-    np.testing.assert_allclose(one[..., 0], ode(normalise(obs), w), rtol=1e-4, atol=1e-5)
+    one, two = (
+        algorithm.eval_policy(deployed, jnp.asarray(obs), jax.random.key(k)) for k in (0, 1)
+    )
+    w = SMALL.bound * np.tanh(mlp(state.actor.net, normalize(obs))[:, :D])
+    np.testing.assert_allclose(one[..., 0], ode(normalize(obs), w), rtol=1e-4, atol=1e-5)
     np.testing.assert_array_equal(one, two)
-    w = noise_of(obs, algorithm.greedy(algorithm.export(steered(state)), jnp.asarray(obs), jax.random.key(0)))
+    w = noise_of(
+        obs,
+        algorithm.eval_policy(
+            algorithm.export(steered(state)), jnp.asarray(obs), jax.random.key(0)
+        ),
+    )
     np.testing.assert_allclose(w, np.broadcast_to([SMALL.bound, -SMALL.bound], w.shape), atol=1e-5)
 
 
@@ -125,16 +134,21 @@ def uncompiled(step, carry, inputs):
     return carry, jnp.stack(made)
 
 
-@pytest.mark.parametrize(("mode", "aggregate"), [("na", "mean"), ("na", "min"), ("sac", "mean"), ("sac", "min")])
+@pytest.mark.parametrize(
+    ("mode", "aggregate"), [("na", "mean"), ("na", "min"), ("sac", "mean"), ("sac", "min")]
+)
 def test_an_update_follows_the_papers_formulas(mode, aggregate, batch, monkeypatch):
     """Targets, distillation and what the actor maximises, from the draws that the update made; loops run uncompiled."""
-    regressions, draws = watch(monkeypatch, critic, "regress")["regress"], watch(monkeypatch, soft, "draw", "improve")
+    regressions, draws = (
+        watch(monkeypatch, critic, "regress")["regress"],
+        watch(monkeypatch, tanh_gaussian, "draw", "improve"),
+    )
     algorithm = make(changed(mode=mode, aggregate=aggregate))
     before, data = start(algorithm), batch.transitions
     monkeypatch.setattr(jax.lax, "scan", uncompiled)
     after, metrics = algorithm.update(before, batch, jax.random.key(3))
     monkeypatch.undo()
-    s, following = normalise(data.obs), normalise(data.next_obs)
+    s, following = normalize(data.obs), normalize(data.next_obs)
 
     # y = reward + discount·[Q̄(s', w' or ODE(s', w')) − α log π(w'|s')]
     ((net, inputs, _), (u, log_density)) = draws["draw"][0]
@@ -143,7 +157,9 @@ def test_an_update_follows_the_papers_formulas(mode, aggregate, batch, monkeypat
     u, log_density = np.asarray(u, np.float64), np.asarray(log_density, np.float64)
     assert log_density.min() < 0 < log_density.max()
     judged = ode(following, SMALL.bound * u) if mode == "na" else SMALL.bound * u
-    y = off.regressed(regressions[0], before, after, data, None if mode == "na" else data.extras["w"])
+    y = off.regressed(
+        regressions[0], before, after, data, None if mode == "na" else data.extras["w"]
+    )
     reward, discount = off.returns(data)
     q = heads(before.critic.target, following, judged)
     off.assert_pooled(y, q, aggregate, discount, reward - discount * 0.3 * log_density)
@@ -151,29 +167,35 @@ def test_an_update_follows_the_papers_formulas(mode, aggregate, batch, monkeypat
 
     # Q^W(s, w) → Q^A(s, ODE(s, w)), w ~ N(0, I), the critic as this update left it
     distilled = regressions[1:]
-    assert len(distilled) == (SMALL.distil_steps if mode == "na" else 0)
+    assert len(distilled) == (SMALL.distill_steps if mode == "na" else 0)
     latent, losses, drawn = before.latent, [], []
     for (student, obs, w, y), (learned, _) in distilled:
         assert jax.tree.all(jax.tree.map(np.array_equal, student, latent))
-        off.assert_pooled(y, heads(after.critic.net, s, ode(s, np.asarray(w, np.float64))), aggregate)
+        off.assert_pooled(
+            y, heads(after.critic.net, s, ode(s, np.asarray(w, np.float64))), aggregate
+        )
         losses.append(np.mean((heads(student.net, s, w) - np.asarray(y, np.float64)) ** 2))
         drawn.append(np.asarray(w))
         latent = learned
     if mode == "na":
         assert jax.tree.all(jax.tree.map(np.array_equal, after.latent, latent))
-        np.testing.assert_allclose(metrics["distil_loss"], np.mean(losses), rtol=1e-4)
+        np.testing.assert_allclose(metrics["distill_loss"], np.mean(losses), rtol=1e-4)
         assert stats.kstest(np.ravel(drawn), "norm").pvalue > 1e-3
         assert len(np.unique(drawn)) > 0.99 * np.size(drawn)
     else:
         assert after.latent is None
-        assert "distil_loss" not in metrics
+        assert "distill_loss" not in metrics
 
     # The actor maximises Q^W(s, w) − α log π, or Q(s, w) − α log π
     (actor, inputs, worth, _), (improved, learned) = draws["improve"][0]
     assert actor is before.actor
     np.testing.assert_allclose(inputs[0], s, rtol=1e-5, atol=1e-6)
     u = np.random.default_rng(5).uniform(-1, 1, (B, D)).astype(np.float32)
-    off.assert_pooled(worth(jnp.asarray(u)), heads((after.latent or after.critic).net, s, SMALL.bound * u), aggregate)
+    off.assert_pooled(
+        worth(jnp.asarray(u)),
+        heads((after.latent or after.critic).net, s, SMALL.bound * u),
+        aggregate,
+    )
     jax.tree.map(np.testing.assert_array_equal, after.actor, improved)
     assert {"critic_loss", "actor_loss", "entropy", "temperature"} <= metrics.keys()
     assert metrics["actor_loss"] is learned["actor_loss"]
@@ -181,10 +203,16 @@ def test_an_update_follows_the_papers_formulas(mode, aggregate, batch, monkeypat
 
 @pytest.mark.parametrize("mode", MODES)
 def test_the_warm_up_leaves_the_actor_and_its_temperature_alone(mode, batch):
-    algorithm = make(changed(mode=mode, critic_warmup=2))
+    algorithm = make(changed(mode=mode, critic_warmup_updates=2))
     always = ("critic", "latent") if mode == "na" else ("critic",)
     off.assert_each_learns_in_its_time(
-        algorithm.update, start(algorithm, step=0), batch, [False, False, True], ("actor",), always, never=("base",)
+        algorithm.update,
+        start(algorithm, step=0),
+        batch,
+        [False, False, True],
+        ("actor",),
+        always,
+        never=("base",),
     )
 
 
@@ -201,7 +229,7 @@ def test_only_critics_of_actions_are_shown_to_the_diagnostics(batch):
     state, obs = start(algorithm), batch.transitions.obs[:4]
     off.assert_diagnostics_see_the_averaged_critics(algorithm, state, obs)
     assert make(changed(mode="sac")).value is None
-    assert algorithm.prepare(state, obs) == (state, obs)
+    assert algorithm.preprocess_segment(state, obs) == (state, obs)
 
 
 # Configuration.
@@ -217,7 +245,7 @@ SWITCHES = {
     **off.SOFT_SWITCHES,
     "mode": ("na", "critic gradient"),
     "bound": (2.0, "critic gradient"),
-    "distil_steps": (1, "latent"),
+    "distill_steps": (1, "latent"),
 }
 
 
@@ -228,7 +256,7 @@ def outcome(batch):
 
 @pytest.mark.parametrize("field", SWITCHES)
 def test_every_switch_changes_what_it_governs(field, outcome):
-    base = changed(mode="na" if field == "distil_steps" else "sac")
+    base = changed(mode="na" if field == "distill_steps" else "sac")
     off.assert_switch_governs(outcome, base, field, *SWITCHES[field])
 
 
@@ -240,9 +268,9 @@ def test_every_switch_has_its_test():
     ("settings", "message"),
     [
         ({"mode": "ppo"}, "algorithm.mode is 'ppo'; allowed: na, sac"),
-        ({"distil_steps": 0}, "algorithm.distil_steps is 0; it must be at least 1"),
-        ({"bound": 0.0}, "algorithm.bound is 0.0; it must be positive"),
-        ({"bound": float("nan")}, "algorithm.bound is nan; it must be positive"),
+        ({"distill_steps": 0}, "algorithm.distill_steps is 0; it must be at least 1"),
+        ({"bound": 0.0}, "algorithm.noise_bound is 0.0; it must be positive"),
+        ({"bound": float("nan")}, "algorithm.noise_bound is nan; it must be positive"),
         *off.BAD_CRITICS,
         off.BAD_WARMUP,
         *off.BAD_SOFT,

@@ -13,12 +13,13 @@ import numpy as np
 import pytest
 from scipy.spatial.transform import Rotation
 
-import envs
-from envs import physics, ur5e
-from envs.check import CONTRACTS, check_env, compiled
-from envs.physics import Simulation
-from envs.protocol import State
-from envs.task import axes
+from gcp_jax import envs
+from gcp_jax.envs.check import CONTRACTS, check_env, compiled
+from gcp_jax.envs.physics import mjx
+from gcp_jax.envs.physics.common import yaw_axes
+from gcp_jax.envs.physics.mjx import Simulation
+from gcp_jax.envs.protocol import State
+from gcp_jax.envs.robots import ur5e
 
 SIMULATED = tuple(name for name in envs.names() if name != "reach")
 CLEAN, NOISY = 32, 16  # episodes; the noisy ones also bump into things
@@ -33,7 +34,7 @@ DEVIATION = {
     "push_t": (1e-3, 1e-3), "ur5e_insert": (5e-3, 3e-2), "ur5e_pick_place": (1e-3, 3e-2),
 }  # fmt: skip
 
-# Hundreds of steps of many contacts: where the step is worth optimising
+# Hundreds of steps of many contacts: where the step is worth optimizing
 OPTIMISED = {"xla_backend_optimization_level": 1}
 OPTIONS = {"adroit_door": OPTIMISED, "adroit_relocate": OPTIMISED, "ur5e_insert": OPTIMISED}
 
@@ -41,7 +42,9 @@ OTHER = {
     bool: lambda value: not value,
     int: lambda value: value + 1,
     float: lambda value: 1.1 * value + 0.01,
-    tuple: lambda value: value[1:] if isinstance(value[0], str) else tuple(1.1 * part + 1.0 for part in value),
+    tuple: lambda value: (
+        value[1:] if isinstance(value[0], str) else tuple(1.1 * part + 1.0 for part in value)
+    ),
     str: lambda value: {"square": "round"}[value],
 }
 
@@ -59,14 +62,16 @@ def test_names_are_made():
 
 def test_unknown_name_is_told_with_what_is_allowed():
     with pytest.raises(
-        ValueError, match=r"no environment is called 'peg_inset'; did you mean 'peg_insert'\? allowed: .*push_t"
+        ValueError,
+        match=r"no environment is called 'peg_inset'; did you mean 'peg_insert'\? allowed: .*push_t",
     ):
         envs.make("peg_inset")
 
 
 def test_unknown_setting_is_told_with_what_is_allowed():
     with pytest.raises(
-        ValueError, match=r"'reach' has no setting 'horizn'; did you mean 'horizon'\? allowed: .*tolerance"
+        ValueError,
+        match=r"'reach' has no setting 'horizn'; did you mean 'horizon'\? allowed: .*tolerance",
     ):
         envs.make("reach", horizn=3)
 
@@ -74,7 +79,9 @@ def test_unknown_setting_is_told_with_what_is_allowed():
 @pytest.mark.parametrize("name", [*envs.names(), "brax:ant"])
 def test_no_setting_takes_what_is_no_number_of_its_kind(name):
     defaults = {
-        field: value for field, value in envs.settings(name).items() if field not in ("name", "module", "randomise")
+        field: value
+        for field, value in envs.settings(name).items()
+        if field not in ("name", "module", "randomize")
     }
     for field, default in defaults.items():
         numbers = default if isinstance(default, tuple) else (default,)
@@ -111,13 +118,17 @@ def test_unknown_peg_is_told_with_what_is_allowed():
 @pytest.mark.parametrize("name", envs.names())
 def test_contracts(name):
     env, programs = made(name)
-    measured = check_env(env, jax.random.key(0), n=SHOWN, steps=env.specs.horizon + 20, programs=programs)
+    measured = check_env(
+        env, jax.random.key(0), n=SHOWN, steps=env.specs.horizon + 20, programs=programs
+    )
     assert set(measured) == {"shapes", *CONTRACTS}
 
 
 def test_axes_of_a_quaternion():
     turn = Rotation.from_euler("xyz", [0.3, -1.1, 2.0])
-    forward, upward = axes(jnp.asarray(np.roll(turn.as_quat(), 1), jnp.float32))  # scipy's scalar comes last
+    forward, upward = yaw_axes(
+        jnp.asarray(np.roll(turn.as_quat(), 1), jnp.float32)
+    )  # scipy's scalar comes last
     np.testing.assert_allclose(forward, turn.as_matrix()[:, 0], atol=1e-6)
     np.testing.assert_allclose(upward, turn.as_matrix()[:, 2], atol=1e-6)
 
@@ -130,15 +141,19 @@ ARM = """
 
 
 def test_forward_kinematics_equals_c_mujoco():
-    with physics.in_c_mujoco():
-        reference = physics.simulation(ARM, substeps=2)
-    simulated = physics.simulation(ARM, substeps=2)
-    body = physics.at_rest(jnp.array([0.4, -1.1]), nv=2)
+    with mjx.in_c_mujoco():
+        reference = mjx.simulation(ARM, substeps=2)
+    simulated = mjx.simulation(ARM, substeps=2)
+    body = mjx.at_rest(jnp.array([0.4, -1.1]), nv=2)
     frames = jax.jit(simulated.frames)(body)
-    for name, found, expected in zip(physics.Frames._fields, frames, reference.frames(body), strict=True):
+    for name, found, expected in zip(
+        mjx.Frames._fields, frames, reference.frames(body), strict=True
+    ):
         np.testing.assert_allclose(found, expected, atol=1e-6, err_msg=name)
     assert simulated.dt == reference.dt == pytest.approx(0.004)
-    np.testing.assert_allclose(frames.xanchor[1], [0.2 * np.cos(0.4), 0.0, 0.1 - 0.2 * np.sin(0.4)], atol=1e-6)
+    np.testing.assert_allclose(
+        frames.xanchor[1], [0.2 * np.cos(0.4), 0.0, 0.1 - 0.2 * np.sin(0.4)], atol=1e-6
+    )
 
 
 def test_any_nesting_of_vmaps_is_one_batch_that_is_batched_once():
@@ -149,11 +164,16 @@ def test_any_nesting_of_vmaps_is_one_batch_that_is_batched_once():
         traced.append(x.shape)
         return {"sum": jnp.cumsum(x * shared["by"]), "none": shared["none"]}
 
-    one = physics.one_batch(function)
-    x, shared = jnp.arange(24.0).reshape(2, 4, 3), {"by": jnp.array([1.0, 2.0, 3.0]), "none": jnp.zeros((0, 2))}
+    one = mjx.one_batch(function)
+    x, shared = (
+        jnp.arange(24.0).reshape(2, 4, 3),
+        {"by": jnp.array([1.0, 2.0, 3.0]), "none": jnp.zeros((0, 2))},
+    )
 
     def loop(x):
-        return jax.lax.fori_loop(0, 2, lambda _, total: total + one(x + total, shared)["sum"], jnp.zeros(3))
+        return jax.lax.fori_loop(
+            0, 2, lambda _, total: total + one(x + total, shared)["sum"], jnp.zeros(3)
+        )
 
     def by_hand(x):
         by = np.asarray(shared["by"])
@@ -232,7 +252,7 @@ def test_noise_costs_success(task):
 def test_fidelity(task):
     """The same actions give the same motion in C MuJoCo and in MJX, clean and in contact, for most episodes."""
     name, shown = task
-    with physics.in_c_mujoco():
+    with mjx.in_c_mujoco():
         reference = envs.make(name)
 
     def replay(state, actions):
@@ -246,15 +266,17 @@ def test_fidelity(task):
     qpos = jax.jit(jax.vmap(replay, in_axes=(0, 1), out_axes=1))(shown.start, actions)
     gaps = np.abs(np.asarray(qpos) - np.asarray(shown.qpos[:REPLAYED])).max((0, 2))
     clean, noisy = np.median(gaps[:CLEAN]), np.median(gaps[CLEAN:])
-    assert clean < DEVIATION[name][0] and noisy < DEVIATION[name][1], f"{clean} clean, {noisy} noisy"
+    assert clean < DEVIATION[name][0] and noisy < DEVIATION[name][1], (
+        f"{clean} clean, {noisy} noisy"
+    )
 
 
 @pytest.mark.parametrize("name", envs.names())
 def test_every_setting_changes_something(name, monkeypatch):
-    module = importlib.import_module(f"envs.{name}")
+    module = importlib.import_module(f"gcp_jax.envs.tasks.{name}")
     scenes = []
 
-    def stub(source, substeps=physics.SUBSTEPS):
+    def stub(source, substeps=mjx.SUBSTEPS):
         scenes.append(_text(source))
         return _stub(source, substeps)
 
@@ -279,9 +301,11 @@ def _text(source):
 def _stub(source, substeps) -> Simulation:
     """Physics that stands still, so that a step traces in no time."""
     model = mujoco.MjModel.from_xml_string(source) if isinstance(source, str) else source
-    with physics.in_c_mujoco():
-        simulated = physics.simulation(model, substeps)
-    return simulated._replace(step=lambda body, control: body._replace(qvel=body.qvel + jnp.sum(control)))
+    with mjx.in_c_mujoco():
+        simulated = mjx.simulation(model, substeps)
+    return simulated._replace(
+        step=lambda body, control: body._replace(qvel=body.qvel + jnp.sum(control))
+    )
 
 
 def _fingerprint(env, scenes):

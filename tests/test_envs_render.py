@@ -4,9 +4,9 @@ import jax
 import numpy as np
 import pytest
 
-import envs
-from envs.render import RenderingUnavailable, frames, video
-from experiments import tasks
+from gcp_jax import envs
+from gcp_jax.envs.rendering.render import RenderingUnavailable, frames, video
+from gcp_jax.experiments import assemble
 
 
 @pytest.fixture(scope="module")
@@ -44,10 +44,13 @@ def test_video_is_written(pictures, tmp_path):
 def test_a_png_shows_each_episode_half_way(env, states, pictures, tmp_path, monkeypatch):
     drawn = []
     monkeypatch.setattr(
-        "envs.render.frames", lambda env, states, **size: drawn.append(states.physics.body.qpos) or pictures[:1]
+        "gcp_jax.envs.rendering.render.frames",
+        lambda env, states, **size: drawn.append(states.physics.body.qpos) or pictures[:1],
     )
-    film = jax.tree.map(lambda x: x[:, None], states._replace(time=np.array([1, 2]), key=states.time))
-    tasks.write_film(env, film, tmp_path / "peg.png")
+    film = jax.tree.map(
+        lambda x: x[:, None], states._replace(time=np.array([1, 2]), key=states.time)
+    )
+    assemble.write_video(env, film, tmp_path / "peg.png")
     assert (tmp_path / "peg.png").read_bytes().startswith(b"\x89PNG")
     np.testing.assert_array_equal(drawn[0], states.physics.body.qpos[1:])
 
@@ -55,7 +58,8 @@ def test_a_png_shows_each_episode_half_way(env, states, pictures, tmp_path, monk
 def test_missing_opengl_names_the_package(env, states, monkeypatch):
     monkeypatch.setenv("MUJOCO_GL", "none")
     with pytest.raises(
-        RenderingUnavailable, match=r"tried none\): apt-get install libegl1 libgl1-mesa-dri, or .*libosmesa6$"
+        RenderingUnavailable,
+        match=r"tried none\): apt-get install libegl1 libgl1-mesa-dri, or .*libosmesa6$",
     ):
         frames(env, states)
 

@@ -6,18 +6,19 @@ import jax
 import numpy as np
 import off_policy as off
 import pytest
-from off_policy import affine, best, matching, memory, normalise, transitions, wave
+from off_policy import affine, best, matching, memory, normalize, transitions, wave
 from off_policy import midway_cloning as start
 from scipy import stats
 from test_critic import assert_first_adam_step, heads, mlp, watch
 
-from gcp_jax import algorithms, critic, imitation, soft
+from gcp_jax import algorithms
 from gcp_jax.algorithms import expo
+from gcp_jax.core import cloning, critic, tanh_gaussian
 from gcp_jax.types import Batch
 
 B, D, N = 8, 2, 5
 SMALL = expo.Config(
-    critics=3, critic_hidden=(4,), critic_lr=0.01, critic_ema=0.1, samples=N, base_lr=0.01, base_ema=0.25,
+    critics=3, critic_hidden=(4,), critic_lr=0.01, critic_tau=0.1, samples=N, base_lr=0.01, base_tau=0.25,
     actor_hidden=(4,), actor_lr=0.01, temperature=0.3, edit_scale=0.4,
 )  # fmt: skip
 TWO = dataclasses.replace(SMALL, critics=2)  # of two critics "two at random" are always both
@@ -34,7 +35,7 @@ POLICY = off.policy_of(lambda params, obs, z: sampled(params["bias"], obs, z.sha
 
 
 def samples(params, obs, count=N):
-    """[B, count, D] for normalised obs [B, O]."""
+    """[B, count, D] for normalized obs [B, O]."""
     return sampled(np.asarray(params["bias"], np.float64), obs[:, None], (len(obs), count, D))
 
 
@@ -50,8 +51,12 @@ def drawn(net, obs, action):
 @pytest.fixture
 def known_edits(monkeypatch):
     """The noise of every edit is the wave of its shape."""
-    squash = soft.squash
-    monkeypatch.setattr(soft, "squash", lambda mean, log_std, noise: squash(mean, log_std, wave(noise.shape)))
+    squash = tanh_gaussian.squash_gaussian
+    monkeypatch.setattr(
+        tanh_gaussian,
+        "squash",
+        lambda mean, log_std, noise: squash(mean, log_std, wave(noise.shape)),
+    )
 
 
 def changed(**settings):
@@ -80,7 +85,7 @@ def candidates(state, obs):
 def test_of_the_samples_and_their_edits_the_best_acts_and_is_deployed(known_edits):
     algorithm = make(TWO)
     state, obs = start(algorithm), transitions(seed=2).obs
-    action, q = candidates(state, normalise(obs))
+    action, q = candidates(state, normalize(obs))
     chosen = np.argmax(q.min(0), -1)
     assert min(chosen) < N <= max(chosen)
     assert np.any(np.abs(action[:, :N]) == 1)
@@ -91,7 +96,7 @@ def test_of_the_samples_and_their_edits_the_best_acts_and_is_deployed(known_edit
 def test_the_best_is_that_of_a_random_pair_of_critics(known_edits):
     algorithm = make(SMALL)
     state, obs = start(algorithm), transitions(seed=2).obs
-    off.assert_best_of_random_pairs(algorithm, state, obs, *candidates(state, normalise(obs)))
+    off.assert_best_of_random_pairs(algorithm, state, obs, *candidates(state, normalize(obs)))
 
 
 @pytest.mark.parametrize("warmup", [0, 3])
@@ -100,17 +105,19 @@ def test_until_the_critics_are_warm_a_sample_of_the_base_acts(warmup, known_edit
         action, q = candidates(state, obs)
         return action, q.min(0)
 
-    off.assert_first_acts_until_warm(make(dataclasses.replace(TWO, critic_warmup=warmup)), warmup, options)
+    off.assert_first_acts_until_warm(
+        make(dataclasses.replace(TWO, critic_warmup_updates=warmup)), warmup, options
+    )
 
 
 def test_samples_and_edits_have_noise_of_their_own(monkeypatch):
-    seen, squash = [], soft.squash
+    seen, squash = [], tanh_gaussian.squash_gaussian
 
     def watched(mean, log_std, noise):
         seen.append(np.asarray(noise))
         return squash(mean, log_std, noise)
 
-    monkeypatch.setattr(soft, "squash", watched)
+    monkeypatch.setattr(tanh_gaussian, "squash", watched)
     policy = POLICY._replace(sample=lambda params, obs, z: (seen.append(np.asarray(z)), z)[1])
     algorithm = expo.make(SMALL, policy, source=None)
     algorithm.act(start(algorithm), transitions(seed=2).obs, jax.random.key(0))
@@ -124,16 +131,16 @@ def test_samples_and_edits_have_noise_of_their_own(monkeypatch):
 def test_an_update_follows_the_papers_formulas(known_edits, monkeypatch):
     """Target with the maximum, cloning of the replay, and α log π(Δ) − mean_m Q(s, a + βΔ): value and gradient."""
     regressions = watch(monkeypatch, critic, "regress")["regress"]
-    clones = watch(monkeypatch, imitation, "improve")["improve"]
+    clones = watch(monkeypatch, cloning, "improve")["improve"]
     algorithm = make(TWO)
     before, data = start(algorithm), transitions()
     after, metrics = algorithm.update(before, Batch(data), jax.random.key(0))
-    s = normalise(data.obs)
+    s = normalize(data.obs)
 
     # y = reward + discount · max_{a' ∈ {a'_i, ã'_i}} min of two Q̄(s', a')
     y = off.regressed(regressions[0], before, after, data)
     reward, discount = off.returns(data)
-    _, q = candidates(before, normalise(data.next_obs))
+    _, q = candidates(before, normalize(data.next_obs))
     assert np.any(np.argmax(q.min(0), -1) >= N)
     off.assert_close(y, reward + discount * q.min(0).max(-1))
     flat, mask = (np.asarray(x, np.float64) for x in (data.action[..., 0], data.mask))
@@ -154,16 +161,22 @@ def test_an_update_follows_the_papers_formulas(known_edits, monkeypatch):
         log_density, worth = parts(net)
         return TWO.temperature * log_density.mean() - worth
 
-    size = assert_first_adam_step(loss, before.edit.net, after.edit.net, after.edit.opt, TWO.actor_lr)
+    size = assert_first_adam_step(
+        loss, before.edit.net, after.edit.net, after.edit.opt, TWO.actor_lr
+    )
     log_density, worth = parts(before.edit.net)
     entropy = -log_density.mean() / D
-    np.testing.assert_allclose(10 * memory(after.edit.alpha_opt), D * (entropy - TWO.target_entropy), rtol=1e-4)
+    np.testing.assert_allclose(
+        10 * memory(after.edit.alpha_opt), D * (entropy - TWO.target_entropy), rtol=1e-4
+    )
     expected = {
-        "critic_loss": np.mean((online - np.asarray(y)) ** 2), "q": online.mean(), "q_spread": online.std(0).mean(),
+        "critic_loss": np.mean((online - np.asarray(y)) ** 2), "q": online.mean(), "q_std": online.std(0).mean(),
         "imitation_loss": matching({"bias": bias}, s, flat, mask, None, None).mean(),
         "actor_loss": loss(before.edit.net), "actor_q": worth, "entropy": entropy, "actor_gradient_norm": size,
     }  # fmt: skip
-    off.assert_metrics(metrics, expected, {"critic_gradient_norm", "base_gradient_norm", "temperature"})
+    off.assert_metrics(
+        metrics, expected, {"critic_gradient_norm", "base_gradient_norm", "temperature"}
+    )
     assert after.step == before.step + 1
 
 
@@ -179,16 +192,20 @@ def test_the_entropy_is_that_of_the_unit_edit(known_edits):
     found = []
     for scale in (0.05, 0.7):
         algorithm = make(changed(edit_scale=scale))
-        found.append(jax.jit(algorithm.update)(start(algorithm), Batch(transitions()), jax.random.key(0))[1])
+        found.append(
+            jax.jit(algorithm.update)(start(algorithm), Batch(transitions()), jax.random.key(0))[1]
+        )
     assert found[0]["entropy"] == found[1]["entropy"]
     assert found[0]["actor_q"] != found[1]["actor_q"]
 
 
 def test_the_warm_up_leaves_base_and_edit_alone():
-    algorithm = make(changed(critic_warmup=2))
+    algorithm = make(changed(critic_warmup_updates=2))
     state, update = start(algorithm, step=0), jax.jit(algorithm.update)
     learns = [False, False, True]
-    off.assert_each_learns_in_its_time(update, state, Batch(transitions()), learns, waiting=("base", "edit"))
+    off.assert_each_learns_in_its_time(
+        update, state, Batch(transitions()), learns, waiting=("base", "edit")
+    )
 
 
 def test_the_diagnostics_see_the_averaged_critics():
@@ -210,7 +227,7 @@ SWITCHES = {
     **off.TEMPERATURE_SWITCHES,
     "critics": (4, "critic gradient"),
     "critic_hidden": ((5,), "critic gradient"),
-    "critic_warmup": (10, "base"),
+    "critic_warmup_updates": (10, "base"),
     "aggregate": ("min", "edit gradient"),
     "samples": (2, "critic gradient"),
     "edit_scale": (0.05, "edit gradient"),
@@ -223,7 +240,9 @@ OUTCOME = off.outcomes(make, start, Batch(transitions()), PARTS)
 
 @pytest.mark.parametrize("field", SWITCHES)
 def test_every_switch_changes_what_it_governs(field):
-    off.assert_switch_governs(OUTCOME, SMALL, field, *SWITCHES[field], resizes=field in ("critics", "critic_hidden"))
+    off.assert_switch_governs(
+        OUTCOME, SMALL, field, *SWITCHES[field], resizes=field in ("critics", "critic_hidden")
+    )
 
 
 def test_every_switch_has_its_test():

@@ -6,27 +6,31 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from gcp_jax import chain as chain_lib
-from gcp_jax import flow
-from gcp_jax.flow import Sampler
+from gcp_jax.core import denoising as chain_lib
+from gcp_jax.core import flow
+from gcp_jax.core.flow import FlowSampler
 
 MEAN, STD = 0.2, 0.25
 
 
 def ode_sample(velocity, z, sampler):
-    return chain_lib.integrate(sampler.advance(velocity), z, sampler.times)
+    return chain_lib.integrate_ode(sampler.deterministic_step(velocity), z, sampler.times)
 
 
 def sde_sample(velocity, noise, sampler):
-    return chain_lib.walk(sampler.transition(velocity), noise, sampler.times).points
+    return chain_lib.sample_chain(sampler.stochastic_step(velocity), noise, sampler.times).points
 
 
 def step_log_densities(velocity, chain, sampler):
-    return chain_lib.along(sampler.transition(velocity), chain, sampler.times).log_densities.sum(-1)
+    return chain_lib.rescore_chain(
+        sampler.stochastic_step(velocity), chain, sampler.times
+    ).log_densities.sum(-1)
 
 
 def chain_log_density(velocity, chain, sampler):
-    return chain_lib.along(sampler.transition(velocity), chain, sampler.times).log_density
+    return chain_lib.rescore_chain(
+        sampler.stochastic_step(velocity), chain, sampler.times
+    ).log_density
 
 
 def gaussian_velocity(x, t):
@@ -69,13 +73,15 @@ def marginal_error(response):
 
 @pytest.mark.parametrize("sigma", [0.05, 0.5, 1.0])
 def test_marginal_sde_converges_to_the_data_at_first_order(sigma):
-    coarse, fine = (marginal_error(sde_response(Sampler(steps, sigma, "marginal"))) for steps in (100, 200))
+    coarse, fine = (
+        marginal_error(sde_response(FlowSampler(steps, sigma, "marginal"))) for steps in (100, 200)
+    )
     np.testing.assert_allclose(fine, 0.0, atol=5e-3)
     np.testing.assert_allclose(fine[1] / coarse[1], 0.5, atol=0.05)
 
 
 def test_ode_converges_to_the_data_at_first_order():
-    coarse, fine = (marginal_error(ode_response(Sampler(steps))) for steps in (100, 200))
+    coarse, fine = (marginal_error(ode_response(FlowSampler(steps))) for steps in (100, 200))
     np.testing.assert_allclose(fine, 0.0, atol=5e-3)
     np.testing.assert_allclose(fine[1] / coarse[1], 0.5, atol=0.05)
 
@@ -86,9 +92,11 @@ def test_samples_are_distributed_as_the_data(sampler):
     count, steps = 4000, 100
     noise = jax.random.normal(jax.random.key(0), (count, steps + 1, 1))
     if sampler == "ode":
-        samples = ode_sample(gaussian_velocity, noise[:, 0], Sampler(steps))
+        samples = ode_sample(gaussian_velocity, noise[:, 0], FlowSampler(steps))
     else:
-        samples = chain_lib.action(sde_sample(gaussian_velocity, noise, Sampler(steps, 1.0, "marginal")))
+        samples = chain_lib.chain_action(
+            sde_sample(gaussian_velocity, noise, FlowSampler(steps, 1.0, "marginal"))
+        )
     distance = stats.kstest(np.asarray(samples)[:, 0], stats.norm(MEAN, STD).cdf).statistic
     assert distance < stats.kstwo.isf(1e-6, count) + 0.01
 
@@ -96,8 +104,8 @@ def test_samples_are_distributed_as_the_data(sampler):
 @pytest.mark.parametrize("steps", [5, 10, 20])
 def test_the_papers_noise_spreads_k_times_the_variance_of_the_marginal_scheme(steps):
     """Same drift, standard deviation σ_t in place of σ_t·sqrt(1/K): each noise weighs sqrt(K) more, x_0 the same."""
-    _, paper = sde_response(Sampler(steps, 0.1, "paper"))
-    _, marginal = sde_response(Sampler(steps, 0.1, "marginal"))
+    _, paper = sde_response(FlowSampler(steps, 0.1, "paper"))
+    _, marginal = sde_response(FlowSampler(steps, 0.1, "marginal"))
     np.testing.assert_allclose(paper[0], marginal[0], rtol=1e-4)
     np.testing.assert_allclose(paper[1:], marginal[1:] * np.sqrt(steps), rtol=1e-4, atol=1e-6)
     assert np.sum(paper**2) > np.sum(marginal**2)
@@ -122,32 +130,36 @@ def simulate(noise, sampler):
 
 @pytest.mark.parametrize("scheme", flow.SCHEMES)
 def test_chains_equal_a_plain_simulation(scheme):
-    sampler = Sampler(steps=4, sigma=0.7, scheme=scheme)
+    sampler = FlowSampler(steps=4, sigma=0.7, scheme=scheme)
     noise = 2.0 * np.random.default_rng(0).standard_normal((6, 5, 3))
     chains = sde_sample(curved_velocity, jnp.asarray(noise, jnp.float32), sampler)
     expected = np.stack([simulate(each, sampler) for each in noise])
-    assert np.abs(noise[:, 1:]).max() > chain_lib.NOISE_CUT
+    assert np.abs(noise[:, 1:]).max() > chain_lib.NOISE_CLIP
     assert np.abs(expected[:, 1:]).max() > 1
     np.testing.assert_allclose(chains, expected, rtol=1e-4, atol=1e-5)
 
 
 def test_noise_beyond_three_is_cut_but_not_the_start():
     noise = jnp.array([[4.0], [7.0]])
-    chain = sde_sample(lambda x, t: jnp.zeros_like(x), noise, Sampler(1, 0.5, "marginal"))
+    chain = sde_sample(lambda x, t: jnp.zeros_like(x), noise, FlowSampler(1, 0.5, "marginal"))
     np.testing.assert_allclose(chain[:, 0], [4.0, 4.0 * (1 - 0.5 * 0.25) + 0.5 * 3.0], rtol=1e-6)
 
 
 def test_the_stored_chain_ends_unclipped_and_the_executed_action_clipped():
     noise = jnp.array([[0.0, 0.0], [2.0, -2.0]])
-    chain = sde_sample(lambda x, t: jnp.full_like(x, 0.9), noise, Sampler(1, 0.5))
+    chain = sde_sample(lambda x, t: jnp.full_like(x, 0.9), noise, FlowSampler(1, 0.5))
     np.testing.assert_allclose(chain[-1], [1.9, -0.1], rtol=1e-6)
-    np.testing.assert_allclose(chain_lib.action(chain), [1.0, -0.1], rtol=1e-6)
+    np.testing.assert_allclose(chain_lib.chain_action(chain), [1.0, -0.1], rtol=1e-6)
 
 
 def test_ode_clips_its_end_only():
     """x goes 0 → 1.5 → 0 under a velocity that turns round at t = ½; a clip on the way would end at −0.5."""
-    turning = ode_sample(lambda x, t: jnp.where(t[..., None] < 0.5, 3.0, -3.0) + 0 * x, jnp.zeros((1, 1)), Sampler(2))
-    pushed = ode_sample(lambda x, t: jnp.full_like(x, -9.0), jnp.zeros((1, 1)), Sampler(2))
+    turning = ode_sample(
+        lambda x, t: jnp.where(t[..., None] < 0.5, 3.0, -3.0) + 0 * x,
+        jnp.zeros((1, 1)),
+        FlowSampler(2),
+    )
+    pushed = ode_sample(lambda x, t: jnp.full_like(x, -9.0), jnp.zeros((1, 1)), FlowSampler(2))
     assert (turning.item(), pushed.item()) == (0.0, -1.0)
 
 
@@ -166,23 +178,31 @@ def scipy_step_densities(chain, sampler):
 
 @pytest.mark.parametrize("scheme", flow.SCHEMES)
 def test_densities_equal_scipy(scheme):
-    sampler = Sampler(steps=4, sigma=0.3, scheme=scheme)
+    sampler = FlowSampler(steps=4, sigma=0.3, scheme=scheme)
     noise = jax.random.normal(jax.random.key(1), (2, 3, 5, 2))
     chains = sde_sample(curved_velocity, noise, sampler)
-    expected = np.array([[scipy_step_densities(chain, sampler) for chain in group] for group in np.asarray(chains)])
-    np.testing.assert_allclose(step_log_densities(curved_velocity, chains, sampler), expected, rtol=1e-4)
+    expected = np.array(
+        [[scipy_step_densities(chain, sampler) for chain in group] for group in np.asarray(chains)]
+    )
+    np.testing.assert_allclose(
+        step_log_densities(curved_velocity, chains, sampler), expected, rtol=1e-4
+    )
     prior = stats.norm.logpdf(chains[..., 0, :]).sum(-1)
-    normalised = (prior + expected.sum(-1)) / ((sampler.steps + 1) * chains.shape[-1])
-    np.testing.assert_allclose(chain_log_density(curved_velocity, chains, sampler), normalised, rtol=1e-4)
+    normalized = (prior + expected.sum(-1)) / ((sampler.steps + 1) * chains.shape[-1])
+    np.testing.assert_allclose(
+        chain_log_density(curved_velocity, chains, sampler), normalized, rtol=1e-4
+    )
 
 
 def test_a_sampled_chain_has_the_density_of_its_noise():
     """Change of variables: the step's density is that of its own noise over σ_i, exact because nothing is stored clipped."""
-    sampler = Sampler(steps=3, sigma=0.2)
+    sampler = FlowSampler(steps=3, sigma=0.2)
     noise = jnp.clip(jax.random.normal(jax.random.key(2), (8, 4, 2)), -3, 3)
     chains = sde_sample(curved_velocity, noise, sampler)
     expected = stats.norm.logpdf(noise[:, 1:]).sum(-1) - 2 * np.log(sampler.std(sampler.times))
-    np.testing.assert_allclose(step_log_densities(curved_velocity, chains, sampler), expected, rtol=1e-4)
+    np.testing.assert_allclose(
+        step_log_densities(curved_velocity, chains, sampler), expected, rtol=1e-4
+    )
 
 
 def test_interpolation_runs_from_noise_to_data():
@@ -209,7 +229,10 @@ def test_matching_loss_takes_any_leading_axes():
     mask = jnp.arange(60).reshape(5, 4, 3) % 3 < 2
     batch = {"action": action, "z": z, "t": jnp.full((5, 4), 0.3), "mask": mask.astype(jnp.float32)}
     whole = flow.matching_loss(gaussian_velocity, **batch)
-    parts = [flow.matching_loss(gaussian_velocity, **jax.tree.map(lambda x, i=i: x[i], batch)) for i in range(5)]
+    parts = [
+        flow.matching_loss(gaussian_velocity, **jax.tree.map(lambda x, i=i: x[i], batch))
+        for i in range(5)
+    ]
     np.testing.assert_allclose(whole, jnp.stack(parts), rtol=1e-6)
 
 
@@ -217,13 +240,20 @@ def test_the_exact_velocity_minimises_the_matching_loss():
     """Its expected loss is Var[a − z | x_t], in closed form for Gaussians, and a shifted velocity costs shift² more."""
     count, t = 200_000, 0.4
     z, unit = jax.random.normal(jax.random.key(3), (2, count, 1))
-    batch = {"action": MEAN + STD * unit, "z": z, "t": jnp.full((count,), t), "mask": jnp.ones((count, 1))}
+    batch = {
+        "action": MEAN + STD * unit,
+        "z": z,
+        "t": jnp.full((count,), t),
+        "mask": jnp.ones((count, 1)),
+    }
     exact = flow.matching_loss(gaussian_velocity, **batch)
     shifted = flow.matching_loss(lambda x, t: gaussian_velocity(x, t) + 0.5, **batch)
     covariance = t * STD**2 - (1 - t)
     conditional = 1 + STD**2 - covariance**2 / ((1 - t) ** 2 + t**2 * STD**2)
     np.testing.assert_allclose(exact.mean(), conditional, rtol=5 * np.sqrt(2 / count))
-    np.testing.assert_allclose(shifted.mean() - exact.mean(), 0.25, atol=5 * np.sqrt(conditional / count))
+    np.testing.assert_allclose(
+        shifted.mean() - exact.mean(), 0.25, atol=5 * np.sqrt(conditional / count)
+    )
 
 
 @pytest.mark.parametrize(
@@ -237,16 +267,24 @@ def test_the_exact_velocity_minimises_the_matching_loss():
 )
 def test_a_wrong_sampler_is_refused(settings, message):
     with pytest.raises(ValueError, match=message):
-        Sampler(**settings)
+        FlowSampler(**settings)
 
 
 def test_defaults_are_ogpo_s():
-    assert (flow.Sampler().steps, flow.Sampler().sigma, flow.Sampler().scheme) == (5, 0.05, "paper")
+    assert (flow.FlowSampler().steps, flow.FlowSampler().sigma, flow.FlowSampler().scheme) == (
+        5,
+        0.05,
+        "paper",
+    )
 
 
 def test_noise_tapers_on_the_grid():
-    sampler = Sampler(steps=4, sigma=0.1)
+    sampler = FlowSampler(steps=4, sigma=0.1)
     np.testing.assert_allclose(sampler.times, [0.0, 0.25, 0.5, 0.75])
-    np.testing.assert_allclose(sampler.std(sampler.times), 0.1 * np.sqrt([1.0, 0.75, 0.5, 0.25]), rtol=1e-6)
-    marginal = Sampler(steps=4, sigma=0.1, scheme="marginal")
-    np.testing.assert_allclose(marginal.std(sampler.times), 0.05 * np.sqrt([1.0, 0.75, 0.5, 0.25]), rtol=1e-6)
+    np.testing.assert_allclose(
+        sampler.std(sampler.times), 0.1 * np.sqrt([1.0, 0.75, 0.5, 0.25]), rtol=1e-6
+    )
+    marginal = FlowSampler(steps=4, sigma=0.1, scheme="marginal")
+    np.testing.assert_allclose(
+        marginal.std(sampler.times), 0.05 * np.sqrt([1.0, 0.75, 0.5, 0.25]), rtol=1e-6
+    )

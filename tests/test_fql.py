@@ -7,20 +7,21 @@ import jax.numpy as jnp
 import numpy as np
 import off_policy as off
 import pytest
-from off_policy import affine, matching, memory, normalise, transitions
+from off_policy import affine, matching, memory, normalize, transitions
 from off_policy import midway_cloning as start
 from scipy import stats
 from test_critic import assert_first_adam_step, heads, mlp, watch
 
-from gcp_jax import algorithms, critic, imitation
+from gcp_jax import algorithms
 from gcp_jax.algorithms import fql
-from gcp_jax.networks import Head
+from gcp_jax.core import cloning, critic
+from gcp_jax.core.networks import ActorNet
 from gcp_jax.types import Batch
 
 B, D = 8, 2
 SMALL = fql.Config(
-    critics=3, critic_hidden=(4,), critic_lr=0.01, critic_ema=0.1, alpha=0.7,
-    actor_hidden=(4,), actor_lr=0.01, base_lr=0.01, base_ema=0.25,
+    critics=3, critic_hidden=(4,), critic_lr=0.01, critic_tau=0.1, alpha=0.7,
+    actor_hidden=(4,), actor_lr=0.01, base_lr=0.01, base_tau=0.25,
 )  # fmt: skip
 
 
@@ -39,7 +40,7 @@ def watch_head(monkeypatch):
     """The noise that μ was given, call by call."""
     seen = []
 
-    class Watched(Head):
+    class Watched(ActorNet):
         def apply(self, params, obs, z):
             seen.append((np.asarray(obs), np.asarray(z)))
             return super().apply(params, obs, z)
@@ -54,19 +55,19 @@ def watch_head(monkeypatch):
 @pytest.mark.parametrize("warmup", [0, 3])
 def test_the_flow_acts_until_the_critics_are_warm_and_then_the_one_step_policy(warmup, monkeypatch):
     seen = watch_head(monkeypatch)
-    algorithm = make(changed(critic_warmup=warmup))
+    algorithm = make(changed(critic_warmup_updates=warmup))
     obs = jnp.asarray(np.random.default_rng(0).standard_normal((1500, 2)), jnp.float32)
     for step in (0, warmup):
         state = start(algorithm, step)
         chunk, extras = algorithm.act(state, obs, jax.random.key(step))
         bias = np.asarray(state.base.target["bias"], np.float64)
-        z = 2 * (np.asarray(chunk, np.float64)[..., 0] - bias - 0.3 * normalise(obs))
+        z = 2 * (np.asarray(chunk, np.float64)[..., 0] - bias - 0.3 * normalize(obs))
         assert (chunk.shape, extras) == ((1500, 2, 1), {})
         assert all(stats.kstest(column, "norm").pvalue > 1e-3 for column in z.T)
     state = start(algorithm, warmup + 1)
     chunk, _ = algorithm.act(state, obs, jax.random.key(0))
     given, z = seen[-1]
-    np.testing.assert_allclose(given, normalise(obs), rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(given, normalize(obs), rtol=1e-5, atol=1e-6)
     assert all(stats.kstest(column, "norm").pvalue > 1e-3 for column in z.T)
     raw = mlp(state.one_step, given, z)
     assert np.abs(raw).max() > 1
@@ -78,12 +79,12 @@ def test_the_one_step_policy_is_deployed(monkeypatch):
     algorithm = make(SMALL)
     state, obs = start(algorithm), transitions(seed=2).obs
     deployed = algorithm.export(state)
-    assert deployed.keys() == {"net", "normaliser", "one_step"}
+    assert deployed.keys() == {"net", "normalizer", "one_step"}
     assert (deployed["net"], deployed["one_step"]) == (state.base.target, state.one_step)
-    chunk = algorithm.greedy(deployed, obs, jax.random.key(1))
-    expected = np.clip(mlp(state.one_step, normalise(obs), seen[-1][1]), -1, 1)
+    chunk = algorithm.eval_policy(deployed, obs, jax.random.key(1))
+    expected = np.clip(mlp(state.one_step, normalize(obs), seen[-1][1]), -1, 1)
     np.testing.assert_allclose(chunk[..., 0], expected, rtol=1e-4, atol=1e-5)
-    assert algorithm.prepare(state, obs) == (state, obs)
+    assert algorithm.preprocess_segment(state, obs) == (state, obs)
 
 
 # Learning.
@@ -94,14 +95,14 @@ def test_the_one_step_policy_is_deployed(monkeypatch):
 def test_an_update_follows_the_papers_formulas(aggregate, warmup, monkeypatch):
     """The target of μ, the flow's cloning, and μ's loss, value and gradient: without the critic's term in the warm-up."""
     regressions = watch(monkeypatch, critic, "regress")["regress"]
-    clones = watch(monkeypatch, imitation, "improve")["improve"]
+    clones = watch(monkeypatch, cloning, "improve")["improve"]
     seen = watch_head(monkeypatch)
-    config = changed(aggregate=aggregate, critic_warmup=warmup)
+    config = changed(aggregate=aggregate, critic_warmup_updates=warmup)
     algorithm = make(config)
     before, data = start(algorithm), transitions()
     seen.clear()
     after, metrics = algorithm.update(before, Batch(data), jax.random.key(3))
-    s, following = normalise(data.obs), normalise(data.next_obs)
+    s, following = normalize(data.obs), normalize(data.next_obs)
     (one, z_next), (two, z) = seen
     np.testing.assert_allclose(one, following, rtol=1e-5, atol=1e-6)
     np.testing.assert_allclose(two, s, rtol=1e-5, atol=1e-6)
@@ -111,7 +112,9 @@ def test_an_update_follows_the_papers_formulas(aggregate, warmup, monkeypatch):
     y = off.regressed(regressions[0], before, after, data)
     reward, discount = off.returns(data)
     taken = np.clip(mlp(before.one_step, following, z_next), -1, 1)
-    off.assert_pooled(y, heads(before.critic.target, following, taken), aggregate, discount, reward, atol=1e-4)
+    off.assert_pooled(
+        y, heads(before.critic.target, following, taken), aggregate, discount, reward, atol=1e-4
+    )
     off.assert_only_time_limits_bootstrap(y, data)
 
     # The flow clones the replay.
@@ -134,9 +137,16 @@ def test_an_update_follows_the_papers_formulas(aggregate, warmup, monkeypatch):
 
     size = assert_first_adam_step(loss, before.one_step, after.one_step, after.opt, SMALL.actor_lr)
     expected = {
-        "distil_loss": distance, "actor_q": worths[index], "actor_loss": loss(before.one_step), "actor_gradient_norm": size
+        "distill_loss": distance, "actor_q": worths[index], "actor_loss": loss(before.one_step), "actor_gradient_norm": size
     }  # fmt: skip
-    others = {"critic_loss", "q", "q_spread", "critic_gradient_norm", "imitation_loss", "base_gradient_norm"}
+    others = {
+        "critic_loss",
+        "q",
+        "q_std",
+        "critic_gradient_norm",
+        "imitation_loss",
+        "base_gradient_norm",
+    }
     off.assert_metrics(metrics, expected, others)
     assert after.step == before.step + 1
 
@@ -164,7 +174,7 @@ SWITCHES = {
     **off.BASE_SWITCHES,
     "critics": (4, "actor gradient"),
     "critic_hidden": ((5,), "actor gradient"),
-    "critic_warmup": (10, "actor gradient"),
+    "critic_warmup_updates": (10, "actor gradient"),
     "aggregate": ("min", "critic gradient"),
     "alpha": (7.0, "actor gradient"),
     "actor_hidden": ((5,), "critic gradient"),

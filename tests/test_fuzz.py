@@ -13,15 +13,17 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-import envs
-from envs import datasets, reach
-from envs.demonstrations import collect
-from experiments import cli, tasks
-from gcp_jax import artifact, checkpoint, metrics
-from gcp_jax import policy as policies
+from gcp_jax import envs
 from gcp_jax.config import ConfigError, resolve
-from gcp_jax.networks import Normaliser
-from gcp_jax.policy import PolicyConfig
+from gcp_jax.core import policy as policies
+from gcp_jax.core.networks import Normalizer
+from gcp_jax.core.policy import PolicyConfig
+from gcp_jax.envs.demos import storage
+from gcp_jax.envs.demos.collect import collect
+from gcp_jax.envs.tasks import reach
+from gcp_jax.experiments import assemble
+from gcp_jax.launch.cli import main
+from gcp_jax.run import checkpoint, metrics, saved_policy
 from gcp_jax.types import Specs
 
 many = settings(
@@ -32,15 +34,26 @@ many = settings(
     suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
 scalars = st.one_of(
-    st.none(), st.booleans(), st.integers(-(2**70), 2**70), st.floats(), st.text(max_size=12), st.binary(max_size=4)
+    st.none(),
+    st.booleans(),
+    st.integers(-(2**70), 2**70),
+    st.floats(),
+    st.text(max_size=12),
+    st.binary(max_size=4),
 )
 values = st.recursive(
-    scalars, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=6), inner, max_size=3)
+    scalars,
+    lambda inner: (
+        st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=6), inner, max_size=3)
+    ),
 )
-DEFAULTS = tasks.defaults(env="reach").to_dict()
+DEFAULTS = assemble.defaults(env="reach").to_dict()
 PLACES = [
     (*section, name)
-    for section, fields in [((), DEFAULTS), *(((k,), v) for k, v in DEFAULTS.items() if isinstance(v, dict))]
+    for section, fields in [
+        ((), DEFAULTS),
+        *(((k,), v) for k, v in DEFAULTS.items() if isinstance(v, dict)),
+    ]
     for name in (*fields, "unheard_of")
 ]
 
@@ -67,22 +80,31 @@ def test_a_configuration_is_taken_or_refused_in_one_line(changes):
 
 
 @many
-@given(st.sampled_from(PLACES), st.text(st.characters(codec="ascii", exclude_characters="\n\r"), max_size=20))
+@given(
+    st.sampled_from(PLACES),
+    st.text(st.characters(codec="ascii", exclude_characters="\n\r"), max_size=20),
+)
 def test_an_option_is_taken_or_refused_in_one_line(place, text):
-    command = cli.COMMANDS["train"]
+    command = main.COMMANDS["train"]
     try:
-        parsed, _ = cli._parse("train", command, [f"--config.{'.'.join(place)}={text}"])
+        parsed, _ = main._parse("train", command, [f"--config.{'.'.join(place)}={text}"])
         config = parsed["config"].value
         assert isinstance(config, ml_collections.ConfigDict)
-        tasks.make_env(tasks.checked(config)) if place[0] == "env" and place != ("env", "module") else tasks.checked(
-            config
-        )
-    except cli.EXPECTED as error:
+        assemble.make_env(assemble.frozen_config(config)) if place[0] == "env" and place != (
+            "env",
+            "module",
+        ) else assemble.frozen_config(config)
+    except main.EXPECTED as error:
         assert str(error).strip()  # main joins its lines
 
 
 edits = st.lists(
-    st.tuples(st.sampled_from(["flip", "cut", "insert", "replace"]), st.floats(0, 1), st.binary(max_size=8)), max_size=4
+    st.tuples(
+        st.sampled_from(["flip", "cut", "insert", "replace"]),
+        st.floats(0, 1),
+        st.binary(max_size=8),
+    ),
+    max_size=4,
 )
 
 
@@ -104,17 +126,28 @@ def edited(content, changes):
 @pytest.fixture(scope="module")
 def dataset(tmp_path_factory):
     folder = tmp_path_factory.mktemp("fuzzed") / "demos"
-    datasets.write(
-        folder, *jax.device_get(collect(envs.make("reach"), reach.QUALITY["poor"], jax.random.key(0), 4))[:2], {}
+    storage.write(
+        folder,
+        *jax.device_get(collect(envs.make("reach"), reach.QUALITY["poor"], jax.random.key(0), 4))[
+            :2
+        ],
+        {},
     )
     return folder
 
 
 @pytest.fixture(scope="module")
 def policy(tmp_path_factory):
-    made = policies.make(PolicyConfig(chunk=2, hidden=(4,), steps=2), Specs(obs_dim=3, action_dim=2, chunk=2))
-    deployed = {"net": jax.jit(made.init)(jax.random.key(0)), "normaliser": Normaliser(jnp.zeros(3), jnp.ones(3))}
-    return artifact.save(tmp_path_factory.mktemp("fuzzed") / "policy", policy=made, deployed=deployed, facts={})
+    made = policies.make_policy(
+        PolicyConfig(chunk=2, hidden=(4,), steps=2), Specs(obs_dim=3, action_dim=2, chunk=2)
+    )
+    deployed = {
+        "net": jax.jit(made.init)(jax.random.key(0)),
+        "normalizer": Normalizer(jnp.zeros(3), jnp.ones(3)),
+    }
+    return saved_policy.save_policy(
+        tmp_path_factory.mktemp("fuzzed") / "policy", policy=made, deployed=deployed, facts={}
+    )
 
 
 def with_edited(folder: Path, tmp_path: Path, name: str, changes) -> Path:
@@ -126,7 +159,7 @@ def with_edited(folder: Path, tmp_path: Path, name: str, changes) -> Path:
     return target
 
 
-NAMES = ["dataset.json", *(f"{name}.npy" for name in (*datasets._STEP, "start", "mode"))]
+NAMES = ["dataset.json", *(f"{name}.npy" for name in (*storage._STEP, "start", "mode"))]
 
 
 @many
@@ -134,22 +167,22 @@ NAMES = ["dataset.json", *(f"{name}.npy" for name in (*datasets._STEP, "start", 
 def test_a_dataset_is_read_or_refused_in_one_line(dataset, tmp_path, name, changes):
     folder = with_edited(dataset, tmp_path, name, changes)
     try:
-        datasets.padded(datasets.read(folder))
-    except datasets.DatasetError as error:
+        storage.padded(storage.read(folder))
+    except storage.DatasetError as error:
         one_line(error)
         assert str(folder) in str(error)
 
 
 @many
-@given(field=st.sampled_from(["format", *datasets._SIZES]), value=values)
+@given(field=st.sampled_from(["format", *storage._SIZES]), value=values)
 def test_a_dataset_s_description_is_read_or_refused_in_one_line(dataset, tmp_path, field, value):
     facts = json.loads((dataset / "dataset.json").read_text())
     text = json.dumps({**facts, field: value}, default=repr)
     folder = with_edited(dataset, tmp_path, "dataset.json", [])
     (folder / "dataset.json").write_text(text)
     try:
-        datasets.read(folder)
-    except datasets.DatasetError as error:
+        storage.read(folder)
+    except storage.DatasetError as error:
         one_line(error)
 
 
@@ -158,8 +191,8 @@ def test_a_dataset_s_description_is_read_or_refused_in_one_line(dataset, tmp_pat
 def test_a_saved_policy_is_read_or_refused_in_one_line(policy, tmp_path, name, changes):
     folder = with_edited(policy, tmp_path, name, changes)
     try:
-        artifact.check(folder)
-    except artifact.ArtifactError as error:
+        saved_policy.check_saved_policy(folder)
+    except saved_policy.SavedPolicyError as error:
         one_line(error)
         assert str(folder) in str(error)
 
@@ -178,13 +211,15 @@ def test_a_policy_s_description_is_read_or_refused_in_one_line(policy, tmp_path,
     folder = with_edited(policy, tmp_path, "policy.json", [])
     (folder / "policy.json").write_text(json.dumps(meta, default=repr))
     try:
-        artifact.check(folder)
-    except artifact.ArtifactError as error:
+        saved_policy.check_saved_policy(folder)
+    except saved_policy.SavedPolicyError as error:
         one_line(error)
 
 
 @many
-@given(content=st.binary(max_size=200) | edits.map(lambda changes: edited(b'{"a.txt": "12"}', changes)))
+@given(
+    content=st.binary(max_size=200) | edits.map(lambda changes: edited(b'{"a.txt": "12"}', changes))
+)
 def test_a_checkpoint_with_any_signature_is_sound_or_not(tmp_path, content):
     (tmp_path / checkpoint.SIGNATURE).write_bytes(content)
     (tmp_path / "a.txt").write_text("b")
@@ -207,8 +242,13 @@ def test_rows_are_read_or_refused_in_one_line(tmp_path, content):
 def test_an_archive_that_is_packed_or_too_large_is_not_opened(policy, tmp_path, monkeypatch):
     folder = with_edited(policy, tmp_path, "arrays.npz", [])
     np.savez_compressed(folder / "arrays.npz", bomb=np.zeros(10**7))
-    with pytest.raises(artifact.ArtifactError, match=r"bomb.npy is compressed, which a saved policy never is"):
-        artifact.check(folder)
-    monkeypatch.setattr(artifact, "LARGEST", 100)
-    with pytest.raises(artifact.ArtifactError, match="arrays.npz has .* bytes, allowed are 1 to 100"):
-        artifact.check(policy)
+    with pytest.raises(
+        saved_policy.SavedPolicyError,
+        match=r"bomb.npy is compressed, which a saved policy never is",
+    ):
+        saved_policy.check_saved_policy(folder)
+    monkeypatch.setattr(saved_policy, "LARGEST", 100)
+    with pytest.raises(
+        saved_policy.SavedPolicyError, match="arrays.npz has .* bytes, allowed are 1 to 100"
+    ):
+        saved_policy.check_saved_policy(policy)

@@ -7,8 +7,8 @@ import pytest
 from scipy import stats
 from test_critic import assert_first_adam_step
 
-from gcp_jax import imitation
-from gcp_jax.policy import Policy, PolicyConfig
+from gcp_jax.core import cloning
+from gcp_jax.core.policy import Policy, PolicyConfig
 from gcp_jax.types import Specs, Transition
 
 B = 6
@@ -29,10 +29,19 @@ class Watched:
     def __init__(self):
         self.noise, self.times = [], []
         parts = dict.fromkeys(Policy._fields)
-        self.policy = Policy(**{**parts, "imitation_loss": self.loss, "config": PolicyConfig(chunk=2), "specs": SPECS})
+        self.policy = Policy(
+            **{
+                **parts,
+                "imitation_loss": self.loss,
+                "config": PolicyConfig(chunk=2),
+                "specs": SPECS,
+            }
+        )
 
     def loss(self, net, obs, action, mask, z, t):
-        jax.debug.callback(lambda z, t: (self.noise.append(np.array(z)), self.times.append(np.array(t))), z, t)
+        jax.debug.callback(
+            lambda z, t: (self.noise.append(np.array(z)), self.times.append(np.array(t))), z, t
+        )
         return matching(net, obs, action, mask, z, t)
 
 
@@ -44,7 +53,10 @@ def watched():
 @pytest.fixture(scope="module")
 def net():
     rng = np.random.default_rng(0)
-    weight, bias = rng.standard_normal((2, 4)).astype(np.float32), rng.standard_normal(4).astype(np.float32)
+    weight, bias = (
+        rng.standard_normal((2, 4)).astype(np.float32),
+        rng.standard_normal(4).astype(np.float32),
+    )
     return {"weight": jnp.asarray(weight), "bias": jnp.asarray(bias)}
 
 
@@ -58,21 +70,23 @@ def batch(count=B):
 
 
 def make(policy, grad_clip=1000.0):
-    return imitation.make(policy, learning_rate=RATE, ema=EMA, grad_clip=grad_clip)
+    return cloning.make_bc_updater(policy, learning_rate=RATE, ema=EMA, grad_clip=grad_clip)
 
 
 @pytest.mark.parametrize("grad_clip", [1000.0, 0.01])
 def test_a_step_is_adam_on_the_mean_loss_of_the_batch(grad_clip, watched, net):
     data, cloner = batch(), make(watched.policy, grad_clip)
     state = cloner.init(net)
-    obs = 2.0 * data.obs  # the normalised ones are given; those of the transitions are not read
+    obs = 2.0 * data.obs  # the normalized ones are given; those of the transitions are not read
     after, metrics = cloner.improve(state, obs, data, jax.random.key(0))
     jax.effects_barrier()
     z, t = watched.noise[0].astype(np.float64), watched.times[0].astype(np.float64)
 
     def loss(net):
         flat = np.asarray(data.action, np.float64).reshape(B, 4)
-        return matching(net, np.asarray(obs, np.float64), flat, np.asarray(data.mask, np.float64), z, t).mean()
+        return matching(
+            net, np.asarray(obs, np.float64), flat, np.asarray(data.mask, np.float64), z, t
+        ).mean()
 
     size = assert_first_adam_step(loss, net, after.net, after.opt, RATE, grad_clip)
     assert metrics.keys() == {"imitation_loss", "base_gradient_norm"}
@@ -87,7 +101,10 @@ def test_the_average_starts_as_the_network_and_follows_it(watched, net):
     expected = {name: np.asarray(leaf, np.float64) for name, leaf in net.items()}
     for n in range(3):
         state, _ = cloner.improve(state, data.obs, data, jax.random.key(n))
-        expected = {name: (1 - EMA) * expected[name] + EMA * np.asarray(state.net[name]) for name in expected}
+        expected = {
+            name: (1 - EMA) * expected[name] + EMA * np.asarray(state.net[name])
+            for name in expected
+        }
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), state.target, expected)
     assert np.abs(np.asarray(state.net["bias"] - state.target["bias"])).min() > 1e-3
 
@@ -107,6 +124,8 @@ def test_every_step_draws_noise_and_times_of_its_own(watched, net):
 def test_steps_that_were_not_executed_teach_nothing(watched, net):
     data, cloner = batch(), make(watched.policy)
     other = data._replace(action=jnp.where(data.mask[..., None] > 0, data.action, 7.0))
-    one, two = (cloner.improve(cloner.init(net), data.obs, d, jax.random.key(0))[0] for d in (data, other))
+    one, two = (
+        cloner.improve(cloner.init(net), data.obs, d, jax.random.key(0))[0] for d in (data, other)
+    )
     assert np.any(np.asarray(other.action) == 7.0)
     jax.tree.map(np.testing.assert_array_equal, one, two)

@@ -8,22 +8,24 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-import envs
 from benchmarks.devices import collectives
-from envs import reach
-from envs.wrappers import training
-from gcp_jax import learner, sources
-from gcp_jax import policy as policy_lib
+from gcp_jax import envs
 from gcp_jax.algorithms import bc, ogpo
-from gcp_jax.learner import Collection
-from gcp_jax.networks import Normaliser
-from gcp_jax.policy import PolicyConfig
+from gcp_jax.core import policy as policy_lib
+from gcp_jax.core.networks import Normalizer
+from gcp_jax.core.policy import PolicyConfig
+from gcp_jax.envs.tasks import reach
+from gcp_jax.envs.wrappers import training
+from gcp_jax.learner import batch_sources, loop
+from gcp_jax.learner.loop import CollectConfig
 from gcp_jax.types import Specs
 
 SPECS = Specs(obs_dim=4, action_dim=2, chunk=4)
-TASK = envs.make("reach", horizon=10, tolerance=1.55)  # so wide that a random policy reaches it now and then
+TASK = envs.make(
+    "reach", horizon=10, tolerance=1.55
+)  # so wide that a random policy reaches it now and then
 ENV = training(TASK)
-COLLECTION = Collection(ENV, envs=8, length=3, pool=4, warmup=1)
+COLLECTION = CollectConfig(ENV, envs=8, length=3, pool=4, warmup=1)
 CAPACITY = 9  # three segments: the third of three fills it
 SEGMENTS = 4
 
@@ -31,10 +33,18 @@ SEGMENTS = 4
 def make_algorithm(traces):
     """Tiny OGPO whose ``update`` and ``act`` count how often they are traced."""
     config = ogpo.Config(
-        chains=4, actor_states=8, critics=3, critic_hidden=(16,), best_of=2, actor_lr=1e-3, actor_ema=0.1
+        chains=4,
+        actor_states=8,
+        critics=3,
+        critic_hidden=(16,),
+        best_of=2,
+        actor_lr=1e-3,
+        actor_tau=0.1,
     )
-    policy = policy_lib.make(PolicyConfig(chunk=4, hidden=(16, 16), steps=2), SPECS)
-    source = sources.replay(capacity=CAPACITY, batch_size=16, updates=2, **ogpo.replay_needs(config))
+    policy = policy_lib.make_policy(PolicyConfig(chunk=4, hidden=(16, 16), steps=2), SPECS)
+    source = batch_sources.replay(
+        capacity=CAPACITY, batch_size=16, updates=2, **ogpo.replay_needs(config)
+    )
     algorithm = ogpo.make(config, policy, source)
 
     def counted(name, function):
@@ -45,15 +55,18 @@ def make_algorithm(traces):
 
         return traced
 
-    algorithm = algorithm._replace(update=counted("update", algorithm.update), act=counted("act", algorithm.act))
+    algorithm = algorithm._replace(
+        update=counted("update", algorithm.update), act=counted("act", algorithm.act)
+    )
     net = jax.jit(policy.init)(jax.random.key(1))
-    return algorithm, {"net": net, "normaliser": Normaliser(jnp.zeros(4), jnp.full(4, 0.5))}
+    return algorithm, {"net": net, "normalizer": Normalizer(jnp.zeros(4), jnp.full(4, 0.5))}
 
 
 def host(train):
     """A Train as numpy, its typed keys as their words."""
     readable = jax.tree.map(
-        lambda x: jax.random.key_data(x) if jnp.issubdtype(x.dtype, jax.dtypes.prng_key) else x, train
+        lambda x: jax.random.key_data(x) if jnp.issubdtype(x.dtype, jax.dtypes.prng_key) else x,
+        train,
     )
     return jax.tree.map(np.array, readable)
 
@@ -64,7 +77,9 @@ class Run:
     def __init__(self, mesh, seeds):
         self.traces = collections.Counter()
         algorithm, pretrained = make_algorithm(self.traces)
-        self.learner = learner.build(algorithm, SPECS, mesh=mesh, seeds=len(seeds), collection=COLLECTION)
+        self.learner = loop.build_learner(
+            algorithm, SPECS, mesh=mesh, seeds=len(seeds), collection=COLLECTION
+        )
         self.train = self.learner.init(jnp.asarray(seeds), pretrained)
         self.trains, self.metrics, self.traced = [host(self.train)], [], []
         for _ in range(SEGMENTS):
@@ -111,12 +126,16 @@ def test_a_seed_is_the_same_run_alone_among_others_and_over_devices(other, index
     for n in range(SEGMENTS + 1):
         actual, expected = of_seed(run.trains[n], index), of_seed(lone.trains[n], 0)
         tolerance = {"rtol": 1e-5, "atol": 1e-6} if n else {"rtol": 0, "atol": 0}
-        jax.tree.map(lambda a, b, near=tolerance: np.testing.assert_allclose(a, b, **near), actual, expected)
+        jax.tree.map(
+            lambda a, b, near=tolerance: np.testing.assert_allclose(a, b, **near), actual, expected
+        )
         np.testing.assert_array_equal(actual.key, expected.key)
         assert run.trains[n].clock == n
     for n in range(SEGMENTS):
         for name, value in lone.metrics[n].items():
-            np.testing.assert_allclose(run.metrics[n][name][index], value[0], rtol=1e-4, atol=1e-5, err_msg=name)
+            np.testing.assert_allclose(
+                run.metrics[n][name][index], value[0], rtol=1e-4, atol=1e-5, err_msg=name
+            )
 
 
 def test_an_update_crosses_the_devices_once(four):
@@ -154,7 +173,9 @@ def test_the_warm_up_collects_and_changes_no_parameter(lone):
         before, after = lone.trains[n], lone.trains[n + 1]
         same = all(jax.tree.leaves(jax.tree.map(np.array_equal, before.state, after.state)))
         assert same == (n < COLLECTION.warmup)
-        learned = {name: value for name, value in lone.metrics[n].items() if name.startswith("train/")}
+        learned = {
+            name: value for name, value in lone.metrics[n].items() if name.startswith("train/")
+        }
         assert all(value == 0 for value in learned.values()) == (n < COLLECTION.warmup)
         assert not np.array_equal(before.store.steps.obs, after.store.steps.obs)
         assert after.state.step == 2 * max(n + 1 - COLLECTION.warmup, 0)
@@ -201,9 +222,17 @@ def test_episodes_are_contiguous_cut_at_their_end_and_restarted_from_the_pool(re
                 if time:
                     np.testing.assert_array_equal(recorded.obs[at], successor)
                 successor, time = recorded.next_obs[at], time + 1
-                assert recorded.truncated[at] == (time == TASK.specs.horizon and not recorded.terminated[at])
+                assert recorded.truncated[at] == (
+                    time == TASK.specs.horizon and not recorded.terminated[at]
+                )
                 alive = not (recorded.terminated[at] or recorded.truncated[at])
-                kinds |= {"success"} if recorded.success[at] else {"time limit"} if recorded.truncated[at] else set()
+                kinds |= (
+                    {"success"}
+                    if recorded.success[at]
+                    else {"time limit"}
+                    if recorded.truncated[at]
+                    else set()
+                )
     assert kinds == {"success", "time limit"}
     assert all(len(seen) <= COLLECTION.pool for seen in starts)
     assert any(len(seen) > 1 for seen in starts)
@@ -224,48 +253,88 @@ def test_episode_sums_are_those_of_the_records(lone, recorded):
                 gained = length = 0.0
     for n, expected in enumerate(sums):
         names = ("episodes", "successes", "returns", "lengths")
-        np.testing.assert_allclose([lone.metrics[n][f"episode/{name}"][0] for name in names], expected)
+        np.testing.assert_allclose(
+            [lone.metrics[n][f"episode/{name}"][0] for name in names], expected
+        )
         assert lone.metrics[n]["episode/diverged"] == 0
 
 
 @pytest.mark.parametrize(
     ("mesh", "seeds", "changes", "message"),
     [
-        ({"seed": 2}, 3, {}, "seeds is 3; it must be a positive multiple of the 2 devices of the seed axis"),
-        ({"data": 4}, 1, {"envs": 6}, "rollout.envs is 6; it must be a positive multiple of the 4 devices"),
-        ({"data": 4}, 1, {"pool": 2}, "rollout.pool is 2; it must be a positive multiple of the 4 devices"),
-        ({"data": 1}, 1, {"pool": 0}, "rollout.pool is 0; it must be a positive multiple of the 1 devices"),
+        (
+            {"seed": 2},
+            3,
+            {},
+            "seeds is 3; it must be a positive multiple of the 2 devices of the seed axis",
+        ),
+        (
+            {"data": 4},
+            1,
+            {"envs": 6},
+            "rollout.envs is 6; it must be a positive multiple of the 4 devices",
+        ),
+        (
+            {"data": 4},
+            1,
+            {"pool": 2},
+            "rollout.pool is 2; it must be a positive multiple of the 4 devices",
+        ),
+        (
+            {"data": 1},
+            1,
+            {"pool": 0},
+            "rollout.pool is 0; it must be a positive multiple of the 1 devices",
+        ),
     ],
 )
-def test_sizes_that_do_not_divide_over_the_devices_are_refused(devices, mesh, seeds, changes, message):
+def test_sizes_that_do_not_divide_over_the_devices_are_refused(
+    devices, mesh, seeds, changes, message
+):
     algorithm, _ = make_algorithm(collections.Counter())
     with pytest.raises(ValueError, match=message):
-        learner.build(algorithm, SPECS, mesh=devices(**mesh), seeds=seeds, collection=COLLECTION._replace(**changes))
+        loop.build_learner(
+            algorithm,
+            SPECS,
+            mesh=devices(**mesh),
+            seeds=seeds,
+            collection=COLLECTION._replace(**changes),
+        )
 
 
 def test_a_batch_that_does_not_divide_over_the_devices_is_refused(devices):
     algorithm, _ = make_algorithm(collections.Counter())
     odd = algorithm._replace(source=algorithm.source._replace(batch_size=18))
-    with pytest.raises(ValueError, match="batch_size is 18; it must be a positive multiple of the 4 devices"):
-        learner.build(odd, SPECS, mesh=devices(data=4), seeds=1, collection=COLLECTION)
+    with pytest.raises(
+        ValueError, match="batch_size is 18; it must be a positive multiple of the 4 devices"
+    ):
+        loop.build_learner(odd, SPECS, mesh=devices(data=4), seeds=1, collection=COLLECTION)
 
 
 def test_cloning_shares_its_data_and_is_the_same_on_any_mesh(devices, recorded):
     """Seed 1 alone on one device and among two over (2, 2), to a thousandth of Adam's step, which magnifies the rounding
     of small gradients; the demonstrations carry no seed axis."""
-    steps = jax.tree.map(lambda x: np.moveaxis(x, 2, 1).reshape(-1, x.shape[1], *x.shape[3:]), recorded)
-    source = sources.dataset(sources.windows(steps, 4), batch_size=8, updates=3, gamma=1.0)
-    policy = policy_lib.make(PolicyConfig(chunk=4, hidden=(8,), steps=2), SPECS)
+    steps = jax.tree.map(
+        lambda x: np.moveaxis(x, 2, 1).reshape(-1, x.shape[1], *x.shape[3:]), recorded
+    )
+    source = batch_sources.dataset(
+        batch_sources.chunk_windows(steps, 4), batch_size=8, updates=3, gamma=1.0
+    )
+    policy = policy_lib.make_policy(PolicyConfig(chunk=4, hidden=(8,), steps=2), SPECS)
     algorithm = bc.make(bc.Config(learning_rate=0.01), policy, source)
 
     def clone(mesh, seeds):
-        cloning = learner.build(algorithm, SPECS, mesh=mesh, seeds=len(seeds))
+        cloning = loop.build_learner(algorithm, SPECS, mesh=mesh, seeds=len(seeds))
         train, metrics = cloning.segment(
-            cloning.init(jnp.asarray(seeds), {"normaliser": Normaliser(jnp.zeros(4), jnp.ones(4))})
+            cloning.init(jnp.asarray(seeds), {"normalizer": Normalizer(jnp.zeros(4), jnp.ones(4))})
         )
         jax.tree.map(np.testing.assert_array_equal, train.store, source.init(None))
         return host(train.state), jax.device_get(metrics)
 
     (alone, loss), (among, losses) = clone(devices(), [1]), clone(devices(seed=2, data=2), [0, 1])
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a[1], b[0], rtol=0, atol=1e-5), among, alone)
-    np.testing.assert_allclose(losses["train/imitation_loss"][1], loss["train/imitation_loss"][0], rtol=1e-5)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a[1], b[0], rtol=0, atol=1e-5), among, alone
+    )
+    np.testing.assert_allclose(
+        losses["train/imitation_loss"][1], loss["train/imitation_loss"][0], rtol=1e-5
+    )

@@ -8,13 +8,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from envs.protocol import Env, EnvSpecs, State
-from envs.wrappers import training
-from gcp_jax import algorithms, learner, sources
-from gcp_jax import policy as policy_lib
+from gcp_jax import algorithms
 from gcp_jax.algorithms import bc, dppo, dsrl, expo, fql, ogpo, qc, residual
-from gcp_jax.learner import Collection
-from gcp_jax.policy import PolicyConfig
+from gcp_jax.core import policy as policy_lib
+from gcp_jax.core.policy import PolicyConfig
+from gcp_jax.envs.protocol import Env, EnvSpecs, State
+from gcp_jax.envs.wrappers import training
+from gcp_jax.learner import batch_sources, loop
+from gcp_jax.learner.loop import CollectConfig
 from gcp_jax.types import Step
 
 pytestmark = pytest.mark.unmeasured
@@ -31,9 +32,13 @@ def bandit(side):
 
     def step(state, action):
         good = action[0] * side > 0
-        return state._replace(reward=good.astype(jnp.float32), terminated=jnp.bool_(True), success=good)
+        return state._replace(
+            reward=good.astype(jnp.float32), terminated=jnp.bool_(True), success=good
+        )
 
-    return training(Env(reset, step, EnvSpecs("bandit", 1, 1, 1, 1.0, "an action of the right sign")))
+    return training(
+        Env(reset, step, EnvSpecs("bandit", 1, 1, 1, 1.0, "an action of the right sign"))
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,29 +52,43 @@ class Variant:
     def make(self, policy):
         """The method on the source it uses in a run; a replay keeps everything."""
         if algorithms.on_policy(self.module):
-            source = sources.rollout(rows=LENGTH, columns=ENVS, **self.module.rollout_needs(self.config))
+            source = batch_sources.on_policy(
+                rows=LENGTH, columns=ENVS, **self.module.rollout_needs(self.config)
+            )
         else:
-            capacity, needs = LENGTH * self.segments, algorithms.replay_needs(self.module, self.config)
-            source = sources.replay(capacity=capacity, batch_size=64, updates=16, **needs)
+            capacity, needs = (
+                LENGTH * self.segments,
+                algorithms.replay_needs(self.module, self.config),
+            )
+            source = batch_sources.replay(capacity=capacity, batch_size=64, updates=16, **needs)
         return self.module.make(self.config, policy, source)
 
 
-CRITIC = {"critics": 3, "critic_hidden": (64,), "critic_lr": 3e-3, "critic_ema": 0.1}
+CRITIC = {"critics": 3, "critic_hidden": (64,), "critic_lr": 3e-3, "critic_tau": 0.1}
 ACTOR = {**CRITIC, "actor_hidden": (64,), "actor_lr": 3e-3}
-BASE = {"base_lr": 1e-3, "base_ema": 0.05}
+BASE = {"base_lr": 1e-3, "base_tau": 0.05}
 # From one mode to the other's side it takes a residual of .6 and more.
-RESIDUAL = {**ACTOR, "scale": 1.0, "explore_steps": 1000, "actor_delay": 2}
+RESIDUAL = {**ACTOR, "scale": 1.0, "explore_steps": 1000, "policy_delay": 2}
 # A chunk of one number: its log ratio is no mean over many, so the clip is that of plain PPO.
-PPO = {"epochs": 4, "minibatches": 2, "clip": 0.1, "clip_first": 0.1, "actor_lr": 1e-3, "value_hidden": (32, 32)}
+PPO = {
+    "epochs": 4,
+    "minibatches": 2,
+    "clip": 0.1,
+    "clip_base": 0.1,
+    "actor_lr": 1e-3,
+    "value_hidden": (32, 32),
+}
 VARIANTS = {
     "ogpo": Variant(
         ogpo,
-        ogpo.Config(**CRITIC, chains=8, actor_states=32, best_of=4, actor_lr=1e-3, actor_ema=0.05, clip=0.05),
+        ogpo.Config(
+            **CRITIC, chains=8, actor_states=32, best_of=4, actor_lr=1e-3, actor_tau=0.05, clip=0.05
+        ),
         segments=10,
     ),
     "dppo, sde": Variant(dppo, dppo.Config(**PPO)),
     "dppo, learned noise": Variant(dppo, dppo.Config(**PPO, noise="learned")),
-    "dsrl, na": Variant(dsrl, dsrl.Config(**ACTOR, mode="na", distil_steps=2)),
+    "dsrl, na": Variant(dsrl, dsrl.Config(**ACTOR, mode="na", distill_steps=2)),
     "dsrl, sac": Variant(dsrl, dsrl.Config(**ACTOR, mode="sac")),
     "residual, sac": Variant(residual, residual.Config(**RESIDUAL, mode="sac")),
     "residual, td3": Variant(residual, residual.Config(**RESIDUAL, mode="td3")),
@@ -87,15 +106,19 @@ def learned(variant, policy, deployed, *, mesh, options):
     The rewarded side is the one that the untrained method takes less often: none may be right from the start.
     """
     algorithm = variant.make(policy)
-    greedy = jax.jit(lambda state, obs, key: algorithm.greedy(algorithm.export(state), obs, key))
+    greedy = jax.jit(
+        lambda state, obs, key: algorithm.eval_policy(algorithm.export(state), obs, key)
+    )
 
     def positive(train):
         state = jax.tree.map(lambda x: x[0], train.state)
         return np.mean(np.asarray(greedy(state, jnp.zeros((SAMPLES, 1)), jax.random.key(7))) > 0)
 
     def build(side):
-        collection = Collection(bandit(side), ENVS, LENGTH, pool=4)
-        return learner.build(algorithm, policy.specs, mesh=mesh, seeds=1, collection=collection)
+        collection = CollectConfig(bandit(side), ENVS, LENGTH, pool=4)
+        return loop.build_learner(
+            algorithm, policy.specs, mesh=mesh, seeds=1, collection=collection
+        )
 
     train = build(1).init(jnp.arange(1), deployed)
     side = 1 if positive(train) < 0.5 else -1
@@ -108,29 +131,35 @@ def learned(variant, policy, deployed, *, mesh, options):
 
 
 @pytest.mark.parametrize("name", VARIANTS)
-def test_it_learns_the_better_mode(name, two_modes, devices, optimised):
-    start, end = learned(VARIANTS[name], two_modes.policy, two_modes.deployed, mesh=devices(), options=optimised)
+def test_it_learns_the_better_mode(name, two_modes, devices, optimized):
+    start, end = learned(
+        VARIANTS[name], two_modes.policy, two_modes.deployed, mesh=devices(), options=optimized
+    )
     assert abs(start - 0.5) < 0.1
     assert end > 0.9
 
 
 @pytest.fixture(scope="module")
-def diffused(two_modes, devices, optimised):
+def diffused(two_modes, devices, optimized):
     """A diffusion cloned from what the flow of ``two_modes`` does: (policy, deployed)."""
-    action = two_modes.policy.greedy(two_modes.deployed, jnp.zeros((2048, 1)), jax.random.key(5))
+    action = two_modes.policy.eval_policy(
+        two_modes.deployed, jnp.zeros((2048, 1)), jax.random.key(5)
+    )
     zeros, yes = np.zeros((1, 2048, 1), np.float32), np.ones((1, 2048), bool)
     steps = Step(zeros, np.asarray(action)[None, :, 0], zeros[..., 0], zeros, yes, ~yes, yes, yes)
     config = PolicyConfig(family="diffusion", chunk=1, hidden=(64, 64, 64), steps=10)
-    policy = policy_lib.make(config, two_modes.policy.specs)
-    source = sources.dataset(sources.windows(steps, 1), batch_size=256, updates=1000, gamma=1.0)
+    policy = policy_lib.make_policy(config, two_modes.policy.specs)
+    source = batch_sources.dataset(
+        batch_sources.chunk_windows(steps, 1), batch_size=256, updates=1000, gamma=1.0
+    )
     algorithm = bc.make(bc.Config(learning_rate=5e-3), policy, source)
-    cloning = learner.build(algorithm, policy.specs, mesh=devices(), seeds=1)
-    train = cloning.init(jnp.arange(1), {"normaliser": two_modes.deployed["normaliser"]})
-    train, _ = cloning.compile(train, optimised).segment(train)
+    cloning = loop.build_learner(algorithm, policy.specs, mesh=devices(), seeds=1)
+    train = cloning.init(jnp.arange(1), {"normalizer": two_modes.deployed["normalizer"]})
+    train, _ = cloning.compile(train, optimized).segment(train)
     return policy, algorithm.export(jax.tree.map(lambda x: x[0], train.state))
 
 
-def test_a_diffusion_learns_it_too(diffused, devices, optimised):
-    start, end = learned(VARIANTS["dppo, sde"], *diffused, mesh=devices(), options=optimised)
+def test_a_diffusion_learns_it_too(diffused, devices, optimized):
+    start, end = learned(VARIANTS["dppo, sde"], *diffused, mesh=devices(), options=optimized)
     assert abs(start - 0.5) < 0.1
     assert end > 0.9

@@ -15,7 +15,9 @@ def on_data(devices):
     """Run a function of one sharded argument on ``count`` data devices, its result gathered along axis 0."""
 
     def run(function, x, *, count, out=P("data")):
-        sharded = jax.shard_map(function, mesh=devices(data=count), in_specs=P("data"), out_specs=out)
+        sharded = jax.shard_map(
+            function, mesh=devices(data=count), in_specs=P("data"), out_specs=out
+        )
         return jax.jit(sharded)(x)
 
     return run
@@ -36,10 +38,12 @@ def test_descend_takes_the_gradient_step_of_the_whole_batch(on_data, count):
     """Plain SGD against the normal equations, so that a gradient scaled by the number of devices cannot pass."""
     rows = np.random.default_rng(0).standard_normal((8, 4)).astype(np.float32)
     params = {"w": jnp.array([0.5, -1.0, 2.0]), "b": jnp.float32(0.25)}
-    optimiser = optax.sgd(0.1)
+    optimizer = optax.sgd(0.1)
 
     def step(rows):
-        new, _, aux = mesh_lib.descend(least_squares(rows), params, optimiser.init(params), optimiser)
+        new, _, aux = mesh_lib.gradient_step(
+            least_squares(rows), params, optimizer.init(params), optimizer
+        )
         return new, aux
 
     new, aux = on_data(step, jnp.asarray(rows), count=count, out=P())
@@ -47,7 +51,9 @@ def test_descend_takes_the_gradient_step_of_the_whole_batch(on_data, count):
     gradient_w, gradient_b = 2 * error @ rows[:, :3] / 8, 2 * error.mean()
     np.testing.assert_allclose(new["w"], params["w"] - 0.1 * gradient_w, rtol=1e-5)
     np.testing.assert_allclose(new["b"], params["b"] - 0.1 * gradient_b, rtol=1e-5)
-    np.testing.assert_allclose(aux["gradient_norm"], np.sqrt(gradient_w @ gradient_w + gradient_b**2), rtol=1e-5)
+    np.testing.assert_allclose(
+        aux["gradient_norm"], np.sqrt(gradient_w @ gradient_w + gradient_b**2), rtol=1e-5
+    )
     np.testing.assert_allclose(aux["error"], error.mean(), rtol=1e-5)
 
 
@@ -87,21 +93,36 @@ def test_helpers_outside_the_compiled_loop_see_one_device():
 
 @pytest.mark.parametrize(
     ("seeds", "data", "shape"),
-    [(1, 1, (1, 1)), (8, 1, (8, 1)), (5, 1, (5, 1)), (6, 2, (3, 2)), (3, 4, (1, 4)), (16, 8, (1, 8)), (9, 1, (3, 1))],
+    [
+        (1, 1, (1, 1)),
+        (8, 1, (8, 1)),
+        (5, 1, (5, 1)),
+        (6, 2, (3, 2)),
+        (3, 4, (1, 4)),
+        (16, 8, (1, 8)),
+        (9, 1, (3, 1)),
+    ],
 )
 def test_make_uses_the_most_devices_that_divide_the_seeds(seeds, data, shape):
-    made = mesh_lib.make(seeds, data=data)
+    made = mesh_lib.make_mesh(seeds, data=data)
     assert (made.shape["seed"], made.shape["data"]) == shape
 
 
 @pytest.mark.parametrize("data", [0, 3, 16])
 def test_make_refuses_what_does_not_divide_the_devices(data):
-    with pytest.raises(ValueError, match=f"mesh.data is {data}, but 8 devices are visible; choose a divisor of 8"):
-        mesh_lib.make(1, data=data)
+    with pytest.raises(
+        ValueError, match=f"mesh.data is {data}, but 8 devices are visible; choose a divisor of 8"
+    ):
+        mesh_lib.make_mesh(1, data=data)
 
 
 def test_layout_says_which_leaves_have_a_seed_axis(devices):
-    layout = {"state": P("seed"), "store": P("seed", None, "data"), "clock": P(), "rows": P(None, "data")}
+    layout = {
+        "state": P("seed"),
+        "store": P("seed", None, "data"),
+        "clock": P(),
+        "rows": P(None, "data"),
+    }
     mesh = devices(seed=2, data=2)
     shardings = mesh_lib.shardings(mesh, layout)
     assert {name: sharding.spec for name, sharding in shardings.items()} == layout

@@ -7,11 +7,18 @@ import sys
 import numpy as np
 import pytest
 
-from gcp_jax import metrics
+from gcp_jax.run import metrics
 
 
 def row(stage="finetune", seed=0, env_steps=0, updates=0, **numbers):
-    return {"stage": stage, "seed": seed, "env_steps": env_steps, "updates": updates, "seconds": 0.5, **numbers}
+    return {
+        "stage": stage,
+        "seed": seed,
+        "env_steps": env_steps,
+        "updates": updates,
+        "seconds": 0.5,
+        **numbers,
+    }
 
 
 def write(path, written):
@@ -43,11 +50,15 @@ def test_non_finite_numbers_are_null_in_the_file_and_nan_when_read(tmp_path, val
 
 
 def test_scalar_arrays_are_written_as_numbers(tmp_path):
-    write(tmp_path / "m.jsonl", [row(**{"train/loss": np.float32(0.5), "train/count": np.asarray(3)})])
+    write(
+        tmp_path / "m.jsonl", [row(**{"train/loss": np.float32(0.5), "train/count": np.asarray(3)})]
+    )
     assert metrics.rows(tmp_path / "m.jsonl") == [row(**{"train/loss": 0.5, "train/count": 3})]
 
 
-@pytest.mark.parametrize(("value", "error"), [(np.zeros(3), ValueError), (None, TypeError), ([1.0], TypeError)])
+@pytest.mark.parametrize(
+    ("value", "error"), [(np.zeros(3), ValueError), (None, TypeError), ([1.0], TypeError)]
+)
 def test_what_is_not_a_number_is_refused_and_leaves_no_half_line(tmp_path, value, error):
     writer = metrics.JsonlWriter(tmp_path / "m.jsonl")
     with pytest.raises(error, match="metric 'train/loss'"):
@@ -83,18 +94,24 @@ def history(upto):
     pretrain = [row("pretrain", seed, 0, updates) for updates in (10, 20, 30) for seed in (0, 1)]
     base = [row("base", seed, 0, 0, **{"eval/success": 0.5}) for seed in (0, 1)]
     finetune = [
-        row("finetune", seed, 64 * i, 4 * i, **{"train/loss": 1 / i}) for i in range(1, upto) for seed in (0, 1)
+        row("finetune", seed, 64 * i, 4 * i, **{"train/loss": 1 / i})
+        for i in range(1, upto)
+        for seed in (0, 1)
     ]
     return pretrain + base + finetune
 
 
 @pytest.mark.parametrize(("checkpoint", "killed_at"), [(2, 4), (3, 5), (3, 9), (0, 2)])
-def test_a_killed_and_resumed_file_equals_that_of_a_run_never_stopped(tmp_path, checkpoint, killed_at):
+def test_a_killed_and_resumed_file_equals_that_of_a_run_never_stopped(
+    tmp_path, checkpoint, killed_at
+):
     whole, resumed = tmp_path / "whole.jsonl", tmp_path / "resumed.jsonl"
     write(whole, history(12))
     write(resumed, history(killed_at))
     resumed.write_bytes(resumed.read_bytes()[:-5])
-    metrics.truncate_after(resumed, metrics.until("finetune", env_steps=64 * checkpoint, updates=4 * checkpoint))
+    metrics.truncate_after(
+        resumed, metrics.until("finetune", env_steps=64 * checkpoint, updates=4 * checkpoint)
+    )
     before_checkpoint = len(history(checkpoint + 1))
     write(resumed, history(12)[before_checkpoint:])
     assert resumed.read_bytes() == whole.read_bytes()
@@ -103,7 +120,9 @@ def test_a_killed_and_resumed_file_equals_that_of_a_run_never_stopped(tmp_path, 
 def test_until_drops_later_stages_and_later_steps():
     keep = metrics.until("pretrain", env_steps=0, updates=20)
     assert [each["updates"] for each in history(3) if keep(each)] == [10, 10, 20, 20]
-    with pytest.raises(ValueError, match="stage 'warmup' is unknown; choose from pretrain, base, finetune"):
+    with pytest.raises(
+        ValueError, match="stage 'warmup' is unknown; choose from pretrain, base, finetune"
+    ):
         metrics.until("warmup", 0, 0)
 
 
@@ -138,7 +157,9 @@ def events(folder):
         while data:
             size = int.from_bytes(data[:8], "little")
             event, data = Event.FromString(data[12 : 12 + size]), data[16 + size :]
-            scalars += [(event.step, value.tag, value.simple_value) for value in event.summary.value]
+            scalars += [
+                (event.step, value.tag, value.simple_value) for value in event.summary.value
+            ]
             restarts += [event.step] if event.session_log.status == event.session_log.START else []
     return scalars, restarts
 
@@ -153,7 +174,11 @@ def test_tensorboard_has_one_folder_a_seed_and_hides_what_a_resume_repeats(tmp_p
     scalars, restarts = events(tmp_path / "tensorboard" / "finetune" / "seed_1")
     assert sorted(scalars) == [(step, "train/loss", 0.5) for step in (64, 128, 128, 192)]
     assert sorted(restarts) == [64, 128]
-    assert min(events(tmp_path / "tensorboard" / "pretrain" / "seed_0")[0]) == (64, "train/loss", 0.25)
+    assert min(events(tmp_path / "tensorboard" / "pretrain" / "seed_0")[0]) == (
+        64,
+        "train/loss",
+        0.25,
+    )
 
 
 class FakeWandb:

@@ -8,16 +8,16 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from gcp_jax.networks import (
-    Critic,
+from gcp_jax.core.networks import (
+    ActorNet,
+    CriticNet,
     DenoisingNet,
-    Head,
-    Normaliser,
+    Normalizer,
     SplitDense,
-    Value,
-    ensemble,
-    fit_normaliser,
-    sinusoidal,
+    ValueNet,
+    fit_normalizer,
+    make_critic_ensemble,
+    sinusoidal_embedding,
 )
 
 
@@ -37,7 +37,9 @@ def dense(x, params):
 
 def layer_norm(x, params):
     centred = x - x.mean(-1, keepdims=True)
-    return centred / np.sqrt(x.var(-1, keepdims=True) + 1e-6) * np.asarray(params["scale"]) + np.asarray(params["bias"])
+    return centred / np.sqrt(x.var(-1, keepdims=True) + 1e-6) * np.asarray(
+        params["scale"]
+    ) + np.asarray(params["bias"])
 
 
 def normal(seed, *shape):
@@ -48,18 +50,20 @@ def apply(net, params, *args):
     return jax.jit(net.apply)({"params": params}, *args)
 
 
-def initialise(net, *shapes):
+def initialize(net, *shapes):
     """Parameters for zero arguments of these shapes."""
     return jax.jit(net.init)(jax.random.key(0), *[jnp.zeros(shape) for shape in shapes])["params"]
 
 
 def test_split_dense_is_dense_on_the_concatenation():
-    """Same parameter tree, same initialisation, same values; parts may broadcast against each other."""
+    """Same parameter tree, same initialization, same values; parts may broadcast against each other."""
     parts = [normal(0, 5, 1, 3), normal(1, 5, 4, 2), normal(2, 1, 1, 6)]
     split, whole = SplitDense((3, 2, 6), 7), nn.Dense(7)
 
     def added(params):
-        return sum(split.apply({"params": params}, i, x, method="part") for i, x in enumerate(parts))
+        return sum(
+            split.apply({"params": params}, i, x, method="part") for i, x in enumerate(parts)
+        )
 
     joined = jnp.concatenate([jnp.broadcast_to(x, (5, 4, x.shape[-1])) for x in parts], -1)
     params = split.init(jax.random.key(3), 0, parts[0], method="part")["params"]
@@ -72,13 +76,16 @@ def test_split_dense_is_dense_on_the_concatenation():
 @pytest.fixture(scope="module")
 def velocity():
     net = DenoisingNet(obs_dim=3, out_dim=2, hidden=(8, 5), time_dim=6)
-    return net, random_like(initialise(net, (1, 3), (1, 2), (1,)))
+    return net, random_like(initialize(net, (1, 3), (1, 2), (1,)))
 
 
 def test_velocity_net_is_the_authors_mlp(velocity):
     net, params = velocity
     obs, x, t = normal(1, 9, 3), normal(2, 9, 2), jnp.linspace(0.0, 1.0, 9)
-    time = dense(gelu(dense(np.asarray(sinusoidal(t, 6)), params["time_layers_0"])), params["time_layers_1"])
+    time = dense(
+        gelu(dense(np.asarray(sinusoidal_embedding(t, 6)), params["time_layers_0"])),
+        params["time_layers_1"],
+    )
     y = gelu(dense(np.concatenate([obs, x, time], -1), params["first"]))
     expected = dense(gelu(dense(y, params["layers_0"])), params["last"])
     np.testing.assert_allclose(apply(net, params, obs, x, t), expected, rtol=1e-4, atol=1e-5)
@@ -87,7 +94,11 @@ def test_velocity_net_is_the_authors_mlp(velocity):
 def test_velocity_broadcasting_equals_tiling(velocity):
     """Observations [B, 1, 1, O] beside [B, G, K, D] and times [1, 1, K], as the density of a group of chains needs."""
     net, params = velocity
-    obs, x, t = normal(4, 3, 1, 1, 3), normal(5, 3, 4, 5, 2), jnp.linspace(0.0, 1.0, 5).reshape(1, 1, 5)
+    obs, x, t = (
+        normal(4, 3, 1, 1, 3),
+        normal(5, 3, 4, 5, 2),
+        jnp.linspace(0.0, 1.0, 5).reshape(1, 1, 5),
+    )
     tiled = apply(net, params, jnp.tile(obs, (1, 4, 5, 1)), x, jnp.tile(t, (3, 4, 1)))
     np.testing.assert_allclose(apply(net, params, obs, x, t), tiled, rtol=1e-5, atol=1e-5)
 
@@ -98,13 +109,15 @@ def test_time_embedding_is_the_transformers_on_a_thousand_t():
     for i in range(dim // 2):
         angle = 1000 * t / 10_000 ** (i / (dim // 2 - 1))
         expected[:, i], expected[:, dim // 2 + i] = np.sin(angle), np.cos(angle)
-    np.testing.assert_allclose(sinusoidal(jnp.asarray(t, jnp.float32), dim), expected, atol=1e-3)
+    np.testing.assert_allclose(
+        sinusoidal_embedding(jnp.asarray(t, jnp.float32), dim), expected, atol=1e-3
+    )
 
 
 @pytest.fixture(scope="module")
 def critics():
-    many = ensemble(3, 4, 2, (8, 6))
-    return many, initialise(many, (1, 4), (1, 2))
+    many = make_critic_ensemble(3, 4, 2, (8, 6))
+    return many, initialize(many, (1, 4), (1, 2))
 
 
 def test_ensemble_members_differ_from_the_start(critics):
@@ -123,7 +136,7 @@ def test_ensemble_equals_each_critic_alone_and_plain_numpy(critics):
     assert q.shape == (3, 5, 3)
     for member in range(3):
         own = jax.tree.map(lambda x, m=member: x[m], params)
-        lone = apply(Critic(4, 2, (8, 6)), own, obs, action)
+        lone = apply(CriticNet(4, 2, (8, 6)), own, obs, action)
         np.testing.assert_allclose(q[member], lone, rtol=1e-5, atol=1e-5)
         y = dense(np.concatenate([np.tile(obs, (1, 3, 1)), action], -1), own["SplitDense_0"])
         y = gelu(layer_norm(y, own["LayerNorm_0"]))
@@ -132,37 +145,44 @@ def test_ensemble_equals_each_critic_alone_and_plain_numpy(critics):
 
 
 def test_value_is_the_same_mlp_on_the_observation():
-    net, obs = Value((8, 6)), normal(1, 5, 4)
-    params = random_like(initialise(net, obs.shape))
+    net, obs = ValueNet((8, 6)), normal(1, 5, 4)
+    params = random_like(initialize(net, obs.shape))
     y = gelu(layer_norm(dense(np.asarray(obs), params["Dense_0"]), params["LayerNorm_0"]))
     y = gelu(layer_norm(dense(y, params["Dense_1"]), params["LayerNorm_1"]))
-    np.testing.assert_allclose(apply(net, params, obs), dense(y, params["Dense_2"])[..., 0], rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(
+        apply(net, params, obs), dense(y, params["Dense_2"])[..., 0], rtol=1e-4, atol=1e-5
+    )
 
 
-def test_normaliser_has_the_moments_of_the_weighted_rows_and_leaves_constants():
+def test_normalizer_has_the_moments_of_the_weighted_rows_and_leaves_constants():
     obs = np.random.default_rng(0).normal(3.0, 2.0, (50, 3)).astype(np.float32)
     obs[:, 1] = -4.0
     weight = (np.arange(50) % 3 > 0).astype(np.float32)
     shown = obs[weight > 0]
-    normaliser = fit_normaliser(jnp.asarray(obs), jnp.asarray(weight))
-    np.testing.assert_allclose(normaliser.mean, shown.mean(0), rtol=1e-5)
-    np.testing.assert_allclose(normaliser.std, [shown[:, 0].std(), 1.0, shown[:, 2].std()], rtol=1e-5)
-    out = np.asarray(normaliser(jnp.asarray(shown)))
+    normalizer = fit_normalizer(jnp.asarray(obs), jnp.asarray(weight))
+    np.testing.assert_allclose(normalizer.mean, shown.mean(0), rtol=1e-5)
+    np.testing.assert_allclose(
+        normalizer.std, [shown[:, 0].std(), 1.0, shown[:, 2].std()], rtol=1e-5
+    )
+    out = np.asarray(normalizer(jnp.asarray(shown)))
     np.testing.assert_allclose(out.mean(0), 0.0, atol=1e-5)
     np.testing.assert_allclose(out.std(0), [1.0, 0.0, 1.0], atol=1e-5)
 
 
-def test_normaliser_cuts_at_ten_and_takes_any_leading_axes():
-    normaliser = Normaliser(jnp.array([1.0, 0.0]), jnp.array([0.5, 2.0]))
+def test_normalizer_cuts_at_ten_and_takes_any_leading_axes():
+    normalizer = Normalizer(jnp.array([1.0, 0.0]), jnp.array([0.5, 2.0]))
     obs = jnp.array([[[2.0, 2.0], [100.0, -100.0]]])
-    np.testing.assert_allclose(normaliser(obs), [[[2.0, 1.0], [10.0, -10.0]]])
-    np.testing.assert_allclose(normaliser(obs[0, 0]), [2.0, 1.0])
+    np.testing.assert_allclose(normalizer(obs), [[[2.0, 1.0], [10.0, -10.0]]])
+    np.testing.assert_allclose(normalizer(obs[0, 0]), [2.0, 1.0])
 
 
 def test_a_head_is_a_dense_network_on_all_its_inputs():
-    head = Head((3, 2), 4, (8, 5))
+    head = ActorNet((3, 2), 4, (8, 5))
     rng = np.random.default_rng(0)
-    obs, action = rng.standard_normal((6, 1, 3), np.float32), rng.standard_normal((6, 7, 2), np.float32)
+    obs, action = (
+        rng.standard_normal((6, 1, 3), np.float32),
+        rng.standard_normal((6, 7, 2), np.float32),
+    )
     params = jax.tree.map(np.asarray, head.init(jax.random.key(0), obs, action)["params"])
     both = np.concatenate([np.broadcast_to(obs, (6, 7, 3)), action], -1)
 
@@ -179,15 +199,24 @@ def test_a_head_is_a_dense_network_on_all_its_inputs():
 @pytest.mark.parametrize(("scale", "expected"), [(0.0, 0.0), (0.01, 0.1), (1.0, 1.0)])
 def test_a_heads_last_layer_starts_as_small_as_asked(scale, expected):
     """``last_scale`` is the variance scaling's, so the kernel's spread goes with its root."""
-    kernel = Head((3,), 400, (64,), scale).init(jax.random.key(0), jnp.zeros((1, 3)))["params"]["Dense_0"]["kernel"]
+    kernel = ActorNet((3,), 400, (64,), scale).init(jax.random.key(0), jnp.zeros((1, 3)))["params"][
+        "Dense_0"
+    ]["kernel"]
     assert np.std(kernel) * np.sqrt(64) == pytest.approx(expected, rel=0.05)
 
 
-@pytest.mark.parametrize("make", [partial(DenoisingNet, 4, 2, (32, 32)), partial(ensemble, 3, 4, 2, (32, 32))])
+@pytest.mark.parametrize(
+    "make",
+    [partial(DenoisingNet, 4, 2, (32, 32)), partial(make_critic_ensemble, 3, 4, 2, (32, 32))],
+)
 def test_bfloat16_rounds_what_is_computed_and_nothing_that_is_kept(make):
     """Parameters, outputs and gradients are float32; values are those of float32 to three digits and not to six."""
     exact, rounded = make(dtype=jnp.float32), make(dtype=jnp.bfloat16)
-    inputs = (normal(1, 5, 4), normal(2, 5, 2), *([jnp.linspace(0, 0.9, 5)] if make.func is DenoisingNet else []))
+    inputs = (
+        normal(1, 5, 4),
+        normal(2, 5, 2),
+        *([jnp.linspace(0, 0.9, 5)] if make.func is DenoisingNet else []),
+    )
     params = jax.jit(rounded.init)(jax.random.key(0), *inputs)["params"]
     assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(params))
 
@@ -197,8 +226,12 @@ def test_bfloat16_rounds_what_is_computed_and_nothing_that_is_kept(make):
 
     graded = jax.jit(jax.grad(loss, has_aux=True), static_argnums=1)
     (gradient, near), (true, expected) = (graded(params, net) for net in (rounded, exact))
-    assert near.dtype == jnp.float32 and all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(gradient))
+    assert near.dtype == jnp.float32 and all(
+        leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(gradient)
+    )
     scale = np.abs(expected).max()
     assert 1e-6 < np.abs(near - expected).max() / scale < 0.03
-    flat, reference = (np.concatenate([np.ravel(x) for x in jax.tree.leaves(tree)]) for tree in (gradient, true))
+    flat, reference = (
+        np.concatenate([np.ravel(x) for x in jax.tree.leaves(tree)]) for tree in (gradient, true)
+    )
     assert 1e-6 < np.linalg.norm(flat - reference) / np.linalg.norm(reference) < 0.05

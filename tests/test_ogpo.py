@@ -11,20 +11,26 @@ import optax
 import pytest
 from scipy import stats
 
-from gcp_jax import chain as chain_lib
-from gcp_jax import flow
-from gcp_jax import policy as policy_lib
 from gcp_jax.algorithms import ogpo
-from gcp_jax.networks import Normaliser, Value, ensemble
-from gcp_jax.policy import Policy, PolicyConfig
+from gcp_jax.core import denoising as chain_lib
+from gcp_jax.core import flow
+from gcp_jax.core import policy as policy_lib
+from gcp_jax.core.networks import Normalizer, ValueNet, make_critic_ensemble
+from gcp_jax.core.policy import Policy, PolicyConfig
 from gcp_jax.types import Batch, Specs, Transition
 
 SPECS = Specs(obs_dim=2, action_dim=1, chunk=2)
 STD = 0.2
 STATES = 8
-NORMALISER = Normaliser(jnp.array([0.5, -0.5]), jnp.array([2.0, 0.5]))
+NORMALISER = Normalizer(jnp.array([0.5, -0.5]), jnp.array([2.0, 0.5]))
 SMALL = ogpo.Config(
-    critics=3, critic_hidden=(8,), chains=4, actor_states=STATES, best_of=4, actor_lr=0.01, critic_lr=0.01
+    critics=3,
+    critic_hidden=(8,),
+    chains=4,
+    actor_states=STATES,
+    best_of=4,
+    actor_lr=0.01,
+    critic_lr=0.01,
 )
 
 
@@ -56,12 +62,16 @@ def affine_policy():
         start, end = affine_chain(params["bias"], obs, *noise.shape[:2])
         points = jnp.stack([jnp.asarray(start, jnp.float32), end], -2)
         mean = affine_mean(params["bias"], obs, points[..., 0, :])
-        return chain_lib.Walk(points, mean[..., None, :], jnp.full((*mean.shape[:-1], 1, 1), STD))
+        return chain_lib.Chain(points, mean[..., None, :], jnp.full((*mean.shape[:-1], 1, 1), STD))
 
     def log_density(params, obs, chain):
         x, y = chain[..., 0, :], chain[..., 1, :]
         steps = chain_lib.normal_log_density(y, affine_mean(params["bias"], obs, x), STD)
-        return jnp.sum(chain_lib.normal_log_density(x, 0.0, 1.0) + steps, -1) / 2 / SPECS.flat_action_dim
+        return (
+            jnp.sum(chain_lib.normal_log_density(x, 0.0, 1.0) + steps, -1)
+            / 2
+            / SPECS.flat_action_dim
+        )
 
     def imitation_loss(params, obs, action, mask, z, t):
         error = (affine_mean(params["bias"], obs, jnp.zeros_like(action)) - action) ** 2
@@ -70,12 +80,12 @@ def affine_policy():
     return Policy(
         init=None,
         sample=lambda params, obs, z: affine_mean(params["bias"], obs, z),
-        walk=walk,
-        action=chain_lib.action,
+        sample_chain=walk,
+        action=chain_lib.chain_action,
         log_density=log_density,
         imitation_loss=imitation_loss,
-        transition=None,
-        advance=None,
+        stochastic_step=None,
+        deterministic_step=None,
         config=PolicyConfig(chunk=2, steps=1),
         specs=SPECS,
     )
@@ -91,7 +101,9 @@ def transitions(seed):
     return Transition(
         obs=jnp.asarray(obs),
         action=jnp.asarray(np.clip(action, -1, 1))[..., None],
-        mask=jnp.asarray(np.where(np.arange(STATES)[:, None] % 3 == 2, [1.0, 0.0], [1.0, 1.0]), jnp.float32),
+        mask=jnp.asarray(
+            np.where(np.arange(STATES)[:, None] % 3 == 2, [1.0, 0.0], [1.0, 1.0]), jnp.float32
+        ),
         reward=jnp.asarray(rng.standard_normal(STATES), jnp.float32),
         discount=jnp.asarray(0.9 * ~terminated, jnp.float32),
         next_obs=jnp.asarray(following),
@@ -102,7 +114,9 @@ def transitions(seed):
 
 @pytest.fixture(scope="module")
 def batch():
-    to_go = jnp.asarray(np.where(np.arange(STATES) % 2, np.nan, np.linspace(-1, 1, STATES)), jnp.float32)
+    to_go = jnp.asarray(
+        np.where(np.arange(STATES) % 2, np.nan, np.linspace(-1, 1, STATES)), jnp.float32
+    )
     weight = jnp.asarray((np.arange(STATES) % 4 != 1) / 0.75, jnp.float32)
     return Batch(transitions(0), success=transitions(1), success_weight=weight, return_to_go=to_go)
 
@@ -115,12 +129,19 @@ def make(config, policy=AFFINE):
 def apart(algorithm):
     """A state in the midst of training: θ, θ̄ and π_slow differ, and so do φ and φ̄."""
     state, other = (
-        algorithm.init(jax.random.key(seed), {"net": {"bias": jnp.zeros(2)}, "normaliser": NORMALISER})
+        algorithm.init(
+            jax.random.key(seed), {"net": {"bias": jnp.zeros(2)}, "normalizer": NORMALISER}
+        )
         for seed in (0, 1)
     )
-    actor, target, slow = ({"bias": jnp.array(bias)} for bias in ([0.05, -0.02], [0.0, 0.01], [-0.1, 0.08]))
+    actor, target, slow = (
+        {"bias": jnp.array(bias)} for bias in ([0.05, -0.02], [0.0, 0.01], [-0.1, 0.08])
+    )
     return state._replace(
-        actor=actor, target=target, slow=None if state.slow is None else slow, critic_target=other.critic_target
+        actor=actor,
+        target=target,
+        slow=None if state.slow is None else slow,
+        critic_target=other.critic_target,
     )
 
 
@@ -129,18 +150,22 @@ class ByHand:
 
     def __init__(self, config, before, batch):
         self.config, self.before, self.batch = config, before, batch
-        self.obs = self.normalise(batch.transitions.obs)
+        self.obs = self.normalize(batch.transitions.obs)
         stride = max(STATES // config.actor_states, 1)
         self.actor_obs = self.obs[::stride]
 
     @staticmethod
-    def normalise(obs):
-        return (np.asarray(obs, np.float64) - np.asarray(NORMALISER.mean)) / np.asarray(NORMALISER.std)
+    def normalize(obs):
+        return (np.asarray(obs, np.float64) - np.asarray(NORMALISER.mean)) / np.asarray(
+            NORMALISER.std
+        )
 
     @staticmethod
     def mlp(x, first, norm, last):
         y = x @ np.asarray(first["kernel"], np.float64) + first["bias"]
-        y = (y - y.mean(-1, keepdims=True)) / np.sqrt(y.var(-1, keepdims=True) + 1e-6) * norm["scale"] + norm["bias"]
+        y = (y - y.mean(-1, keepdims=True)) / np.sqrt(y.var(-1, keepdims=True) + 1e-6) * norm[
+            "scale"
+        ] + norm["bias"]
         y = 0.5 * y * (1 + np.tanh(np.sqrt(2 / np.pi) * (y + 0.044715 * y**3)))
         return (y @ np.asarray(last["kernel"], np.float64) + last["bias"])[..., 0]
 
@@ -150,8 +175,12 @@ class ByHand:
         if action.ndim == 3:
             obs = np.broadcast_to(obs[:, None], (*action.shape[:2], obs.shape[-1]))
         x = np.concatenate([obs, action], -1)
-        members = [jax.tree.map(lambda leaf, m=m: leaf[m], critic) for m in range(self.config.critics)]
-        return np.stack([self.mlp(x, p["SplitDense_0"], p["LayerNorm_0"], p["Dense_0"]) for p in members])
+        members = [
+            jax.tree.map(lambda leaf, m=m: leaf[m], critic) for m in range(self.config.critics)
+        ]
+        return np.stack(
+            [self.mlp(x, p["SplitDense_0"], p["LayerNorm_0"], p["Dense_0"]) for p in members]
+        )
 
     def v(self, obs):
         params = jax.tree.map(np.asarray, self.before.value)
@@ -159,40 +188,55 @@ class ByHand:
 
     @staticmethod
     def chains(net, obs, count):
-        start, end = affine_chain(np.asarray(net["bias"], np.float64), obs[:, None], len(obs), count)
+        start, end = affine_chain(
+            np.asarray(net["bias"], np.float64), obs[:, None], len(obs), count
+        )
         return start, end, np.clip(end, -1, 1)
 
     @staticmethod
     def density(bias, obs, start, end):
         """[B, G], divided by the two entries of the chain and its dimensions."""
-        steps = stats.norm.logpdf(end, affine_mean(np.asarray(bias, np.float64), obs[:, None], start), STD)
+        steps = stats.norm.logpdf(
+            end, affine_mean(np.asarray(bias, np.float64), obs[:, None], start), STD
+        )
         return (stats.norm.logpdf(start) + steps).sum(-1) / 2 / SPECS.flat_action_dim
 
     def pessimism(self, critic_target, obs, start, end):
-        """(Q_pess, ρ, β) of χ² regularisation."""
+        """(Q_pess, ρ, β) of χ² regularization."""
         q = self.q(critic_target, obs, np.clip(end, -1, 1))
-        log_ratio = [self.density(net["bias"], obs, start, end) for net in (self.before.actor, self.before.slow)]
+        log_ratio = [
+            self.density(net["bias"], obs, start, end)
+            for net in (self.before.actor, self.before.slow)
+        ]
         ratio = np.exp(log_ratio[0] - log_ratio[1])
         weight = 1 / (1 + np.exp(-self.config.chi2_alpha * (ratio - 1)))
-        return (1 - weight) * q.mean(0) + weight * q.min(0), ratio, self.config.chi2 * q.std(0).mean()
+        return (
+            (1 - weight) * q.mean(0) + weight * q.min(0),
+            ratio,
+            self.config.chi2 * q.std(0).mean(),
+        )
 
     def targets(self):
-        following = self.normalise(self.batch.transitions.next_obs)
+        following = self.normalize(self.batch.transitions.next_obs)
         start, end, action = self.chains(self.before.target, following, self.config.target_samples)
         if self.config.chi2:
             value = self.pessimism(self.before.critic_target, following, start, end)[0]
         else:
             value = self.q(self.before.critic_target, following, action).mean(0)
-        return np.asarray(self.batch.transitions.reward) + np.asarray(self.batch.transitions.discount) * value.mean(-1)
+        return np.asarray(self.batch.transitions.reward) + np.asarray(
+            self.batch.transitions.discount
+        ) * value.mean(-1)
 
     def critic(self):
         q = self.q(self.before.critic, self.obs, np.asarray(self.batch.transitions.action)[..., 0])
         loss = np.mean((q - self.targets()) ** 2)
         if self.config.calql:
-            proposed = self.q(self.before.critic, self.obs, self.chains(self.before.target, self.obs, 1)[2])[..., 0]
+            proposed = self.q(
+                self.before.critic, self.obs, self.chains(self.before.target, self.obs, 1)[2]
+            )[..., 0]
             to_go = np.nan_to_num(np.asarray(self.batch.return_to_go), nan=-np.inf)
             loss += self.config.calql * np.mean(np.maximum(proposed, to_go) - q)
-        return {"critic_loss": loss, "q": q.mean(), "q_spread": q.std(0).mean()}
+        return {"critic_loss": loss, "q": q.mean(), "q_std": q.std(0).mean()}
 
     def advantages(self, start, end):
         config, upper = self.config, 1 + self.config.clip
@@ -209,14 +253,21 @@ class ByHand:
             "value": self.v(self.actor_obs)[None, :, None] if config.baseline == "value" else 0,
         }[config.baseline]
         centred = heads - baseline
-        advantage = np.where((centred > 0).all(0), centred.min(0), np.where((centred < 0).all(0), centred.max(0), 0))
+        advantage = np.where(
+            (centred > 0).all(0), centred.min(0), np.where((centred < 0).all(0), centred.max(0), 0)
+        )
         if config.group_std:
             advantage = advantage / (heads.mean(0).std(-1, keepdims=True) + 1e-6)
         return np.maximum(advantage, 0) if config.no_negative else advantage, upper
 
     def matching(self, bias, action):
         return np.mean(
-            (affine_mean(np.asarray(bias, np.float64), self.actor_obs[:, None], 0 * action) - action) ** 2, -1
+            (
+                affine_mean(np.asarray(bias, np.float64), self.actor_obs[:, None], 0 * action)
+                - action
+            )
+            ** 2,
+            -1,
         )
 
     def policy_loss(self, bias, start, end, advantage, upper):
@@ -232,16 +283,19 @@ class ByHand:
             ratio = np.exp(self.matching(target, action) - self.matching(bias, action))
         else:
             ratio = np.exp(
-                self.density(bias, self.actor_obs, start, end) - self.density(target, self.actor_obs, start, end)
+                self.density(bias, self.actor_obs, start, end)
+                - self.density(target, self.actor_obs, start, end)
             )
         if config.extraction == "awr":
             return -np.mean(weight * ratio), ratio
-        return -np.mean(np.minimum(ratio * advantage, np.clip(ratio, 1 - config.clip, upper) * advantage)), ratio
+        return -np.mean(
+            np.minimum(ratio * advantage, np.clip(ratio, 1 - config.clip, upper) * advantage)
+        ), ratio
 
     def imitation(self, bias):
         good, weight = self.batch.success, np.asarray(self.batch.success_weight)
         mask = np.asarray(good.mask)
-        error = (bias + 0.3 * self.normalise(good.obs) - np.asarray(good.action)[..., 0]) ** 2
+        error = (bias + 0.3 * self.normalize(good.obs) - np.asarray(good.action)[..., 0]) ** 2
         return np.sum(weight * (error * mask).sum(-1) / mask.sum(-1)) / weight.sum()
 
     def actor(self):
@@ -265,7 +319,7 @@ class ByHand:
             "policy_loss": value,
             "actor_gradient_norm": np.linalg.norm(gradient),
             "advantage": np.abs(advantage).mean(),
-            "advantage_used": (advantage != 0).mean(),
+            "advantage_nonzero_fraction": (advantage != 0).mean(),
         }
         if config.success_weight:
             result["imitation_loss"] = self.imitation(start_bias)
@@ -293,7 +347,7 @@ CONFIGS = {
     "chi2": plain(chi2=0.5),
     "chi2, low ceiling": plain(chi2=5.0, max_reward=0.001, clip=0.05),
     "forward KL": plain(forward_kl=0.3),
-    "Cal-QL": plain(critic_warmup=5, calql=0.6),
+    "Cal-QL": plain(critic_warmup_updates=5, calql=0.6),
     "advantage-weighted ratio": plain(extraction="awr", temperature=0.2),
     "advantage-weighted matching": plain(extraction="awfm", temperature=0.2),
     "FPO": plain(extraction="fpo"),
@@ -315,25 +369,29 @@ def test_losses_equal_the_papers_formulas(name, batch):
 
 
 def adam_step(loss, params, rate):
-    optimiser = optax.adam(rate)
-    change, _ = optimiser.update(jax.grad(loss)(params), optimiser.init(params))
+    optimizer = optax.adam(rate)
+    change, _ = optimizer.update(jax.grad(loss)(params), optimizer.init(params))
     return optax.apply_updates(params, change)
 
 
 def assert_trees_close(actual, expected):
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), actual, expected)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), actual, expected
+    )
 
 
 def test_critics_take_an_adam_step_on_the_squared_error_and_their_average_follows(batch):
-    config = plain(critic_ema=0.1)
+    config = plain(critic_tau=0.1)
     algorithm = make(config)
     before = apart(algorithm)
     after, _ = algorithm.update(before, batch, jax.random.key(0))
     y = jnp.asarray(ByHand(config, before, batch).targets(), jnp.float32)
-    critics = ensemble(3, 2, 2, (8,))
+    critics = make_critic_ensemble(3, 2, 2, (8,))
 
     def loss(critic):
-        q = critics.apply({"params": critic}, NORMALISER(batch.transitions.obs), batch.transitions.action[..., 0])
+        q = critics.apply(
+            {"params": critic}, NORMALISER(batch.transitions.obs), batch.transitions.action[..., 0]
+        )
         return jnp.mean((q - y[None]) ** 2)
 
     stepped = adam_step(loss, before.critic, config.critic_lr)
@@ -352,36 +410,46 @@ def test_the_value_baseline_regresses_on_the_mean_of_the_critics(batch):
     y = jnp.asarray(by_hand.q(before.critic_target, by_hand.obs, action).mean((0, 2)), jnp.float32)
 
     def loss(value):
-        return jnp.mean((Value((8,)).apply({"params": value}, NORMALISER(batch.transitions.obs)) - y) ** 2)
+        return jnp.mean(
+            (ValueNet((8,)).apply({"params": value}, NORMALISER(batch.transitions.obs)) - y) ** 2
+        )
 
     assert_trees_close(after.value, adam_step(loss, before.value, config.critic_lr))
 
 
 def test_averages_follow_at_their_rates(batch):
-    config = plain(actor_ema=0.25, slow_ema=0.01, forward_kl=0.1)
+    config = plain(actor_tau=0.25, slow_tau=0.01, forward_kl=0.1)
     algorithm = make(config)
     before = apart(algorithm)
     after, _ = algorithm.update(before, batch, jax.random.key(0))
     new = after.actor["bias"]
-    np.testing.assert_allclose(after.target["bias"], 0.75 * before.target["bias"] + 0.25 * new, rtol=1e-5)
-    np.testing.assert_allclose(after.slow["bias"], 0.99 * before.slow["bias"] + 0.01 * new, rtol=1e-5)
+    np.testing.assert_allclose(
+        after.target["bias"], 0.75 * before.target["bias"] + 0.25 * new, rtol=1e-5
+    )
+    np.testing.assert_allclose(
+        after.slow["bias"], 0.99 * before.slow["bias"] + 0.01 * new, rtol=1e-5
+    )
     assert after.step == before.step + 1
     assert not np.array_equal(new, before.actor["bias"])
 
 
 def test_an_advantage_on_which_the_critics_disagree_is_zero(batch):
     """Critics of opposite sign: no chain has a consensus, so nothing moves the actor, to the last bit."""
-    algorithm = make(plain(conservative=True, critic_ema=0.0))
+    algorithm = make(plain(conservative=True, critic_tau=0.0))
     before = apart(algorithm)
     mirrored = jax.tree.map(lambda x: jnp.stack([x[0]] * 3), before.critic_target)
-    mirrored["Dense_0"] = jax.tree.map(lambda x: jnp.stack([x[0], -x[0], x[0]]), before.critic_target["Dense_0"])
-    after, metrics = algorithm.update(before._replace(critic_target=mirrored), batch, jax.random.key(0))
-    assert metrics["advantage_used"] == 0
+    mirrored["Dense_0"] = jax.tree.map(
+        lambda x: jnp.stack([x[0], -x[0], x[0]]), before.critic_target["Dense_0"]
+    )
+    after, metrics = algorithm.update(
+        before._replace(critic_target=mirrored), batch, jax.random.key(0)
+    )
+    assert metrics["advantage_nonzero_fraction"] == 0
     np.testing.assert_array_equal(after.actor["bias"], before.actor["bias"])
 
 
 def test_the_warm_up_leaves_the_actor_alone(batch):
-    algorithm = make(plain(critic_warmup=2, forward_kl=0.1))
+    algorithm = make(plain(critic_warmup_updates=2, forward_kl=0.1))
     state = apart(algorithm)
     for n in range(3):
         before = state
@@ -392,7 +460,9 @@ def test_the_warm_up_leaves_the_actor_alone(batch):
         )
         same = all(jax.tree.leaves(jax.tree.map(np.array_equal, *frozen)))
         assert same == (n < 2)
-        assert not np.array_equal(before.critic["Dense_0"]["kernel"], state.critic["Dense_0"]["kernel"])
+        assert not np.array_equal(
+            before.critic["Dense_0"]["kernel"], state.critic["Dense_0"]["kernel"]
+        )
     assert state.step == 3
 
 
@@ -402,8 +472,8 @@ def test_acting_takes_the_best_of_n_by_the_smaller_of_two_critics():
     state = apart(algorithm)
     obs = transitions(2).obs[:1]
     by_hand = ByHand(SMALL, state, Batch(transitions(2)))
-    candidates = by_hand.chains(state.target, by_hand.normalise(obs), SMALL.best_of)[2][0]
-    q = by_hand.q(state.critic_target, by_hand.normalise(obs), candidates[None])[:, 0]
+    candidates = by_hand.chains(state.target, by_hand.normalize(obs), SMALL.best_of)[2][0]
+    q = by_hand.q(state.critic_target, by_hand.normalize(obs), candidates[None])[:, 0]
     best = {int(np.argmax(np.minimum(q[i], q[j]))) for i, j in ((0, 1), (0, 2), (1, 2))}
     assert len(best) > 1
 
@@ -429,8 +499,8 @@ SWITCHES = {
     "lr_cycle": (plain(), 10, "actor"),
     "grad_clip": (plain(), 1e-3, "critic_opt"),
     "clip": (plain(), 1.0, "actor_opt"),
-    "actor_ema": (plain(), 0.5, "target"),
-    "critic_ema": (plain(), 0.5, "critic_target"),
+    "actor_tau": (plain(), 0.5, "target"),
+    "critic_tau": (plain(), 0.5, "critic_target"),
     "best_of": (plain(), 1, "action"),
     "deploy_best_of": (plain(), 4, "deployed"),
     "success_weight": (plain(), 1.0, "actor_opt"),
@@ -440,13 +510,13 @@ SWITCHES = {
     "chi2": (plain(), 0.5, "critic_opt"),
     "chi2_alpha": (plain(chi2=0.5), 50.0, "critic_opt"),
     "max_reward": (plain(chi2=5.0, clip=1.0), 1e-4, "actor_opt"),
-    "slow_ema": (plain(forward_kl=0.1), 0.5, "slow"),
+    "slow_tau": (plain(forward_kl=0.1), 0.5, "slow"),
     "baseline": (plain(), "leave_one_out", "actor_opt"),
     "group_std": (plain(), True, "actor_opt"),
     "no_negative": (plain(), True, "actor_opt"),
     "forward_kl": (plain(), 1.0, "actor_opt"),
-    "critic_warmup": (plain(), 10, "actor"),
-    "calql": (plain(critic_warmup=10), 1.0, "critic_opt"),
+    "critic_warmup_updates": (plain(), 10, "actor"),
+    "calql": (plain(critic_warmup_updates=10), 1.0, "critic_opt"),
     "extraction": (plain(), "awr", "actor_opt"),
     "temperature": (plain(extraction="awr"), 0.1, "actor_opt"),
 }
@@ -460,7 +530,11 @@ def outcome(config, batch, part):
     if part == "action":
         result, _ = algorithm.act(state, obs, key)
     else:
-        result = algorithm.greedy(algorithm.export(state), obs, key) if part == "deployed" else getattr(state, part)
+        result = (
+            algorithm.eval_policy(algorithm.export(state), obs, key)
+            if part == "deployed"
+            else getattr(state, part)
+        )
     return np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(result)])
 
 
@@ -472,7 +546,7 @@ def usual(batch):
 
 @pytest.mark.parametrize("field", SWITCHES)
 def test_every_switch_changes_what_it_governs(field, batch, usual):
-    """An optimiser's state holds the raw gradient, which Adam's first step would hide."""
+    """An optimizer's state holds the raw gradient, which Adam's first step would hide."""
     base, value, part = SWITCHES[field]
     changed = outcome(dataclasses.replace(base, **{field: value}), batch, part)
     assert np.abs(usual(base, part) - changed).max() > 1e-6
@@ -489,7 +563,10 @@ def test_every_switch_has_its_test():
         (plain(gamma=0.9), {"gamma": 0.9, "success": False, "to_go": False}),
         (plain(success_weight=1.0), {"gamma": 0.99, "success": True, "to_go": False}),
         (plain(success_critic=True), {"gamma": 0.99, "success": True, "to_go": False}),
-        (plain(calql=1.0, critic_warmup=1), {"gamma": 0.99, "success": False, "to_go": True}),
+        (
+            plain(calql=1.0, critic_warmup_updates=1),
+            {"gamma": 0.99, "success": False, "to_go": True},
+        ),
     ],
 )
 def test_the_replay_carries_what_the_switches_need(config, needs):
@@ -499,15 +576,21 @@ def test_the_replay_carries_what_the_switches_need(config, needs):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"baseline": "mean"}, "algorithm.baseline is 'mean'; allowed: group, leave_one_out, value"),
-        ({"extraction": "sac"}, "algorithm.extraction is 'sac'; allowed: ppo, awr, awfm, fpo, backprop"),
+        (
+            {"baseline": "mean"},
+            "algorithm.baseline is 'mean'; allowed: group, leave_one_out, value",
+        ),
+        (
+            {"extraction": "sac"},
+            "algorithm.extraction is 'sac'; allowed: ppo, awr, awfm, fpo, backprop",
+        ),
         ({"chains": 1}, "algorithm.chains is 1; it must be at least 2"),
         ({"actor_states": 0}, "algorithm.actor_states is 0; it must be at least 1"),
         ({"critics": 1}, "algorithm.critics is 1; it must be at least 2"),
         ({"best_of": 0}, "algorithm.best_of is 0; it must be at least 1"),
         ({"target_samples": 0}, "algorithm.target_samples is 0; it must be at least 1"),
         ({"chi2": 0.1}, "set algorithm.conservative=False"),
-        ({"calql": 0.1}, "set algorithm.critic_warmup above 0"),
+        ({"calql": 0.1}, "set algorithm.critic_warmup_updates above 0"),
     ],
 )
 def test_a_wrong_config_is_refused(settings, message):
@@ -519,25 +602,31 @@ def test_a_wrong_config_is_refused(settings, message):
 def test_the_first_ratio_is_one(scheme, batch):
     """Stored chains are scored as they were sampled, also where the executed action is clipped, so θ = θ̄ gives 1 up to
     the rounding of a mean, measured in the σ of a step, in which sampling and scoring differ."""
-    policy = policy_lib.make(PolicyConfig(chunk=2, hidden=(8,), steps=2, scheme=scheme), SPECS)
+    policy = policy_lib.make_policy(
+        PolicyConfig(chunk=2, hidden=(8,), steps=2, scheme=scheme), SPECS
+    )
     algorithm = make(SMALL, policy)
-    state = algorithm.init(jax.random.key(0), {"net": policy.init(jax.random.key(1)), "normaliser": NORMALISER})
+    state = algorithm.init(
+        jax.random.key(0), {"net": policy.init(jax.random.key(1)), "normalizer": NORMALISER}
+    )
     _, metrics = jax.jit(algorithm.update)(state, batch, jax.random.key(2))
     assert metrics["clip_fraction"] == 0
-    assert metrics["ratio_deviation"] < np.finfo(np.float32).eps / np.min(policy.config.sampler.std(policy.times))
+    assert metrics["ratio_deviation"] < np.finfo(np.float32).eps / np.min(
+        policy.config.sampler.std(policy.times)
+    )
     assert metrics["actor_gradient_norm"] > 0
-    chains = policy.draw_chains(state.target, batch.transitions.obs, jax.random.key(3), 4)
+    chains = policy.sample_chain_points(state.target, batch.transitions.obs, jax.random.key(3), 4)
     assert np.any(np.abs(chains[..., -1, :]) > 1)
 
 
-def test_deployed_is_the_policy_that_acts_and_its_normaliser(batch):
+def test_deployed_is_the_policy_that_acts_and_its_normalizer(batch):
     algorithm = make(SMALL)
     state = apart(algorithm)
     exported = algorithm.export(state)
-    assert exported.keys() == {"net", "normaliser"}
+    assert exported.keys() == {"net", "normalizer"}
     assert exported["net"] is state.target
-    assert exported["normaliser"] is state.normaliser
-    assert algorithm.prepare(state, batch) == (state, batch)
+    assert exported["normalizer"] is state.normalizer
+    assert algorithm.preprocess_segment(state, batch) == (state, batch)
 
 
 def test_deploying_the_best_of_n_takes_its_critics_along(batch):
@@ -545,22 +634,24 @@ def test_deploying_the_best_of_n_takes_its_critics_along(batch):
     algorithm = make(dataclasses.replace(SMALL, deploy_best_of=5))
     state, obs, key = apart(algorithm), batch.transitions.obs, jax.random.key(3)
     deployed = algorithm.export(state)
-    assert deployed.keys() == {"net", "normaliser", "critic"}
-    candidates = np.asarray(AFFINE.draw(state.target, NORMALISER(obs), jax.random.split(key)[0], 5))
+    assert deployed.keys() == {"net", "normalizer", "critic"}
+    candidates = np.asarray(
+        AFFINE.sample_n(state.target, NORMALISER(obs), jax.random.split(key)[0], 5)
+    )
     by_hand = ByHand(SMALL, state, batch)
-    q = by_hand.q(state.critic_target, by_hand.normalise(obs), candidates)
+    q = by_hand.q(state.critic_target, by_hand.normalize(obs), candidates)
     allowed = [np.argmax(np.minimum(q[i], q[j]), -1) for i, j in ((0, 1), (0, 2), (1, 2))]
     expected = [candidates[np.arange(STATES), best] for best in allowed]
-    chunk = np.asarray(algorithm.greedy(deployed, obs, key))[..., 0]
+    chunk = np.asarray(algorithm.eval_policy(deployed, obs, key))[..., 0]
     assert min(np.abs(chunk - each).max() for each in expected) < 1e-5
 
 
-def test_a_two_mode_prior_concentrates_on_the_rewarded_mode(two_modes, optimised):
+def test_a_two_mode_prior_concentrates_on_the_rewarded_mode(two_modes, optimized):
     """A one-step task: reward 1 for a positive action. The prior takes either mode half of the time."""
     specs, count = two_modes.policy.specs, 32
     config = ogpo.Config(
         critics=3, critic_hidden=(32, 32), chains=8, actor_states=count, success_weight=0.0,
-        actor_lr=1e-3, actor_ema=0.05, critic_lr=3e-3, critic_ema=0.1, clip=0.05,
+        actor_lr=1e-3, actor_tau=0.05, critic_lr=3e-3, critic_tau=0.1, clip=0.05,
     )  # fmt: skip
     algorithm = ogpo.make(config, two_modes.policy, SimpleNamespace(batch_size=count))
 
@@ -569,13 +660,15 @@ def test_a_two_mode_prior_concentrates_on_the_rewarded_mode(two_modes, optimised
         action = jax.random.uniform(act_key, (count, 1, 1), minval=-1.0)
         zeros, yes = jnp.zeros((count, specs.obs_dim)), jnp.ones(count, bool)
         reward = (action[:, 0, 0] > 0).astype(jnp.float32)
-        bandit = Transition(zeros, action, jnp.ones((count, 1)), reward, jnp.zeros(count), zeros, yes, ~yes)
+        bandit = Transition(
+            zeros, action, jnp.ones((count, 1)), reward, jnp.zeros(count), zeros, yes, ~yes
+        )
         return algorithm.update(state, Batch(bandit), update_key)
 
     state = algorithm.init(jax.random.key(0), two_modes.deployed)
     keys = jax.random.split(jax.random.key(1), 150)
-    state, _ = jax.jit(lambda s: jax.lax.scan(step, s, keys), compiler_options=optimised)(state)
-    greedy = jax.jit(two_modes.policy.greedy)
+    state, _ = jax.jit(lambda s: jax.lax.scan(step, s, keys), compiler_options=optimized)(state)
+    greedy = jax.jit(two_modes.policy.eval_policy)
     before, after = (
         np.mean(np.asarray(greedy(deployed, jnp.zeros((4000, 1)), jax.random.key(2))) > 0)
         for deployed in (two_modes.deployed, algorithm.export(state))

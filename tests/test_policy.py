@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from off_policy import small_flow
 
-from gcp_jax import policy as policy_lib
-from gcp_jax.networks import Normaliser
-from gcp_jax.policy import PolicyConfig
+from gcp_jax.core import policy as policy_lib
+from gcp_jax.core.networks import Normalizer
+from gcp_jax.core.policy import PolicyConfig
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +31,9 @@ LOW, HIGH = (-0.2, 0.0), (0.4, 0.1)
 @pytest.fixture(scope="module")
 def ranged(flow):
     """The same network over a range of its own in each action dimension."""
-    return policy_lib.make(dataclasses.replace(flow.policy.config, low=LOW, high=HIGH), flow.policy.specs)
+    return policy_lib.make_policy(
+        dataclasses.replace(flow.policy.config, low=LOW, high=HIGH), flow.policy.specs
+    )
 
 
 def test_networks_see_the_range_as_the_unit_interval(ranged):
@@ -44,11 +46,11 @@ def test_a_policy_with_a_range_acts_in_it_and_imitates_what_it_would_see(flow, r
     """Its chunks are those of the policy without, moved into the range; and so are the chunks it is asked to imitate."""
     plain, deployed, obs = flow
     key, mask = jax.random.key(4), jnp.ones((5, 2))
-    chunk, moved = (jax.jit(made.greedy)(deployed, obs, key) for made in (plain, ranged))
+    chunk, moved = (jax.jit(made.eval_policy)(deployed, obs, key) for made in (plain, ranged))
     middle, half = np.add(HIGH, LOW) / 2, np.subtract(HIGH, LOW) / 2
     np.testing.assert_allclose(moved, middle + half * np.asarray(chunk), atol=1e-6)
     losses = (
-        jax.jit(made.imitate)(deployed["net"], obs, chunks, mask, key)
+        jax.jit(made.bc_loss)(deployed["net"], obs, chunks, mask, key)
         for made, chunks in ((plain, chunk), (ranged, moved))
     )
     np.testing.assert_allclose(*losses, rtol=1e-4)
@@ -57,29 +59,33 @@ def test_a_policy_with_a_range_acts_in_it_and_imitates_what_it_would_see(flow, r
 def test_the_range_spanned_by_actions(flow):
     """No dimension is narrower than ±0.05, or finetuning could not leave what the demonstrations held still."""
     action = np.array([[0.3, 0.2], [-0.5, 0.21], [0.1, 0.2]], np.float32)
-    found = policy_lib.spanning(flow.policy.config, action)
+    found = policy_lib.rescaled_to_actions(flow.policy.config, action)
     np.testing.assert_allclose((found.low, found.high), [(-0.5, 0.155), (0.3, 0.255)], rtol=1e-6)
 
 
 def test_a_range_of_other_dimensions_is_refused(flow):
-    with pytest.raises(ValueError, match=r"policy.low and policy.high have 1 dimensions; actions have 2\."):
-        policy_lib.make(PolicyConfig(low=(0.0,), high=(1.0,)), flow.policy.specs)
+    with pytest.raises(
+        ValueError, match=r"policy.low and policy.high have 1 dimensions; actions have 2\."
+    ):
+        policy_lib.make_policy(PolicyConfig(low=(0.0,), high=(1.0,)), flow.policy.specs)
 
 
 def test_chains_of_a_state_do_not_depend_on_the_other_states(flow):
     """Keys follow the place in the batch, so the first two states alone give the first two groups of the five."""
     made, deployed, obs = flow
-    draw = jax.jit(made.draw_chains, static_argnums=3)
+    draw = jax.jit(made.sample_chain_points, static_argnums=3)
     key = jax.random.key(1)
     chains = draw(deployed["net"], obs, key, 4)
     assert chains.shape == (5, 4, 4, 4)
-    np.testing.assert_allclose(draw(deployed["net"], obs[:2], key, 4), chains[:2], rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(
+        draw(deployed["net"], obs[:2], key, 4), chains[:2], rtol=1e-5, atol=1e-6
+    )
     assert len(np.unique(np.asarray(chains)[:, :, 0, 0])) == 20
 
 
 def test_log_density_of_a_group_is_that_of_each_chain_alone(flow):
     made, deployed, obs = flow
-    chains = made.draw_chains(deployed["net"], obs, jax.random.key(2), 3)
+    chains = made.sample_chain_points(deployed["net"], obs, jax.random.key(2), 3)
     together = jax.jit(made.log_density)(deployed["net"], obs[:, None], chains)
     density = jax.jit(made.log_density)
     for state in range(2):
@@ -99,12 +105,12 @@ def test_the_imitation_loss_masks_whole_steps(flow):
     np.testing.assert_allclose(loss, [error[0].mean(), error[1, :2].mean(), 0.0], rtol=1e-5)
 
 
-def test_greedy_is_the_ode_on_normalised_observations(flow):
+def test_greedy_is_the_ode_on_normalized_observations(flow):
     made, deployed, obs = flow
-    chunk = jax.jit(made.greedy)(deployed, obs, jax.random.key(4))
+    chunk = jax.jit(made.eval_policy)(deployed, obs, jax.random.key(4))
     assert chunk.shape == (5, 2, 2)
-    shifted = {"net": deployed["net"], "normaliser": Normaliser(jnp.zeros(3), jnp.ones(3))}
-    same = jax.jit(made.greedy)(shifted, deployed["normaliser"](obs), jax.random.key(4))
+    shifted = {"net": deployed["net"], "normalizer": Normalizer(jnp.zeros(3), jnp.ones(3))}
+    same = jax.jit(made.eval_policy)(shifted, deployed["normalizer"](obs), jax.random.key(4))
     np.testing.assert_allclose(chunk, same, rtol=1e-5, atol=1e-6)
 
 
@@ -117,7 +123,10 @@ def test_greedy_is_the_ode_on_normalised_observations(flow):
         ({"train_steps": 10}, "only policy.family='diffusion' has any"),
         ({"family": "diffusion", "scheme": "paper"}, "a diffusion allows: ddpm, ddim"),
         ({"chunk": 0}, "policy.chunk is 0; it must be at least 1"),
-        ({"low": (0.0, 1.0), "high": (1.0, 0.5)}, "give both ends of every action dimension, low below high"),
+        (
+            {"low": (0.0, 1.0), "high": (1.0, 0.5)},
+            "give both ends of every action dimension, low below high",
+        ),
         ({"low": (0.0,)}, "give both ends of every action dimension, low below high"),
         ({"hidden": ()}, r"policy.hidden is \(\); give at least one width"),
         ({"hidden": (16, 0)}, r"policy.hidden is \(16, 0\); it must be at least 1"),

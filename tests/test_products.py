@@ -6,18 +6,20 @@ import numpy as np
 import pytest
 
 from benchmarks import timing, update
-from experiments import products
+from gcp_jax.experiments.plan import flops
 
 A, B = jnp.ones((3, 4)), jnp.ones((4, 5))
 
 
 def test_a_product_has_its_operations():
-    [(product, times)] = products.count(jnp.matmul, A, B).items()
+    [(product, times)] = flops.count(jnp.matmul, A, B).items()
     assert (product.lhs, product.rhs, times, product.flops) == ((3, 4), (4, 5), 1, 2 * 3 * 4 * 5)
 
 
 def test_a_batched_product_has_those_of_every_member():
-    [(product, _)] = products.count(jax.vmap(jnp.matmul), jnp.ones((6, 3, 4)), jnp.ones((6, 4, 5))).items()
+    [(product, _)] = flops.count(
+        jax.vmap(jnp.matmul), jnp.ones((6, 3, 4)), jnp.ones((6, 4, 5))
+    ).items()
     assert product.flops == 6 * 2 * 3 * 4 * 5
 
 
@@ -26,27 +28,35 @@ def test_bodies_of_scans_count_as_often_as_they_run_and_of_branches_the_larger()
 
     def program(x, flag):
         x = jax.lax.scan(lambda x, _: (x @ square, None), x, None, length=7)[0]
-        return jax.lax.cond(flag, lambda x: x @ square @ square, lambda x: x @ square, jax.jit(jnp.matmul)(x, square))
+        return jax.lax.cond(
+            flag,
+            lambda x: x @ square @ square,
+            lambda x: x @ square,
+            jax.jit(jnp.matmul)(x, square),
+        )
 
-    assert products.flops(products.count(program, A, True)) == (7 + 1 + 2) * 2 * 3 * 4 * 4
+    assert flops.flops(flops.count(program, A, True)) == (7 + 1 + 2) * 2 * 3 * 4 * 4
 
 
 def test_products_in_a_loop_of_unknown_length_are_refused():
     with pytest.raises(ValueError, match="nobody knows how often"):
-        products.count(lambda x: jax.lax.while_loop(lambda x: x[0, 0] < 9, lambda x: x @ jnp.ones((4, 4)), x), A)
+        flops.count(
+            lambda x: jax.lax.while_loop(lambda x: x[0, 0] < 9, lambda x: x @ jnp.ones((4, 4)), x),
+            A,
+        )
 
 
 def test_counted_operations_equal_those_that_xla_estimates_where_nothing_loops():
     def program(a, b):
         return a @ b
 
-    found = products.flops(products.count(program, A, B))
+    found = flops.flops(flops.count(program, A, B))
     assert found == jax.jit(program).lower(A, B).compile().cost_analysis()["flops"]
 
 
 def test_a_product_alone_is_that_product():
-    [(product, _)] = products.count(jnp.matmul, A, B).items()
-    assert products.alone({product: 1})[product]().shape == (3, 5)
+    [(product, _)] = flops.count(jnp.matmul, A, B).items()
+    assert flops.alone({product: 1})[product]().shape == (3, 5)
 
 
 def test_times_are_paired_by_run():
@@ -57,7 +67,9 @@ def test_times_are_paired_by_run():
 def test_every_program_is_run_in_turn():
     order = []
     spent = timing.measure({name: lambda name=name: order.append(name) for name in "ab"}, 2)
-    assert order == list("abab" + "ab") and all(len(times.wall) == len(times.cpu) == 2 for times in spent.values())
+    assert order == list("abab" + "ab") and all(
+        len(times.wall) == len(times.cpu) == 2 for times in spent.values()
+    )
 
 
 @pytest.mark.parametrize("name", ["ogpo 64×16", "dppo 5000×10"])
@@ -65,5 +77,7 @@ def test_an_update_is_made_up_and_its_products_found(name):
     """On and off policy; traced only, with a small policy."""
     case = update.CASES[name]
     function, inputs = update.program(case.method, case.fields, update.QUICK, 8)
-    found = products.count(function, *inputs)
-    assert products.flops(found) > 0 and all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(inputs[1]))
+    found = flops.count(function, *inputs)
+    assert flops.flops(found) > 0 and all(
+        np.isfinite(leaf).all() for leaf in jax.tree.leaves(inputs[1])
+    )

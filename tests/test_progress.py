@@ -6,12 +6,17 @@ import time
 
 import pytest
 
-from gcp_jax import progress
-from gcp_jax.progress import Progress
+from gcp_jax.run import progress
+from gcp_jax.run.progress import Progress
 
 ROWS = [
     {"stage": stage, "seed": seed, "eval/successes": successes, "eval/episodes": 100}
-    for stage, seed, successes in [("base", 0, 40), ("base", 1, 50), ("finetune", 0, 90), ("finetune", 1, 95)]
+    for stage, seed, successes in [
+        ("base", 0, 40),
+        ("base", 1, 50),
+        ("finetune", 0, 90),
+        ("finetune", 1, 95),
+    ]
 ]
 
 
@@ -48,7 +53,9 @@ def test_a_log_gets_plain_lines_that_name_compilation_and_end_with_the_state(clo
         with shown.compiling("training segment"):
             clock[0] += 14.2
         clock[0] += 60
-        shown.update(250_000, evaluated=0.8125, training=0.76, env_steps_per_s=52_310.4, updates_per_s=310)
+        shown.update(
+            250_000, evaluated=0.8125, training=0.76, env_steps_per_s=52_310.4, updates_per_s=310
+        )
     assert lines(stream) == [
         "[finetune] compiling the training segment …",
         "[finetune] compiled the training segment in 14.2 s",
@@ -65,7 +72,10 @@ def test_time_left_is_judged_by_the_speed_since_the_resume(clock):
     with Progress(100, "pretrain", unit="updates", start=50, stream=stream) as shown:
         clock[0] += 10
         shown.update(60)
-    assert "60 % · 60/100 updates · 0:00:10 elapsed · 0:00:40 left · success – (training –)" in lines(stream)[0]
+    assert (
+        "60 % · 60/100 updates · 0:00:10 elapsed · 0:00:40 left · success – (training –)"
+        in lines(stream)[0]
+    )
 
 
 def test_values_not_given_keep_the_last_one():
@@ -78,9 +88,16 @@ def test_values_not_given_keep_the_last_one():
 
 def test_a_log_gets_lines_at_the_asked_pace_even_while_compiling():
     stream = io.StringIO()
-    with Progress(10, "finetune", every=0.05, stream=stream) as shown, shown.compiling("evaluation"):
+    with (
+        Progress(10, "finetune", every=0.05, stream=stream) as shown,
+        shown.compiling("evaluation"),
+    ):
         time.sleep(0.28)
-    ticks = [line for line in lines(stream) if re.search(r"left · compiling the evaluation … \d\.\d s", line)]
+    ticks = [
+        line
+        for line in lines(stream)
+        if re.search(r"left · compiling the evaluation … \d\.\d s", line)
+    ]
     assert 1 <= len(ticks) <= 5
 
 
@@ -135,7 +152,11 @@ def test_a_value_that_cannot_be_shown_does_not_stop_the_run():
 
 def test_an_error_of_the_run_passes_through_and_compilation_is_still_timed(clock):
     progressing = Progress(10, "finetune", stream=io.StringIO())
-    with pytest.raises(RuntimeError, match="out of memory"), progressing, progressing.compiling("training segment"):
+    with (
+        pytest.raises(RuntimeError, match="out of memory"),
+        progressing,
+        progressing.compiling("training segment"),
+    ):
         clock[0] += 3
         raise RuntimeError("out of memory")
     assert progressing.compile_seconds == 3
@@ -158,11 +179,17 @@ def test_the_table_is_aligned_text_in_a_log():
 
 def test_a_task_without_success_is_told_by_its_return():
     stream = io.StringIO()
-    with Progress(10, "finetune", judged="return", stream=stream) as shown:
+    with Progress(10, "finetune", score_name="return", stream=stream) as shown:
         shown.update(1, evaluated=2310.44, training=900.0)
     assert "return 2,310.4 (training 900.0)" in lines(stream)[-1]
     stream = io.StringIO()
-    row = {"stage": "base", "seed": 0, "eval/return": 900.0, "eval/return_std": 40.0, "eval/episodes": 16}
+    row = {
+        "stage": "base",
+        "seed": 0,
+        "eval/return": 900.0,
+        "eval/return_std": 40.0,
+        "eval/episodes": 16,
+    }
     progress.table([row], stream)
     header, *_, last = lines(stream)
     assert re.split(r"  +", header) == ["return", "before [95 %]", "after [95 %]", "change [95 %]"]

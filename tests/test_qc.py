@@ -6,16 +6,25 @@ import jax
 import numpy as np
 import off_policy as off
 import pytest
-from off_policy import affine, best, matching, normalise, transitions, wave
+from off_policy import affine, best, matching, normalize, transitions, wave
 from off_policy import midway_cloning as start
 from test_critic import heads, watch
 
-from gcp_jax import algorithms, critic, imitation
+from gcp_jax import algorithms
 from gcp_jax.algorithms import qc
+from gcp_jax.core import cloning, critic
 from gcp_jax.types import Batch
 
 B, D, N = 8, 2, 5
-SMALL = qc.Config(critics=3, critic_hidden=(4,), critic_lr=0.01, critic_ema=0.1, samples=N, base_lr=0.01, base_ema=0.25)
+SMALL = qc.Config(
+    critics=3,
+    critic_hidden=(4,),
+    critic_lr=0.01,
+    critic_tau=0.1,
+    samples=N,
+    base_lr=0.01,
+    base_tau=0.25,
+)
 
 
 # The policy, for jax and for numpy; its samples differ by their places alone and not by the noise they are given.
@@ -43,7 +52,7 @@ def values(state, obs):
 def test_the_best_of_n_acts_and_is_deployed():
     algorithm = make(SMALL)
     state, obs = start(algorithm), transitions(seed=2).obs
-    action, q = values(state, normalise(obs))
+    action, q = values(state, normalize(obs))
     assert len(set(np.argmax(q.mean(0), -1))) > 1
     off.assert_acts_and_deploys(algorithm, state, obs, best(q.mean(0), action), ("critic",))
 
@@ -51,7 +60,7 @@ def test_the_best_of_n_acts_and_is_deployed():
 def test_the_best_by_the_smaller_of_two_critics_is_that_of_a_pair():
     algorithm = make(changed(aggregate="min"))
     state, obs = start(algorithm), transitions(seed=2).obs
-    off.assert_best_of_random_pairs(algorithm, state, obs, *values(state, normalise(obs)))
+    off.assert_best_of_random_pairs(algorithm, state, obs, *values(state, normalize(obs)))
 
 
 @pytest.mark.parametrize("warmup", [0, 3])
@@ -60,12 +69,15 @@ def test_until_the_critics_are_warm_the_first_sample_acts(warmup):
         action, q = values(state, obs)
         return action, q.mean(0)
 
-    off.assert_first_acts_until_warm(make(changed(critic_warmup=warmup)), warmup, options)
+    off.assert_first_acts_until_warm(make(changed(critic_warmup_updates=warmup)), warmup, options)
 
 
 def test_samples_of_a_state_differ():
     """With a policy that heeds its noise, by N samples of their own for each state."""
-    policy, seen = POLICY._replace(sample=lambda params, obs, z: (seen.append(np.asarray(z)), z)[1]), []
+    policy, seen = (
+        POLICY._replace(sample=lambda params, obs, z: (seen.append(np.asarray(z)), z)[1]),
+        [],
+    )
     algorithm = qc.make(SMALL, policy, source=None)
     algorithm.act(start(algorithm), transitions(seed=2).obs, jax.random.key(0))
     assert seen[0].shape == (B, N, D)
@@ -78,13 +90,13 @@ def test_samples_of_a_state_differ():
 @pytest.mark.parametrize("aggregate", ["mean", "min"])
 def test_an_update_regresses_on_the_best_next_sample_and_clones_the_replay(aggregate, monkeypatch):
     regressions = watch(monkeypatch, critic, "regress")["regress"]
-    clones = watch(monkeypatch, imitation, "improve")["improve"]
+    clones = watch(monkeypatch, cloning, "improve")["improve"]
     algorithm = make(changed(aggregate=aggregate))
     before, data = start(algorithm), transitions()
     after, metrics = algorithm.update(before, Batch(data), jax.random.key(0))
     y = off.regressed(regressions[0], before, after, data)
     reward, discount = off.returns(data)
-    _, q = values(before, normalise(data.next_obs))
+    _, q = values(before, normalize(data.next_obs))
     wanted = [reward + discount * value.max(-1) for value in off.poolings(q, aggregate)]
     assert min(np.abs(np.asarray(y) - each).max() for each in wanted) < 1e-4
     off.assert_only_time_limits_bootstrap(y, data)
@@ -92,20 +104,24 @@ def test_an_update_regresses_on_the_best_next_sample_and_clones_the_replay(aggre
     jax.tree.map(np.testing.assert_array_equal, after.base, off.cloned(clones[0], before, data))
     bias = np.asarray(before.base.net["bias"], np.float64)
     flat, mask = (np.asarray(x, np.float64) for x in (data.action[..., 0], data.mask))
-    loss = matching({"bias": bias}, normalise(data.obs), flat, mask, None, None).mean()
+    loss = matching({"bias": bias}, normalize(data.obs), flat, mask, None, None).mean()
     np.testing.assert_allclose(metrics["imitation_loss"], loss, rtol=1e-5)
-    online = heads(before.critic.net, normalise(data.obs), flat)
-    np.testing.assert_allclose(metrics["critic_loss"], np.mean((online - np.asarray(y)) ** 2), rtol=1e-4)
+    online = heads(before.critic.net, normalize(data.obs), flat)
+    np.testing.assert_allclose(
+        metrics["critic_loss"], np.mean((online - np.asarray(y)) ** 2), rtol=1e-4
+    )
     np.testing.assert_allclose(metrics["q"], online.mean(), rtol=1e-4, atol=1e-6)
     assert metrics.keys() == {
-        "critic_loss", "q", "q_spread", "critic_gradient_norm", "imitation_loss", "base_gradient_norm"
+        "critic_loss", "q", "q_std", "critic_gradient_norm", "imitation_loss", "base_gradient_norm"
     }  # fmt: skip
 
 
 def test_the_warm_up_leaves_the_flow_alone():
-    algorithm = make(changed(critic_warmup=2))
+    algorithm = make(changed(critic_warmup_updates=2))
     state, batch = start(algorithm, step=0), Batch(transitions())
-    off.assert_each_learns_in_its_time(jax.jit(algorithm.update), state, batch, [False, False, True], ("base",))
+    off.assert_each_learns_in_its_time(
+        jax.jit(algorithm.update), state, batch, [False, False, True], ("base",)
+    )
 
 
 def test_the_diagnostics_see_the_averaged_critics():
@@ -126,7 +142,7 @@ SWITCHES = {
     **off.BASE_SWITCHES,
     "critics": (4, "critic gradient"),
     "critic_hidden": ((5,), "critic gradient"),
-    "critic_warmup": (10, "base"),
+    "critic_warmup_updates": (10, "base"),
     "aggregate": ("min", "critic gradient"),
     "samples": (2, "critic gradient"),
 }
@@ -135,7 +151,9 @@ OUTCOME = off.outcomes(make, start, Batch(transitions()), PARTS)
 
 @pytest.mark.parametrize("field", SWITCHES)
 def test_every_switch_changes_what_it_governs(field):
-    off.assert_switch_governs(OUTCOME, SMALL, field, *SWITCHES[field], resizes=field in ("critics", "critic_hidden"))
+    off.assert_switch_governs(
+        OUTCOME, SMALL, field, *SWITCHES[field], resizes=field in ("critics", "critic_hidden")
+    )
 
 
 def test_every_switch_has_its_test():

@@ -6,9 +6,9 @@ import jax
 import numpy as np
 import pytest
 
-import envs
-from envs import quality
-from envs.demonstrations import REFERENCES, collect
+from gcp_jax import envs
+from gcp_jax.envs.demos import quality
+from gcp_jax.envs.demos.collect import REFERENCES, collect
 from gcp_jax.types import Step
 
 HORIZON = 25
@@ -18,7 +18,10 @@ HORIZON = 25
 def collected():
     """Demonstrations of ``reach`` at some noise levels, on the host."""
     env = envs.make("reach", horizon=HORIZON)
-    return {noise: jax.device_get(collect(env, noise, jax.random.key(0), 64)) for noise in (0.0, 1.0, 3.0)}
+    return {
+        noise: jax.device_get(collect(env, noise, jax.random.key(0), 64))
+        for noise in (0.0, 1.0, 3.0)
+    }
 
 
 def test_rarefaction_is_the_mean_over_all_draws():
@@ -39,7 +42,9 @@ def test_trajectory_quality_is_0_at_random_and_1_at_the_clean_demonstrator():
 def test_coverage_of_the_reference_itself_is_1_and_of_one_pair_is_one_of_its_cells():
     reference = np.random.default_rng(1).standard_normal((500, 6))
     assert quality.coverage(reference, reference) == pytest.approx(1)
-    assert quality.coverage(reference[np.random.default_rng(2).permutation(500)], reference) == pytest.approx(1)
+    assert quality.coverage(
+        reference[np.random.default_rng(2).permutation(500)], reference
+    ) == pytest.approx(1)
     one = quality.coverage(np.repeat(reference[:1], 500, 0), reference)
     assert 1 / 500 <= one < 0.02 and round(1 / one, 6).is_integer()
 
@@ -71,7 +76,9 @@ def test_noise_lowers_the_quality_of_demonstrations_and_widens_what_they_cover(c
 
 def test_references_are_the_same_whatever_is_demonstrated_and_random_actions_are_uniform(collected):
     one, other = collected[0.0], collected[3.0]
-    jax.tree.map(np.testing.assert_array_equal, (one.clean, one.random), (other.clean, other.random))
+    jax.tree.map(
+        np.testing.assert_array_equal, (one.clean, one.random), (other.clean, other.random)
+    )
     assert one.clean.reward.shape == one.random.reward.shape == (HORIZON, REFERENCES)
     action = one.random.action[one.random.executed]
     assert np.abs(action).max() <= 1

@@ -8,18 +8,19 @@ import numpy as np
 import off_policy as off
 import pytest
 from jax.sharding import PartitionSpec as P
-from off_policy import affine, normalise
+from off_policy import affine, normalize
 from scipy import stats
 from test_critic import assert_first_adam_step, heads, mlp, vector, watch
 
-from gcp_jax import algorithms, critic, soft
+from gcp_jax import algorithms
 from gcp_jax.algorithms import residual
+from gcp_jax.core import critic, tanh_gaussian
 from gcp_jax.types import Batch, Segment, Step
 
 B, D = 64, 2
 BIAS = np.array([0.4, -0.3])
 SMALL = residual.Config(
-    critics=3, critic_hidden=(4,), actor_hidden=(4,), critic_lr=0.01, actor_lr=0.01, critic_ema=0.1, temperature=0.3,
+    critics=3, critic_hidden=(4,), actor_hidden=(4,), critic_lr=0.01, actor_lr=0.01, critic_tau=0.1, temperature=0.3,
     scale=0.4, explore_steps=100,
 )  # fmt: skip
 MODES = ("sac", "td3")
@@ -56,7 +57,10 @@ def start(algorithm, step=4, env_steps=1000.0):
     net = dict(state.actor.net)
     last = max(name for name in net if name.startswith("Dense"))
     kernel = np.random.default_rng(7).standard_normal(net[last]["kernel"].shape)
-    net[last] = {"kernel": jnp.asarray(kernel, jnp.float32), "bias": jnp.array([0.3, -0.2, -0.5, -0.5])}
+    net[last] = {
+        "kernel": jnp.asarray(kernel, jnp.float32),
+        "bias": jnp.array([0.3, -0.2, -0.5, -0.5]),
+    }
     return state._replace(actor=state.actor._replace(net=net), env_steps=jnp.float32(env_steps))
 
 
@@ -85,16 +89,16 @@ def batch():
 
 
 def acted(config, state, count=1500, seed=1):
-    """(normalised obs, a_b, chunk) of one call of ``act``, uncompiled."""
+    """(normalized obs, a_b, chunk) of one call of ``act``, uncompiled."""
     base, obs = Base(), observations(count)
     chunk, extras = make(config, base).act(state, jnp.asarray(obs), jax.random.key(seed))
     assert (chunk.shape, extras) == ((count, 2, 1), {})
-    return normalise(obs), base.taken(0), np.asarray(chunk, np.float64)[..., 0]
+    return normalize(obs), base.taken(0), np.asarray(chunk, np.float64)[..., 0]
 
 
 @pytest.mark.parametrize("mode", MODES)
 def test_before_the_actors_first_step_the_base_acts_from_fresh_noise(mode):
-    config = changed(mode=mode, critic_warmup=3)
+    config = changed(mode=mode, critic_warmup_updates=3)
     state = start(make(config), step=3)
     obs, base, chunk = acted(config, state)
     np.testing.assert_array_equal(chunk, base)
@@ -118,8 +122,12 @@ def test_sac_adds_a_scaled_draw_of_its_gaussian_and_clips():
     assert np.abs(noise.std(0) - 1).max() < 0.2
 
 
-@pytest.mark.parametrize(("env_steps", "share"), [(0.0, 0.0), (30.0, 0.3), (100.0, 1.0), (1e6, 1.0)])
-def test_progressive_exploration_switches_whole_chunks_on_with_the_share_of_steps_done(env_steps, share):
+@pytest.mark.parametrize(
+    ("env_steps", "share"), [(0.0, 0.0), (30.0, 0.3), (100.0, 1.0), (1e6, 1.0)]
+)
+def test_progressive_exploration_switches_whole_chunks_on_with_the_share_of_steps_done(
+    env_steps, share
+):
     _, base, chunk = acted(SMALL, start(make(SMALL), env_steps=env_steps), count=2000)
     on = (chunk != base).any(-1)
     if share in (0.0, 1.0):
@@ -136,15 +144,17 @@ def test_steps_are_counted_where_they_were_executed(devices):
     rows = jnp.zeros((5, 4, 2))
     steps = Step(rows, rows, rows, rows, rows, rows, rows, jnp.asarray(executed))
     state, segment = start(algorithm, env_steps=7.0), Segment(steps, {})
-    after, same = algorithm.prepare(state, segment)
+    after, same = algorithm.preprocess_segment(state, segment)
     assert after.env_steps == 7 + executed.sum()
     assert same is segment
     assert after._replace(env_steps=state.env_steps) == state
 
     def count(state, segment):
-        return algorithm.prepare(state, segment)[0].env_steps
+        return algorithm.preprocess_segment(state, segment)[0].env_steps
 
-    spread = jax.shard_map(count, mesh=devices(data=2), in_specs=(P(), P(None, "data")), out_specs=P())
+    spread = jax.shard_map(
+        count, mesh=devices(data=2), in_specs=(P(), P(None, "data")), out_specs=P()
+    )
     assert spread(state, segment) == 7 + executed.sum()
 
 
@@ -159,30 +169,36 @@ def test_td3_starts_as_the_base():
     watched = Base()
     algorithm = make(still, watched)
     deployed, obs, key = algorithm.export(state), jnp.asarray(observations(9)), jax.random.key(0)
-    chunk = algorithm.greedy(deployed, obs, key)
+    chunk = algorithm.eval_policy(deployed, obs, key)
     np.testing.assert_array_equal(chunk[..., 0], watched.taken(0).astype(np.float32))
-    np.testing.assert_array_equal(chunk, watched.policy.greedy(deployed, obs, key))  # the diagnostics pair them so
+    np.testing.assert_array_equal(
+        chunk, watched.policy.eval_policy(deployed, obs, key)
+    )  # the diagnostics pair them so
     assert np.all(vector(untrained(noisy).actor.net["Dense_0"]) == 0)
 
 
 def test_sac_starts_near_the_base():
     watched = Base()
     algorithm = make(SMALL, watched)
-    chunk = algorithm.greedy(algorithm.export(untrained(algorithm)), jnp.asarray(observations(9)), jax.random.key(0))
+    chunk = algorithm.eval_policy(
+        algorithm.export(untrained(algorithm)), jnp.asarray(observations(9)), jax.random.key(0)
+    )
     assert 0 < np.abs(np.asarray(chunk)[..., 0] - watched.taken(0)).max() < 0.03
 
 
 def test_td3_explores_with_noise_that_is_not_cut_and_stays_in_the_unit_box():
     """At any number of environment steps: progressive exploration is SAC's."""
-    config = changed(mode="td3", noise=0.2, noise_cut=0.1)
+    config = changed(mode="td3", noise=0.2, noise_clip=0.1)
     state = start(make(config), env_steps=0.0)
     obs, base, chunk = acted(config, state)
     u = mode_of(state.actor.net, obs, base)
-    free = (np.abs(base) < 0.6) & (np.abs(u) < 0.4)  # where neither the box of u nor that of the action is reached
+    free = (np.abs(base) < 0.6) & (
+        np.abs(u) < 0.4
+    )  # where neither the box of u nor that of the action is reached
     noise = ((chunk - base) / config.scale - u)[free]
     assert noise.size > 100
     assert abs(noise.std() / 0.2 - 1) < 0.2
-    assert np.abs(noise).max() > 3 * config.noise_cut
+    assert np.abs(noise).max() > 3 * config.noise_clip
     wide = changed(mode="td3", noise=5.0)
     _, base, chunk = acted(wide, state)
     assert np.abs(chunk - base).max() <= wide.scale + 1e-6
@@ -194,11 +210,11 @@ def test_deployed_is_the_base_plus_the_scaled_mode_clipped(mode):
     algorithm = make(changed(mode=mode, scale=0.8), watched)
     state, obs = start(algorithm, step=0, env_steps=0.0), observations(40)
     deployed = algorithm.export(state)
-    assert deployed.keys() == {"net", "normaliser", "residual"}
+    assert deployed.keys() == {"net", "normalizer", "residual"}
     assert deployed["net"] is state.base
-    chunk = np.asarray(algorithm.greedy(deployed, jnp.asarray(obs), jax.random.key(0)))[..., 0]
+    chunk = np.asarray(algorithm.eval_policy(deployed, jnp.asarray(obs), jax.random.key(0)))[..., 0]
     base = watched.taken(0)
-    u = mode_of(state.actor.net, normalise(obs), base)
+    u = mode_of(state.actor.net, normalize(obs), base)
     np.testing.assert_allclose(chunk, combined(base, u, 0.8), rtol=1e-4, atol=1e-5)
     assert np.any(np.abs(base + 0.8 * u) > 1)
 
@@ -206,16 +222,18 @@ def test_deployed_is_the_base_plus_the_scaled_mode_clipped(mode):
 # Learning.
 
 
-@pytest.mark.parametrize(("mode", "aggregate"), [("sac", "mean"), ("sac", "min"), ("td3", "mean"), ("td3", "min")])
+@pytest.mark.parametrize(
+    ("mode", "aggregate"), [("sac", "mean"), ("sac", "min"), ("td3", "mean"), ("td3", "min")]
+)
 def test_an_update_follows_the_papers_formulas(mode, aggregate, batch, monkeypatch):
     """From the base actions and the draws that the update made."""
     critics = watch(monkeypatch, critic, "regress", "pooled")
-    actors = watch(monkeypatch, soft, "draw", "improve")
-    config, watched = changed(mode=mode, aggregate=aggregate, noise=0.3, noise_cut=0.35), Base()
+    actors = watch(monkeypatch, tanh_gaussian, "draw", "improve")
+    config, watched = changed(mode=mode, aggregate=aggregate, noise=0.3, noise_clip=0.35), Base()
     algorithm = make(config, watched)
     before, data = start(algorithm), batch.transitions
     after, metrics = algorithm.update(before, batch, jax.random.key(3))
-    s, following = normalise(data.obs), normalise(data.next_obs)
+    s, following = normalize(data.obs), normalize(data.next_obs)
     future, present = watched.taken(0), watched.taken(1)
 
     # y = reward + discount·[Q̄(s', clip(a'_b + scale·u')) − α log π], or with smoothed u' and without the last term
@@ -233,9 +251,9 @@ def test_an_update_follows_the_papers_formulas(mode, aggregate, batch, monkeypat
         u = (judged - future) / config.scale
         free = (np.abs(judged) < 1) & (np.abs(exact) < 0.6)
         smoothing = (u - exact)[free]
-        at_cut = np.abs(np.abs(smoothing) - config.noise_cut) < 1e-4
-        assert np.abs(smoothing).max() <= config.noise_cut + 1e-4
-        assert abs(at_cut.mean() - 2 * stats.norm.sf(config.noise_cut / config.noise)) < 0.15
+        at_cut = np.abs(np.abs(smoothing) - config.noise_clip) < 1e-4
+        assert np.abs(smoothing).max() <= config.noise_clip + 1e-4
+        assert abs(at_cut.mean() - 2 * stats.norm.sf(config.noise_clip / config.noise)) < 0.15
         assert np.abs(u).max() <= 1 + 1e-5
     reward, discount = off.returns(data)
     y = off.regressed(critics["regress"][0], before, after, data)
@@ -250,7 +268,9 @@ def test_an_update_follows_the_papers_formulas(mode, aggregate, batch, monkeypat
         np.testing.assert_allclose(inputs[0], s, rtol=1e-5, atol=1e-6)
         np.testing.assert_array_equal(np.asarray(inputs[1], np.float64), present)
         u = np.random.default_rng(5).uniform(-1, 1, (B, D)).astype(np.float32)
-        off.assert_pooled(worth(jnp.asarray(u)), heads(after.critic.net, s, combined(present, u)), aggregate)
+        off.assert_pooled(
+            worth(jnp.asarray(u)), heads(after.critic.net, s, combined(present, u)), aggregate
+        )
         jax.tree.map(np.testing.assert_array_equal, after.actor, improved)
         return
 
@@ -259,9 +279,15 @@ def test_an_update_follows_the_papers_formulas(mode, aggregate, batch, monkeypat
         return [-each.mean() for each in off.poolings(q, aggregate)]
 
     which = int(np.argmin(np.abs(np.array(losses(before.actor.net)) - metrics["actor_loss"])))
-    np.testing.assert_allclose(metrics["actor_loss"], losses(before.actor.net)[which], rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(
+        metrics["actor_loss"], losses(before.actor.net)[which], rtol=1e-4, atol=1e-5
+    )
     size = assert_first_adam_step(
-        lambda net: losses(net)[which], before.actor.net, after.actor.net, after.actor.opt, config.actor_lr
+        lambda net: losses(net)[which],
+        before.actor.net,
+        after.actor.net,
+        after.actor.opt,
+        config.actor_lr,
     )
     np.testing.assert_allclose(metrics["actor_gradient_norm"], size, rtol=1e-3)
     assert after.actor.log_alpha == before.actor.log_alpha
@@ -270,14 +296,21 @@ def test_an_update_follows_the_papers_formulas(mode, aggregate, batch, monkeypat
 @pytest.mark.parametrize(
     ("settings", "learns"),
     [
-        ({"mode": "sac", "critic_warmup": 2}, [False] * 2 + [True] * 4),
-        ({"mode": "td3", "actor_delay": 2, "critic_warmup": 3}, [False] * 4 + [True, False]),
+        ({"mode": "sac", "critic_warmup_updates": 2}, [False] * 2 + [True] * 4),
+        (
+            {"mode": "td3", "policy_delay": 2, "critic_warmup_updates": 3},
+            [False] * 4 + [True, False],
+        ),
     ],
 )
-def test_the_actor_waits_for_the_warm_up_and_for_its_turn_while_the_critics_learn(settings, learns, batch):
+def test_the_actor_waits_for_the_warm_up_and_for_its_turn_while_the_critics_learn(
+    settings, learns, batch
+):
     algorithm = make(changed(**settings))
     state, update = start(algorithm, step=0), jax.jit(algorithm.update)
-    off.assert_each_learns_in_its_time(update, state, batch, learns, waiting=("actor",), never=("base",))
+    off.assert_each_learns_in_its_time(
+        update, state, batch, learns, waiting=("actor",), never=("base",)
+    )
 
 
 def test_two_devices_learn_as_one(batch, devices):
@@ -290,7 +323,9 @@ def test_two_devices_learn_as_one(batch, devices):
 
 def test_the_diagnostics_are_shown_the_average_critics():
     algorithm = make(SMALL)
-    off.assert_diagnostics_see_the_averaged_critics(algorithm, start(algorithm), jnp.asarray(observations(4)))
+    off.assert_diagnostics_see_the_averaged_critics(
+        algorithm, start(algorithm), jnp.asarray(observations(4))
+    )
 
 
 # Configuration.
@@ -301,15 +336,15 @@ def test_the_replay_is_told_of_gamma_alone():
 
 
 PARTS = {**off.CRITIC_PARTS, **off.soft_parts("actor")}
-OF_TD3 = ("noise", "noise_cut", "actor_delay")
+OF_TD3 = ("noise", "noise_clip", "policy_delay")
 SWITCHES = {
     **off.SOFT_SWITCHES,
     "mode": ("td3", "critic gradient"),
     "scale": (0.2, "critic gradient"),
     "explore_steps": (10**6, "action"),
     "noise": (0.2, "critic gradient"),
-    "noise_cut": (0.01, "critic gradient"),
-    "actor_delay": (3, "actor"),
+    "noise_clip": (0.01, "critic gradient"),
+    "policy_delay": (3, "actor"),
 }
 
 
@@ -342,9 +377,9 @@ def test_every_switch_has_its_test():
     [
         ({"mode": "ppo"}, "algorithm.mode is 'ppo'; allowed: sac, td3"),
         ({"explore_steps": 0}, "algorithm.explore_steps is 0; it must be at least 1"),
-        ({"actor_delay": 0}, "algorithm.actor_delay is 0; it must be at least 1"),
+        ({"policy_delay": 0}, "algorithm.policy_delay is 0; it must be at least 1"),
         ({"noise": -0.1}, "algorithm.noise is -0.1; it must be at least 0"),
-        ({"noise_cut": -0.1}, "algorithm.noise_cut is -0.1; it must be at least 0"),
+        ({"noise_clip": -0.1}, "algorithm.noise_clip is -0.1; it must be at least 0"),
         ({"scale": 0.0}, "algorithm.scale is 0.0; it must be positive"),
         *off.BAD_CRITICS,
         ({"temperature": 0.0}, "algorithm.temperature is 0.0; it must be positive"),

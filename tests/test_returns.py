@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from gcp_jax import returns
+from gcp_jax.core import returns
 from gcp_jax.types import Step
 
 
@@ -76,7 +76,7 @@ CASES = {
 @pytest.mark.parametrize("case", CASES)
 def test_fold_by_hand(case, variant):
     steps, reward, discount, next_obs, mask, (terminated, truncated) = CASES[case]
-    folded = variant(lambda s: returns.fold(s, 0.5))(steps)
+    folded = variant(lambda s: returns.fold_chunk(s, 0.5))(steps)
     assert (folded.reward.item(), folded.discount.item()) == (reward, discount)
     assert (folded.obs.item(), folded.next_obs.item()) == (10.0, next_obs)
     assert (folded.terminated.item(), folded.truncated.item()) == (terminated, truncated)
@@ -89,17 +89,23 @@ def test_fold_takes_any_leading_axes_and_carries_extras(variant):
     windows = [case[0] for case in CASES.values()]
     extras = {"value": jnp.arange(8.0).reshape(2, 4)}
     stacked = jax.tree.map(lambda *x: jnp.concatenate(x).reshape(2, 4, *x[0].shape[1:]), *windows)
-    folded = variant(lambda s: returns.fold(s, 0.5, extras))(stacked)
+    folded = variant(lambda s: returns.fold_chunk(s, 0.5, extras))(stacked)
     for index, case in enumerate(CASES.values()):
         place = divmod(index, 4)
-        assert (folded.reward[place], folded.discount[place], folded.next_obs[place].item()) == case[1:4]
+        assert (
+            folded.reward[place],
+            folded.discount[place],
+            folded.next_obs[place].item(),
+        ) == case[1:4]
     np.testing.assert_array_equal(folded.extras["value"], extras["value"])
 
 
 def test_discount_is_gamma_to_the_executed_steps():
     for executed in range(1, 5):
         steps = window(reward=[0.0] * 4, truncated=[executed - 1], executed=executed)
-        np.testing.assert_allclose(returns.fold(steps, 0.9).discount, 0.9**executed, rtol=1e-6)
+        np.testing.assert_allclose(
+            returns.fold_chunk(steps, 0.9).discount, 0.9**executed, rtol=1e-6
+        )
 
 
 def test_gae_by_hand(variant):
@@ -131,33 +137,49 @@ def test_gae_equals_its_double_sum(variant):
             weight *= 0.8 * discount[later] * (1.0 - truncated[later])
     names = ("reward_t", "discount_t", "truncated_t", "value_t", "value_tp1")
     arrays = [jnp.asarray(x, jnp.float32) for x in (reward, discount, truncated, value, following)]
-    advantage = variant(lambda **kwargs: returns.gae(lambda_=0.8, **kwargs))(**dict(zip(names, arrays, strict=True)))
+    advantage = variant(lambda **kwargs: returns.gae(lambda_=0.8, **kwargs))(
+        **dict(zip(names, arrays, strict=True))
+    )
     np.testing.assert_allclose(advantage, expected, rtol=1e-4, atol=1e-5)
 
 
 def test_group_and_leave_one_out_advantages_by_hand(variant):
     q = jnp.array([[1.0, 2.0, 6.0], [0.0, 0.0, 3.0]])
-    np.testing.assert_allclose(variant(returns.group_advantage)(q), [[-2.0, -1.0, 3.0], [-1.0, -1.0, 2.0]])
     np.testing.assert_allclose(
-        variant(returns.leave_one_out_advantage)(q), [[-3.0, -1.5, 4.5], [-1.5, -1.5, 3.0]], rtol=1e-6
+        variant(returns.group_advantage)(q), [[-2.0, -1.0, 3.0], [-1.0, -1.0, 2.0]]
+    )
+    np.testing.assert_allclose(
+        variant(returns.leave_one_out_advantage)(q),
+        [[-3.0, -1.5, 4.5], [-1.5, -1.5, 3.0]],
+        rtol=1e-6,
     )
 
 
 def test_group_advantages_take_any_leading_axes(variant):
     q = jnp.arange(24.0).reshape(2, 4, 3) ** 2
     for advantage in (variant(returns.group_advantage), variant(returns.leave_one_out_advantage)):
-        np.testing.assert_allclose(advantage(q), jnp.stack([advantage(part) for part in q]), rtol=1e-6)
+        np.testing.assert_allclose(
+            advantage(q), jnp.stack([advantage(part) for part in q]), rtol=1e-6
+        )
 
 
 def test_conservative_advantage_needs_every_head_to_agree(variant):
-    heads = jnp.array([[2.0, -3.0, 1.0, 0.0, 5.0], [1.0, -1.0, -1.0, 4.0, 5.0], [3.0, -2.0, 0.5, 4.0, 5.0]])
-    np.testing.assert_array_equal(variant(returns.conservative)(heads), [1.0, -1.0, 0.0, 0.0, 5.0])
-    np.testing.assert_array_equal(variant(returns.conservative)(jnp.array([[-0.5], [0.5]])), [0.0])
+    heads = jnp.array(
+        [[2.0, -3.0, 1.0, 0.0, 5.0], [1.0, -1.0, -1.0, 4.0, 5.0], [3.0, -2.0, 0.5, 4.0, 5.0]]
+    )
+    np.testing.assert_array_equal(
+        variant(returns.sign_consensus_advantage)(heads), [1.0, -1.0, 0.0, 0.0, 5.0]
+    )
+    np.testing.assert_array_equal(
+        variant(returns.sign_consensus_advantage)(jnp.array([[-0.5], [0.5]])), [0.0]
+    )
 
 
 def test_hindsight_by_hand(variant):
     """γ = ½: the first episode ends at t = 2 in failure, the second at t = 4 in success, the third is not over."""
-    known, outcome, total = variant(lambda **kwargs: returns.hindsight(gamma=0.5, **kwargs))(
+    known, outcome, total = variant(
+        lambda **kwargs: returns.monte_carlo_return(gamma=0.5, **kwargs)
+    )(
         reward_t=jnp.array([1.0, 2.0, 4.0, 8.0, 16.0, 32.0]),
         ended_t=jnp.array([False, False, True, False, True, False]),
         outcome_t=jnp.array([True, True, False, False, True, True]),
@@ -171,8 +193,12 @@ def test_hindsight_equals_looking_ahead_from_every_step(variant):
     rng = np.random.default_rng(1)
     reward = rng.standard_normal((20, 4)).astype(np.float32)
     ended, success = rng.random((2, 20, 4)) < 0.25
-    known, outcome, total = variant(lambda **kwargs: returns.hindsight(gamma=0.9, **kwargs))(
-        reward_t=jnp.asarray(reward), ended_t=jnp.asarray(ended), outcome_t=jnp.asarray(ended & success)
+    known, outcome, total = variant(
+        lambda **kwargs: returns.monte_carlo_return(gamma=0.9, **kwargs)
+    )(
+        reward_t=jnp.asarray(reward),
+        ended_t=jnp.asarray(ended),
+        outcome_t=jnp.asarray(ended & success),
     )
     for t in range(20):
         for column in range(4):
@@ -182,14 +208,22 @@ def test_hindsight_equals_looking_ahead_from_every_step(variant):
                 last = ends[0] + 1
                 rewards = reward[t : t + last, column]
                 assert outcome[t, column] == success[t + ends[0], column]
-                np.testing.assert_allclose(total[t, column], rewards @ 0.9 ** np.arange(last), rtol=1e-4, atol=1e-5)
+                np.testing.assert_allclose(
+                    total[t, column], rewards @ 0.9 ** np.arange(last), rtol=1e-4, atol=1e-5
+                )
 
 
 def test_moments_of_parts_are_those_of_all_numbers(variant):
     """Parts of unequal size, mean and spread, merged one after another; the shape of a part does not matter."""
     rng = np.random.default_rng(2)
-    parts = [rng.normal(mean, std, shape) for mean, std, shape in ((3, 1, (4, 5)), (-20, 7, (2, 3)), (50, 0.1, (30,)))]
-    moments, merge = returns.Moments(*[jnp.float32(0.0)] * 3), variant(lambda moments, x: moments.merge(x))
+    parts = [
+        rng.normal(mean, std, shape)
+        for mean, std, shape in ((3, 1, (4, 5)), (-20, 7, (2, 3)), (50, 0.1, (30,)))
+    ]
+    moments, merge = (
+        returns.Moments(*[jnp.float32(0.0)] * 3),
+        variant(lambda moments, x: moments.merge(x)),
+    )
     for n, part in enumerate(parts):
         moments = merge(moments, jnp.asarray(part, jnp.float32))
         seen = np.concatenate([x.ravel() for x in parts[: n + 1]])
@@ -201,7 +235,10 @@ def test_moments_of_parts_are_those_of_all_numbers(variant):
 
 @pytest.mark.parametrize("value", [0.0, 0.1, -7.0])
 def test_the_std_of_what_never_changes_is_one(value, variant):
-    moments, merge = returns.Moments(*[jnp.float32(0.0)] * 3), variant(lambda moments, x: moments.merge(x))
+    moments, merge = (
+        returns.Moments(*[jnp.float32(0.0)] * 3),
+        variant(lambda moments, x: moments.merge(x)),
+    )
     assert moments.std == 1
     for x in (jnp.full((1,), value), jnp.full((3, 7), value)):
         moments = merge(moments, x)
@@ -211,7 +248,8 @@ def test_the_std_of_what_never_changes_is_one(value, variant):
 def test_running_return_by_hand(variant):
     """The decay after t = 1 is 0: an end."""
     total = variant(lambda **kwargs: returns.running_return(**kwargs))(
-        reward_t=jnp.array([[1.0], [2.0], [4.0], [8.0]]), decay_t=jnp.array([[0.5], [0.0], [0.25], [0.5]])
+        reward_t=jnp.array([[1.0], [2.0], [4.0], [8.0]]),
+        decay_t=jnp.array([[0.5], [0.0], [0.25], [0.5]]),
     )
     np.testing.assert_allclose(total, [[1.0], [2.5], [4.0], [9.0]])
 
@@ -223,13 +261,17 @@ def test_observed_returns_restart_after_a_termination_and_after_a_time_limit(var
     truncated = jnp.array([False, False, True, False])[:, None]
     empty = dict.fromkeys(("obs", "action", "mask", "next_obs", "terminated", "extras"))
     data = returns.Transition(**empty, **fields, truncated=truncated)
-    moments = variant(returns.observe)(returns.Moments(*[jnp.float32(0.0)] * 3), data)
+    moments = variant(returns.update_moments)(returns.Moments(*[jnp.float32(0.0)] * 3), data)
     seen = np.array([1.0, 2.5, 4.0, 8.0])
-    np.testing.assert_allclose((moments.total, moments.mean, moments.std), (4, seen.mean(), seen.std()), rtol=1e-6)
+    np.testing.assert_allclose(
+        (moments.total, moments.mean, moments.std), (4, seen.mean(), seen.std()), rtol=1e-6
+    )
 
 
-def test_normalised_advantages_have_mean_0_and_std_1(variant):
+def test_normalized_advantages_have_mean_0_and_std_1(variant):
     """Mean 4, std √5; what is everywhere the same becomes 0, not NaN."""
-    result = variant(returns.normalised)(jnp.array([1.0, 3.0, 5.0, 7.0]))
+    result = variant(returns.normalize_advantage)(jnp.array([1.0, 3.0, 5.0, 7.0]))
     np.testing.assert_allclose(result, np.array([-3.0, -1.0, 1.0, 3.0]) / np.sqrt(5.0), rtol=1e-6)
-    np.testing.assert_array_equal(variant(returns.normalised)(jnp.full(4, 2.0)), np.zeros(4))
+    np.testing.assert_array_equal(
+        variant(returns.normalize_advantage)(jnp.full(4, 2.0)), np.zeros(4)
+    )

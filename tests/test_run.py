@@ -19,7 +19,7 @@ from runs import CONFIG, TINY, command, environment, last_json, run
 
 from benchmarks.faults import untimed
 from benchmarks.kills import arrays
-from gcp_jax.checkpoint import SIGNATURE
+from gcp_jax.run.checkpoint import SIGNATURE
 
 
 @pytest.fixture(scope="module")
@@ -35,20 +35,34 @@ def test_a_run_leaves_everything_it_promises(whole):
     assert summary["env_steps"] == 1536 and len(summary["success_per_seed"]) == 2
     # 12 segments of 128 steps, 2 of warm-up, 8 updates each
     assert summary["updates"] == 80
-    for name in ("config.json", "metrics.jsonl", "eval.jsonl", "policy/base", "policy/seed_0", "policy/seed_1"):
+    for name in (
+        "config.json",
+        "metrics.jsonl",
+        "eval.jsonl",
+        "policy/base",
+        "policy/seed_0",
+        "policy/seed_1",
+    ):
         assert (folder / name).exists()
     known = json.loads((folder / "policy" / "base" / "policy.json").read_text())["demonstrations"]
     assert known["episodes"] > 0 and {"trajectory_quality", "coverage"} <= known.keys()
     page = (folder / "report" / "report.html").read_text()
     assert "Trajectory quality" in page
-    assert "http://" not in page.replace("http://www.w3.org", "") and (folder / "report" / "curves.png").exists()
+    assert (
+        "http://" not in page.replace("http://www.w3.org", "")
+        and (folder / "report" / "curves.png").exists()
+    )
     stages = [row["stage"] for row in untimed(folder / "eval.jsonl")]
     assert stages.count("base") == 2 and stages.count("finetune") == 6
 
 
-def test_killed_its_newest_checkpoint_damaged_and_started_again_equals_undisturbed_bit_for_bit(whole, tmp_path):
+def test_killed_its_newest_checkpoint_damaged_and_started_again_equals_undisturbed_bit_for_bit(
+    whole, tmp_path
+):
     folder = tmp_path / "killed"
-    victim = subprocess.Popen(command(folder), env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    victim = subprocess.Popen(
+        command(folder), env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
     checkpoints = folder / "checkpoints" / "finetune"
     deadline = time.monotonic() + 400
     while victim.poll() is None and len(list(checkpoints.glob(f"*/{SIGNATURE}"))) < 2:
@@ -56,11 +70,14 @@ def test_killed_its_newest_checkpoint_damaged_and_started_again_equals_undisturb
         time.sleep(0.01)
     victim.send_signal(signal.SIGKILL)
     assert victim.wait() == -signal.SIGKILL, "the run ended before it could be killed"
-    older, newest = sorted(int(path.parent.name) for path in checkpoints.glob(f"*/{SIGNATURE}"))[-2:]
+    older, newest = sorted(int(path.parent.name) for path in checkpoints.glob(f"*/{SIGNATURE}"))[
+        -2:
+    ]
     flip_a_bit(largest(checkpoints / str(newest)))
     resumed = run(command(folder))
     assert (
-        f"checkpoint {newest} of finetune is damaged" in resumed.stderr and f"going on from {older}" in resumed.stderr
+        f"checkpoint {newest} of finetune is damaged" in resumed.stderr
+        and f"going on from {older}" in resumed.stderr
     )
     assert "resuming finetune" in resumed.stderr
     assert_equal_to(whole, folder, last_json(resumed))
@@ -78,12 +95,26 @@ def assert_equal_to(whole: tuple[Path, dict], folder: Path, summary: dict) -> No
 
 
 @pytest.mark.unmeasured
-def test_a_full_disk_ends_a_run_in_one_line_and_the_same_command_goes_on_whatever_the_clock_says(whole, tmp_path):
+def test_a_full_disk_ends_a_run_in_one_line_and_the_same_command_goes_on_whatever_the_clock_says(
+    whole, tmp_path
+):
     """No file may grow beyond 40 KiB: rows fit, a checkpoint does not. Then time.time() leaps to and fro."""
     folder = tmp_path / "run"
-    full = run(["bash", "-c", 'export PYTHONDONTWRITEBYTECODE=1; ulimit -f 40 && exec "$@"', "bash", *command(folder)])
-    told = [line for line in full.stderr.splitlines() if line.startswith("gcp-jax train: ")]  # orbax's threads say more
-    assert full.returncode == 2 and len(told) == 1 and "cannot write checkpoint" in told[0], full.stderr
+    full = run(
+        [
+            "bash",
+            "-c",
+            'export PYTHONDONTWRITEBYTECODE=1; ulimit -f 40 && exec "$@"',
+            "bash",
+            *command(folder),
+        ]
+    )
+    told = [
+        line for line in full.stderr.splitlines() if line.startswith("gcp-jax train: ")
+    ]  # orbax's threads say more
+    assert full.returncode == 2 and len(told) == 1 and "cannot write checkpoint" in told[0], (
+        full.stderr
+    )
     assert not (folder / "summary.json").exists()
     leap = "import sys, time, random; t = time.time; time.time = lambda: t() + random.uniform(-1e8, 1e8)"
     program = f"{leap}; from experiments import cli; sys.exit(cli.main(sys.argv[1:]))"
@@ -92,8 +123,13 @@ def test_a_full_disk_ends_a_run_in_one_line_and_the_same_command_goes_on_whateve
 
 
 def host(folder: Path, base: Path, index: int, port: int) -> subprocess.Popen[str]:
-    arguments = [*command(folder, **{"pretrain.artifact": str(base)}), f"--hosts=127.0.0.1:{port},2,{index}"]
-    return subprocess.Popen(arguments, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    arguments = [
+        *command(folder, **{"pretrain.artifact": str(base)}),
+        f"--hosts=127.0.0.1:{port},2,{index}",
+    ]
+    return subprocess.Popen(
+        arguments, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
 
 
 def free_port() -> int:
@@ -111,7 +147,9 @@ def test_two_hosts_one_of_them_killed_and_both_started_again_equal_one(whole, tm
     checkpoints = folder / "checkpoints" / "finetune"
     deadline = time.monotonic() + 400
     while not list(checkpoints.glob(f"*/{SIGNATURE}")):
-        assert time.monotonic() < deadline and both[1].poll() is None, both[1].communicate()[1][-3000:]
+        assert time.monotonic() < deadline and both[1].poll() is None, both[1].communicate()[1][
+            -3000:
+        ]
         time.sleep(0.01)
     both[1].send_signal(signal.SIGKILL)
     _, errors = both[0].communicate(timeout=120)
@@ -141,9 +179,14 @@ def test_two_hosts_one_of_them_killed_and_both_started_again_equal_one(whole, tm
 def test_sigterm_saves_and_the_same_command_goes_on(tmp_path):
     folder = tmp_path / "run"
     arguments = command(folder, **{"finetune.env_steps": "1280000"})
-    process = subprocess.Popen(arguments, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        arguments, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
     deadline = time.monotonic() + 400
-    while not (folder / "metrics.jsonl").exists() or '"finetune"' not in (folder / "metrics.jsonl").read_text():
+    while (
+        not (folder / "metrics.jsonl").exists()
+        or '"finetune"' not in (folder / "metrics.jsonl").read_text()
+    ):
         assert process.poll() is None and time.monotonic() < deadline
         time.sleep(0.05)
     process.send_signal(signal.SIGTERM)
@@ -166,7 +209,9 @@ def test_a_run_of_a_sweep_paused_and_gone_on_is_the_run_alone(whole, tmp_path):
         f"def get_sweep():\n    return Sweep({CONFIG!r}, fields={fields}, seeds=2, halving=Halving((512,)))\n"
     )
     words = ["sweep", str(file), f"--run_dir={folder}", "--slots=1", "--json"]
-    assert last_json(run([sys.executable, "-m", "experiments.cli", *words]))["finished"] == 1
+    assert (
+        last_json(run([sys.executable, "-m", "gcp_jax.launch.cli.main", *words]))["finished"] == 1
+    )
     [own] = (folder / "runs").iterdir()
     attempts = [json.loads(line) for line in (own / "attempts.jsonl").read_text().splitlines()]
     assert [row["outcome"] for row in attempts if "outcome" in row] == ["paused", "finished"]
@@ -186,7 +231,13 @@ def test_a_finished_run_is_left_alone(whole):
 @pytest.mark.unmeasured
 def test_a_saved_policy_evaluates_to_what_was_recorded(whole):
     folder, summary = whole
-    program = [sys.executable, "-m", "experiments.cli", "evaluate", str(folder / "policy" / "seed_1")]
+    program = [
+        sys.executable,
+        "-m",
+        "gcp_jax.launch.cli.main",
+        "evaluate",
+        str(folder / "policy" / "seed_1"),
+    ]
     found = last_json(run([*program, "--episodes=16", "--seed=1", "--json"]))
     assert found["success"] == pytest.approx(summary["success_per_seed"][1], abs=1e-6)
     assert found["low"] <= found["success"] <= found["high"]
@@ -194,4 +245,8 @@ def test_a_saved_policy_evaluates_to_what_was_recorded(whole):
 
 def test_bad_input_ends_the_process_with_exit_code_2(tmp_path):
     done = run(command(tmp_path / "run", **{"finetune.utdd": "1"}))
-    assert done.returncode == 2 and done.stdout == "" and "utdd" in done.stderr.strip().splitlines()[-1]
+    assert (
+        done.returncode == 2
+        and done.stdout == ""
+        and "utdd" in done.stderr.strip().splitlines()[-1]
+    )

@@ -12,9 +12,11 @@ from jax.sharding import PartitionSpec as P
 from scipy import integrate, stats
 from test_critic import assert_first_adam_step, assert_one_line, mlp
 
-from gcp_jax import soft
+from gcp_jax.core import tanh_gaussian
 
-CONFIG = soft.Config(actor_hidden=(4,), actor_lr=0.01, temperature=0.3, temperature_lr=0.05, target_entropy=-0.5)
+CONFIG = tanh_gaussian.Config(
+    actor_hidden=(4,), actor_lr=0.01, temperature=0.3, temperature_lr=0.05, target_entropy=-0.5
+)
 SIZES, D, B = (2, 3), 2, 6
 
 
@@ -45,7 +47,7 @@ def inputs_of(seed, count=B):
 
 @pytest.fixture(scope="module")
 def actor():
-    return soft.make(CONFIG, SIZES, D)
+    return tanh_gaussian.make_actor(CONFIG, SIZES, D)
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +59,7 @@ def test_squashed_density_is_the_gaussians_by_change_of_variables():
     rng = np.random.default_rng(0)
     mean, noise = rng.standard_normal((2, 50, D)).astype(np.float32)
     log_std = rng.uniform(-3, 1, (50, D)).astype(np.float32)
-    u, found = soft.squash(*map(jnp.asarray, (mean, log_std, noise)))
+    u, found = tanh_gaussian.squash_gaussian(*map(jnp.asarray, (mean, log_std, noise)))
     x = mean.astype(np.float64) + spread_of(log_std) * noise
     np.testing.assert_allclose(u, np.tanh(x), rtol=1e-4, atol=1e-6)
     np.testing.assert_allclose(found, log_density_of(mean, log_std, noise), rtol=1e-4, atol=1e-4)
@@ -65,32 +67,45 @@ def test_squashed_density_is_the_gaussians_by_change_of_variables():
 
 @pytest.mark.parametrize(("mean", "log_std"), [(0.0, 0.0), (1.0, -1.0), (-0.5, 0.7)])
 def test_the_density_integrates_to_one_over_the_unit_action(mean, log_std):
-    u = np.concatenate([-1 + np.geomspace(1e-6, 1, 3000), 1 - np.geomspace(1, 1e-6, 3000)[1:]]).astype(np.float32)
+    u = np.concatenate(
+        [-1 + np.geomspace(1e-6, 1, 3000), 1 - np.geomspace(1, 1e-6, 3000)[1:]]
+    ).astype(np.float32)
     x = np.arctanh(u.astype(np.float64))
     noise = (x - mean) / np.exp(log_std)
     full = partial(jnp.full, (len(u), 1))
-    _, found = soft.squash(full(mean), full(log_std), jnp.asarray(noise[:, None], jnp.float32))
-    assert abs(integrate.trapezoid(np.exp(np.asarray(found, np.float64)), u.astype(np.float64)) - 1) < 2e-3
+    _, found = tanh_gaussian.squash_gaussian(
+        full(mean), full(log_std), jnp.asarray(noise[:, None], jnp.float32)
+    )
+    assert (
+        abs(integrate.trapezoid(np.exp(np.asarray(found, np.float64)), u.astype(np.float64)) - 1)
+        < 2e-3
+    )
 
 
 @pytest.mark.parametrize("x", [10.0, 20.0, -20.0, 300.0])
 def test_the_density_is_exact_and_differentiable_where_the_action_rounds_to_its_bound(x):
     mean, std = jnp.full((1, 1), x), jnp.zeros((1, 1))
-    u, found = soft.squash(mean, std, jnp.full((1, 1), 0.5))
+    u, found = tanh_gaussian.squash_gaussian(mean, std, jnp.full((1, 1), 0.5))
     with np.errstate(divide="ignore"):
         assert np.log(1 - np.float32(u[0, 0]) ** 2) - log_slope(x + 0.5) > 3 or abs(u[0, 0]) == 1
     np.testing.assert_allclose(found, log_density_of(np.full((1, 1), x), 0.0, 0.5), rtol=1e-5)
-    slope = jax.grad(lambda m: soft.squash(m, std, jnp.full((1, 1), 0.5))[1][0])(mean)
-    np.testing.assert_allclose(slope, 2 * np.sign(x), rtol=1e-5)  # d/dμ of −log(1 − tanh²) = 2 tanh x
+    slope = jax.grad(lambda m: tanh_gaussian.squash_gaussian(m, std, jnp.full((1, 1), 0.5))[1][0])(
+        mean
+    )
+    np.testing.assert_allclose(
+        slope, 2 * np.sign(x), rtol=1e-5
+    )  # d/dμ of −log(1 − tanh²) = 2 tanh x
 
 
 @pytest.mark.parametrize(("log_std", "std"), [(-100.0, np.exp(-5.0)), (50.0, np.exp(2.0))])
 def test_the_standard_deviation_is_clipped(log_std, std):
     noise = jnp.array([[0.1, -0.05]])
-    u, found = soft.squash(jnp.zeros((1, 2)), jnp.full((1, 2), log_std), noise)
+    u, found = tanh_gaussian.squash_gaussian(jnp.zeros((1, 2)), jnp.full((1, 2), log_std), noise)
     x = std * np.asarray(noise, np.float64)
     np.testing.assert_allclose(u, np.tanh(x), rtol=1e-5)
-    np.testing.assert_allclose(found, np.sum(stats.norm.logpdf(x, 0, std) - log_slope(x), -1), rtol=1e-5)
+    np.testing.assert_allclose(
+        found, np.sum(stats.norm.logpdf(x, 0, std) - log_slope(x), -1), rtol=1e-5
+    )
 
 
 def test_draws_are_the_networks_gaussian_with_its_density(actor, state):
@@ -101,7 +116,9 @@ def test_draws_are_the_networks_gaussian_with_its_density(actor, state):
     noise = (np.arctanh(np.asarray(u, np.float64)) - mean) / spread_of(log_std)
     well = np.abs(u).max(-1) < 0.999  # where float32 still tells u from ±1
     assert well.mean() > 0.9
-    np.testing.assert_allclose(log_density[well], log_density_of(mean, log_std, noise)[well], atol=2e-3)
+    np.testing.assert_allclose(
+        log_density[well], log_density_of(mean, log_std, noise)[well], atol=2e-3
+    )
     assert all(stats.kstest(column, "norm").pvalue > 1e-3 for column in noise.T)
     assert abs(np.corrcoef(noise.T)[0, 1]) < 0.06
 
@@ -128,10 +145,12 @@ def test_samples_between_the_axes_broadcast_and_differ(actor, state):
 
 def test_the_mode_is_the_squashed_mean_and_zero_for_a_zero_last_layer(actor, state):
     inputs = inputs_of(0)
-    np.testing.assert_allclose(actor.mode(state.net, inputs), np.tanh(halves(state.net, inputs)[0]), atol=1e-5)
-    still = soft.make(CONFIG, SIZES, D, last_scale=0.0)
+    np.testing.assert_allclose(
+        actor.mode(state.net, inputs), np.tanh(halves(state.net, inputs)[0]), atol=1e-5
+    )
+    still = tanh_gaussian.make_actor(CONFIG, SIZES, D, last_scale=0.0)
     assert np.all(np.asarray(still.mode(still.init(jax.random.key(0)).net, inputs)) == 0)
-    small = soft.make(CONFIG, SIZES, D, last_scale=1e-4)
+    small = tanh_gaussian.make_actor(CONFIG, SIZES, D, last_scale=1e-4)
     size = np.abs(np.asarray(small.mode(small.init(jax.random.key(0)).net, inputs))).max()
     assert 0 < size < 0.05 < np.abs(np.asarray(actor.mode(state.net, inputs))).max()
 
@@ -148,7 +167,9 @@ def test_the_actor_takes_an_adam_step_on_its_loss_and_the_temperature_on_its_own
         jax.debug.callback(lambda u: seen.append(np.asarray(u, np.float64)), u)
         return worth(u)
 
-    after, metrics = jax.jit(lambda state, key: actor.improve(state, inputs, watched, key))(state, jax.random.key(4))
+    after, metrics = jax.jit(lambda state, key: actor.improve(state, inputs, watched, key))(
+        state, jax.random.key(4)
+    )
     jax.effects_barrier()
     mean, log_std = halves(state.net, inputs)
     noise = (np.arctanh(seen[0]) - mean) / spread_of(log_std)
@@ -167,7 +188,9 @@ def test_the_actor_takes_an_adam_step_on_its_loss_and_the_temperature_on_its_own
     log_density, value = parts(state.net)
     entropy = -log_density.mean()
     sign = np.sign(entropy + D * 0.5)
-    np.testing.assert_allclose(10 * optax.tree.get(after.alpha_opt, "mu"), entropy + D * 0.5, rtol=1e-4)
+    np.testing.assert_allclose(
+        10 * optax.tree.get(after.alpha_opt, "mu"), entropy + D * 0.5, rtol=1e-4
+    )
     np.testing.assert_allclose(after.log_alpha, np.log(0.3) - 0.05 * sign, rtol=1e-5)
     expected = {
         "actor_loss": loss(state.net), "actor_q": value.mean(), "entropy": entropy / D,
@@ -179,19 +202,27 @@ def test_the_actor_takes_an_adam_step_on_its_loss_and_the_temperature_on_its_own
 
 
 @pytest.mark.parametrize("out_dim", [1, 3])
-def test_the_temperature_falls_where_the_entropy_per_dimension_exceeds_its_target_and_rises_below(out_dim):
+def test_the_temperature_falls_where_the_entropy_per_dimension_exceeds_its_target_and_rises_below(
+    out_dim,
+):
     """The target is a number per dimension, whatever their count."""
-    actor = soft.make(CONFIG, SIZES, out_dim)
+    actor = tanh_gaussian.make_actor(CONFIG, SIZES, out_dim)
     state, inputs, key = actor.init(jax.random.key(0)), inputs_of(0), jax.random.key(5)
     mean, log_std = halves(state.net, inputs)
     u = np.asarray(jax.jit(actor.draw)(state.net, inputs, key)[0], np.float64)
-    entropy = -log_density_of(mean, log_std, (np.arctanh(u) - mean) / spread_of(log_std)).mean() / out_dim
+    entropy = (
+        -log_density_of(mean, log_std, (np.arctanh(u) - mean) / spread_of(log_std)).mean() / out_dim
+    )
     for gap in (0.02, -0.02):
         target = entropy - gap
-        tuned = soft.make(dataclasses.replace(CONFIG, target_entropy=target), SIZES, out_dim)
+        tuned = tanh_gaussian.make_actor(
+            dataclasses.replace(CONFIG, target_entropy=target), SIZES, out_dim
+        )
         after, _ = jax.jit(lambda state: tuned.improve(state, inputs, worth, key))(state)
         assert np.sign(float(state.alpha) - float(after.alpha)) == np.sign(gap)
-        np.testing.assert_allclose(10 * optax.tree.get(after.alpha_opt, "mu"), gap * out_dim, rtol=1e-2)
+        np.testing.assert_allclose(
+            10 * optax.tree.get(after.alpha_opt, "mu"), gap * out_dim, rtol=1e-2
+        )
 
 
 def test_the_first_temperature_is_the_configs(state):
@@ -205,11 +236,16 @@ def test_two_devices_improve_as_one(actor, state, devices):
         return actor.improve(state, inputs, worth, key)[0]
 
     spread = jax.shard_map(
-        improve, mesh=devices(data=2), in_specs=(P(), P("data"), P("data")), out_specs=P(), check_vma=True
+        improve,
+        mesh=devices(data=2),
+        in_specs=(P(), P("data"), P("data")),
+        out_specs=P(),
+        check_vma=True,
     )
     one, two = jax.jit(improve)(state, *inputs), jax.jit(spread)(state, *inputs)
     memory = [
-        [optax.tree.get(opt, "mu") for opt in (each.opt, each.alpha_opt)] + [each.log_alpha] for each in (one, two)
+        [optax.tree.get(opt, "mu") for opt in (each.opt, each.alpha_opt)] + [each.log_alpha]
+        for each in (one, two)
     ]
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), *memory)
 
@@ -225,5 +261,5 @@ def test_two_devices_improve_as_one(actor, state, devices):
 )
 def test_a_wrong_config_is_refused(settings, message):
     with pytest.raises(ValueError, match=message) as error:
-        soft.Config(**settings)
+        tanh_gaussian.Config(**settings)
     assert_one_line(error)

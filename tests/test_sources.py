@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from gcp_jax import sources
+from gcp_jax.learner import batch_sources
 from gcp_jax.types import Batch, Segment, Step, Transition
 
 GAMMA = 0.9
@@ -76,14 +76,18 @@ class History:
 
     def segment(self, clock, length, extras=None):
         rows = slice(clock * length, (clock + 1) * length)
-        return jax.tree.map(lambda x: jnp.asarray(x[rows]), Segment(self.steps, {} if extras is None else extras))
+        return jax.tree.map(
+            lambda x: jnp.asarray(x[rows]), Segment(self.steps, {} if extras is None else extras)
+        )
 
     def place(self, obs):
         return self.places[int(obs[0]), obs[1]]
 
     def walk(self, place):
         """The flat indices from ``place`` to its episode's end, or to the last recorded row; executed steps only."""
-        for flat in range(place.row * self.chunk + place.offset, len(self.steps.reward) * self.chunk):
+        for flat in range(
+            place.row * self.chunk + place.offset, len(self.steps.reward) * self.chunk
+        ):
             at = (flat // self.chunk, place.column, flat % self.chunk)
             yield at
             if self.steps.terminated[at] or self.steps.truncated[at]:
@@ -91,7 +95,7 @@ class History:
 
     def window(self, place):
         """The transition of a window of ``chunk`` steps from ``place``, by its definition; actions after its end are 0."""
-        walked = list(self.walk(place))[: self.chunk]
+        walked = list(self.sample_chain(place))[: self.chunk]
         last = walked[-1]
         action = np.zeros((self.chunk, self.steps.action.shape[-1]), np.float32)
         action[: len(walked)] = [self.steps.action[at] for at in walked]
@@ -108,20 +112,22 @@ class History:
 
     def return_to_go(self, place, newest):
         """Realised return; NaN unless the episode terminates in a row up to ``newest``."""
-        walked = list(self.walk(place))
+        walked = list(self.sample_chain(place))
         if walked[-1][0] > newest or not self.steps.terminated[walked[-1]]:
             return np.nan
         return sum(GAMMA**i * self.steps.reward[at] for i, at in enumerate(walked))
 
     def succeeds(self, place, newest):
-        last = list(self.walk(place))[-1]
+        last = list(self.sample_chain(place))[-1]
         return last[0] <= newest and bool(self.steps.success[last])
 
     def successful_rows(self, oldest, newest):
         """Number of rows of each column whose episode has succeeded by ``newest``."""
         columns = self.steps.reward.shape[1]
         rows = range(oldest, newest + 1)
-        return np.array([sum(self.succeeds(Place(row, c, 0), newest) for row in rows) for c in range(columns)])
+        return np.array(
+            [sum(self.succeeds(Place(row, c, 0), newest) for row in rows) for c in range(columns)]
+        )
 
 
 @pytest.fixture(scope="module")
@@ -151,16 +157,22 @@ def assert_windows(history, transitions):
     transitions = transitions._replace(action=transitions.action * transitions.mask[..., None])
     for name in ("obs", "action", "mask", "next_obs", "terminated", "truncated"):
         wanted = getattr(expected, name)
-        np.testing.assert_array_equal(getattr(transitions, name).reshape(wanted.shape), wanted, err_msg=name)
+        np.testing.assert_array_equal(
+            getattr(transitions, name).reshape(wanted.shape), wanted, err_msg=name
+        )
     for name in ("reward", "discount"):
-        np.testing.assert_allclose(getattr(transitions, name).ravel(), getattr(expected, name), rtol=1e-5, atol=1e-5)
+        np.testing.assert_allclose(
+            getattr(transitions, name).ravel(), getattr(expected, name), rtol=1e-5, atol=1e-5
+        )
     return places
 
 
 @pytest.fixture(scope="module")
 def replayed(history):
     """Every batch of a replay that holds 6 of 16 rows, with returns to go."""
-    source = sources.replay(capacity=CAPACITY, batch_size=BATCH, updates=UPDATES, gamma=GAMMA, to_go=True)
+    source = batch_sources.replay(
+        capacity=CAPACITY, batch_size=BATCH, updates=UPDATES, gamma=GAMMA, to_go=True
+    )
     return [(clock, batch) for clock, _, batch in drive(source, history)]
 
 
@@ -182,7 +194,9 @@ def test_columns_are_stratified_and_rows_uniform(history, replayed):
     for column in range(COLUMNS):
         np.testing.assert_array_equal(np.sum(columns == column, -1), BATCH // COLUMNS)
     places = places_of(history, batch.transitions)
-    rows = np.bincount([place.row - ((clock + 1) * LENGTH - CAPACITY) for place in places], minlength=CAPACITY)
+    rows = np.bincount(
+        [place.row - ((clock + 1) * LENGTH - CAPACITY) for place in places], minlength=CAPACITY
+    )
     starts = np.array([CHUNK] * (CAPACITY - 1) + [1])
     assert stats.chisquare(rows, len(places) * starts / starts.sum()).pvalue > 1e-6
 
@@ -190,7 +204,9 @@ def test_columns_are_stratified_and_rows_uniform(history, replayed):
 def test_returns_to_go_are_realised_or_unknown(history, replayed):
     for clock, batch in replayed:
         newest = (clock + 1) * LENGTH - 1
-        expected = [history.return_to_go(place, newest) for place in places_of(history, batch.transitions)]
+        expected = [
+            history.return_to_go(place, newest) for place in places_of(history, batch.transitions)
+        ]
         np.testing.assert_allclose(batch.return_to_go.ravel(), expected, rtol=1e-4, atol=1e-4)
     assert 0 < np.isnan(expected).sum() < len(expected)
 
@@ -198,9 +214,13 @@ def test_returns_to_go_are_realised_or_unknown(history, replayed):
 def test_the_success_view_holds_successful_episodes_only(history, monkeypatch):
     """A column without success (0) weighs nothing and the mean weight is 1; below the minimum the ordinary sample stands in at
     weight 1."""
-    monkeypatch.setattr(sources, "MIN_SUCCESSES", 4)
-    history = History(history.steps._replace(success=history.steps.success & (np.arange(COLUMNS)[:, None] > 0)))
-    source = sources.replay(capacity=CAPACITY, batch_size=BATCH, updates=UPDATES, gamma=GAMMA, success=True)
+    monkeypatch.setattr(batch_sources, "MIN_SUCCESSES", 4)
+    history = History(
+        history.steps._replace(success=history.steps.success & (np.arange(COLUMNS)[:, None] > 0))
+    )
+    source = batch_sources.replay(
+        capacity=CAPACITY, batch_size=BATCH, updates=UPDATES, gamma=GAMMA, success=True
+    )
     modes = set()
     for clock, _, batch in drive(source, history):
         newest = (clock + 1) * LENGTH - 1
@@ -214,8 +234,12 @@ def test_the_success_view_holds_successful_episodes_only(history, monkeypatch):
             continue
         column = np.tile(np.arange(BATCH) * COLUMNS // BATCH, (UPDATES, 1))
         drawable = available[column] > 0
-        np.testing.assert_allclose(batch.success_weight, drawable / drawable.mean(-1, keepdims=True), rtol=1e-6)
-        drawn = assert_windows(history, jax.tree.map(lambda x, keep=batch.success_weight > 0: x[keep], batch.success))
+        np.testing.assert_allclose(
+            batch.success_weight, drawable / drawable.mean(-1, keepdims=True), rtol=1e-6
+        )
+        drawn = assert_windows(
+            history, jax.tree.map(lambda x, keep=batch.success_weight > 0: x[keep], batch.success)
+        )
         held = {place for place in history.places.values() if oldest <= place.row <= newest}
         assert set(drawn) == {place for place in held if history.succeeds(place, newest)}
     assert modes == {False, True}
@@ -224,7 +248,9 @@ def test_the_success_view_holds_successful_episodes_only(history, monkeypatch):
 def test_aligned_windows_carry_their_own_extras_and_are_uniform(history):
     """Each chunk row of each column is as likely as any other, the newest included."""
     extras = {"id": np.arange(SEGMENTS * LENGTH * COLUMNS, dtype=np.float32).reshape(-1, COLUMNS)}
-    source = sources.replay(capacity=CAPACITY, batch_size=BATCH, updates=UPDATES, gamma=GAMMA, aligned=True)
+    source = batch_sources.replay(
+        capacity=CAPACITY, batch_size=BATCH, updates=UPDATES, gamma=GAMMA, aligned=True
+    )
     for clock, _, batch in drive(source, history, extras=extras):
         newest = (clock + 1) * LENGTH - 1
         drawn = assert_windows(history, batch.transitions)
@@ -232,13 +258,15 @@ def test_aligned_windows_carry_their_own_extras_and_are_uniform(history):
         np.testing.assert_array_equal(
             batch.transitions.extras["id"].ravel(), [p.row * COLUMNS + p.column for p in drawn]
         )
-        rows = np.bincount([newest - place.row for place in drawn], minlength=min(newest + 1, CAPACITY))
+        rows = np.bincount(
+            [newest - place.row for place in drawn], minlength=min(newest + 1, CAPACITY)
+        )
         assert len(rows) == min(newest + 1, CAPACITY)
         assert stats.chisquare(rows).pvalue > 1e-6
 
 
 def test_fewer_samples_than_columns_reach_every_column():
-    source = sources.replay(capacity=2, batch_size=2, updates=64, gamma=GAMMA)
+    source = batch_sources.replay(capacity=2, batch_size=2, updates=64, gamma=GAMMA)
     many = History(record(np.random.default_rng(2), 2, 5, 1))
     *_, (_, _, batch) = drive(source, many, segments=2, length=1)
     assert set(batch.transitions.obs[..., 0].ravel()) == set(range(5))
@@ -253,16 +281,20 @@ def demonstrations():
     executed = time < lengths
     count = np.minimum(time, lengths - 1)
     obs = np.stack(np.broadcast_arrays(np.arange(5), count), -1).astype(np.float32)
-    after = np.stack(np.broadcast_arrays(np.arange(5), np.minimum(time + 1, lengths)), -1).astype(np.float32)
+    after = np.stack(np.broadcast_arrays(np.arange(5), np.minimum(time + 1, lengths)), -1).astype(
+        np.float32
+    )
     ended = time >= lengths - 1
     action = rng.uniform(-1, 1, (10, 5, 2)).astype(np.float32)
     reward = np.where(executed, rng.standard_normal((10, 5)), 1e6).astype(np.float32)
     success = np.broadcast_to(np.arange(5) % 2 == 0, ended.shape)
-    return Step(obs, action, reward, after, ended & success, ended & ~success, ended & success, executed)
+    return Step(
+        obs, action, reward, after, ended & success, ended & ~success, ended & success, executed
+    )
 
 
 def test_windows_lay_episodes_out_in_chunks(demonstrations):
-    data = sources.windows(demonstrations, 4)
+    data = batch_sources.chunk_windows(demonstrations, 4)
     assert data.steps.reward.shape == (3, 5, 4)
     for name in ("obs", "action", "reward", "next_obs", "terminated", "executed"):
         recorded = getattr(demonstrations, name)
@@ -273,8 +305,8 @@ def test_windows_lay_episodes_out_in_chunks(demonstrations):
 
 
 def test_dataset_is_uniform_over_executed_steps(demonstrations):
-    data = sources.windows(demonstrations, CHUNK)
-    source = sources.dataset(data, batch_size=BATCH, updates=UPDATES, gamma=GAMMA)
+    data = batch_sources.chunk_windows(demonstrations, CHUNK)
+    source = batch_sources.dataset(data, batch_size=BATCH, updates=UPDATES, gamma=GAMMA)
     store, batch = jax.jit(lambda store, key: source.step(store, None, key, jnp.int32(0)))(
         source.init(None), jax.random.key(0)
     )
@@ -290,15 +322,22 @@ def test_dataset_is_uniform_over_executed_steps(demonstrations):
 def test_an_empty_dataset_is_refused(demonstrations):
     nothing = demonstrations._replace(executed=np.zeros_like(demonstrations.executed))
     with pytest.raises(ValueError, match="The demonstrations hold no executed step"):
-        sources.dataset(sources.windows(nothing, 4), batch_size=4, updates=1, gamma=GAMMA)
+        batch_sources.dataset(
+            batch_sources.chunk_windows(nothing, 4), batch_size=4, updates=1, gamma=GAMMA
+        )
 
 
 def test_rollout_visits_every_chunk_once_an_epoch_in_fresh_order():
     rows, columns, epochs, minibatches = 6, 5, 3, 2
     history = History(record(np.random.default_rng(4), rows, columns, CHUNK))
     extras = {"id": np.arange(rows * columns, dtype=np.float32).reshape(rows, columns)}
-    source = sources.rollout(epochs=epochs, minibatches=minibatches, rows=rows, columns=columns, gamma=GAMMA)
-    assert (source.updates, source.batch_size) == (epochs * minibatches, rows // minibatches * columns)
+    source = batch_sources.on_policy(
+        epochs=epochs, minibatches=minibatches, rows=rows, columns=columns, gamma=GAMMA
+    )
+    assert (source.updates, source.batch_size) == (
+        epochs * minibatches,
+        rows // minibatches * columns,
+    )
     *_, (_, store, batch) = drive(source, history, segments=1, length=rows, extras=extras)
     assert store is None
     visited = batch.transitions.extras["id"].reshape(epochs, rows * columns)
@@ -311,17 +350,23 @@ def test_rollout_visits_every_chunk_once_an_epoch_in_fresh_order():
 
 
 def test_rollout_needs_minibatches_that_divide_its_rows():
-    with pytest.raises(ValueError, match="minibatches is 4, which does not divide the segment length 6"):
-        sources.rollout(epochs=1, minibatches=4, rows=6, columns=2, gamma=GAMMA)
+    with pytest.raises(
+        ValueError, match="minibatches is 4, which does not divide the segment length 6"
+    ):
+        batch_sources.on_policy(epochs=1, minibatches=4, rows=6, columns=2, gamma=GAMMA)
 
 
 def test_mix_sets_batches_of_both_sources_side_by_side(history, demonstrations):
-    replay = sources.replay(capacity=CAPACITY, batch_size=6, updates=3, gamma=GAMMA, to_go=True)
-    dataset = sources.dataset(sources.windows(demonstrations, CHUNK), batch_size=10, updates=3, gamma=GAMMA)
-    source = sources.mix(replay, dataset)
+    replay = batch_sources.replay(
+        capacity=CAPACITY, batch_size=6, updates=3, gamma=GAMMA, to_go=True
+    )
+    dataset = batch_sources.dataset(
+        batch_sources.chunk_windows(demonstrations, CHUNK), batch_size=10, updates=3, gamma=GAMMA
+    )
+    source = batch_sources.mix_sources(replay, dataset)
     assert (source.updates, source.batch_size) == (3, 16)
     assert source.layout == (replay.layout, dataset.layout)
-    other = History(sources.windows(demonstrations, CHUNK).steps)
+    other = History(batch_sources.chunk_windows(demonstrations, CHUNK).steps)
     for _, (ring, data), batch in drive(source, history, segments=2):
         assert batch.transitions.reward.shape == (3, 16)
         assert batch.return_to_go is None
@@ -332,17 +377,19 @@ def test_mix_sets_batches_of_both_sources_side_by_side(history, demonstrations):
 
 
 def test_mixed_sources_need_the_same_number_of_updates(demonstrations):
-    data = sources.windows(demonstrations, CHUNK)
-    two, three = (sources.dataset(data, batch_size=4, updates=n, gamma=GAMMA) for n in (2, 3))
+    data = batch_sources.chunk_windows(demonstrations, CHUNK)
+    two, three = (batch_sources.dataset(data, batch_size=4, updates=n, gamma=GAMMA) for n in (2, 3))
     with pytest.raises(ValueError, match="the same number of updates; got 2 and 3"):
-        sources.mix(two, three)
+        batch_sources.mix_sources(two, three)
 
 
 def test_four_devices_draw_what_one_draws(devices):
     """Columns and batch are split alike, so the parts of four devices joined are the batch of one, success view included."""
     steps = record(np.random.default_rng(5), 2, 8, CHUNK)
     segment = jax.tree.map(jnp.asarray, Segment(steps, {}))
-    source = sources.replay(capacity=2, batch_size=16, updates=2, gamma=GAMMA, success=True, to_go=True)
+    source = batch_sources.replay(
+        capacity=2, batch_size=16, updates=2, gamma=GAMMA, success=True, to_go=True
+    )
     rows = jax.sharding.PartitionSpec(None, "data")
 
     def run(count):
@@ -350,7 +397,9 @@ def test_four_devices_draw_what_one_draws(devices):
             return source.step(source.init(segment), segment, jax.random.key(0), jnp.int32(0))[1]
 
         mesh = devices(data=count)
-        return jax.jit(jax.shard_map(first, mesh=mesh, in_specs=(rows,), out_specs=rows, check_vma=False))(segment)
+        return jax.jit(
+            jax.shard_map(first, mesh=mesh, in_specs=(rows,), out_specs=rows, check_vma=False)
+        )(segment)
 
     one, four = run(1), run(4)
     assert isinstance(four, Batch)

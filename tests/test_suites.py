@@ -9,10 +9,10 @@ import pytest
 from brax.training.acme import running_statistics
 from brax.training.agents.ppo import networks as ppo_networks
 
-import envs
-from envs import brax_suite
-from envs.check import check_env
-from envs.protocol import NO_SUCCESS, State
+from gcp_jax import envs
+from gcp_jax.envs.check import check_env
+from gcp_jax.envs.protocol import NO_SUCCESS, State
+from gcp_jax.envs.suites import brax
 
 pytestmark = [  # of theirs, not ours
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),
@@ -34,15 +34,25 @@ def test_contracts(adapted):
 
 def test_specs_are_told(adapted):
     specs = adapted.specs
-    assert specs.horizon == 40 and specs.success == NO_SUCCESS and specs.by_return and 0.005 < specs.control_dt < 0.05
+    assert (
+        specs.horizon == 40
+        and specs.success == NO_SUCCESS
+        and specs.by_return
+        and 0.005 < specs.control_dt < 0.05
+    )
 
 
 def test_nothing_empty_is_carried_and_no_type_changes(adapted):
     """Otherwise the second call of a compiled step compiles again."""
     start = jax.eval_shape(adapted.reset, jax.random.key(0))
-    after = jax.eval_shape(adapted.step, start, jax.ShapeDtypeStruct((adapted.specs.action_dim,), jnp.float32))
+    after = jax.eval_shape(
+        adapted.step, start, jax.ShapeDtypeStruct((adapted.specs.action_dim,), jnp.float32)
+    )
     assert all(leaf.size for leaf in jax.tree.leaves(start))
-    kinds = [[(x.shape, x.dtype, x.weak_type) for x in jax.tree.leaves(state)] for state in (start, after)]
+    kinds = [
+        [(x.shape, x.dtype, x.weak_type) for x in jax.tree.leaves(state)]
+        for state in (start, after)
+    ]
     assert kinds[0] == kinds[1]
 
 
@@ -75,7 +85,10 @@ def test_rewards_and_observations_are_the_suites_own():
     ("name", "complaint"),
     [
         ("brax:spider", "brax has no environment 'spider'; allowed: .*hopper"),
-        ("playground:Spider", "dm_control suite has no environment 'Spider'; allowed: .*CheetahRun"),
+        (
+            "playground:Spider",
+            "dm_control suite has no environment 'Spider'; allowed: .*CheetahRun",
+        ),
         ("gym:Hopper", "no suite is called 'gym'; allowed: brax, playground"),
         ("hoper", "no environment is called 'hoper'"),
     ],
@@ -97,7 +110,11 @@ def test_solver_iterations_of_brax_are_a_setting():
     env = envs.make("brax:inverted_pendulum", iterations=3, ls_iterations=5)
     other = envs.make("brax:inverted_pendulum")
     text = [
-        str(jax.make_jaxpr(e.step)(jax.eval_shape(e.reset, jax.random.key(0)), jnp.zeros(1, jnp.float32)))
+        str(
+            jax.make_jaxpr(e.step)(
+                jax.eval_shape(e.reset, jax.random.key(0)), jnp.zeros(1, jnp.float32)
+            )
+        )
         for e in (env, other)
     ]
     assert text[0] != text[1]
@@ -105,9 +122,9 @@ def test_solver_iterations_of_brax_are_a_setting():
     assert (options.iterations, options.ls_iterations) == (3, 5)
 
 
-@pytest.mark.parametrize("name", sorted(brax_suite.QUALITY))
+@pytest.mark.parametrize("name", sorted(brax.QUALITY))
 def test_the_shipped_policies_act_as_brax_does(name):
-    with np.load(brax_suite.parameters_file(name)) as archive:
+    with np.load(brax.parameters_file(name)) as archive:
         parameters = dict(archive)
     layers = len(parameters) // 2 - 1
     widths = [parameters[f"bias_{i}"].size for i in range(layers)]
@@ -117,18 +134,27 @@ def test_the_shipped_policies_act_as_brax_does(name):
         preprocess_observations_fn=running_statistics.normalize,
         policy_hidden_layer_sizes=widths[:-1],
     )
-    own = {f"hidden_{i}": {"kernel": parameters[f"kernel_{i}"], "bias": parameters[f"bias_{i}"]} for i in range(layers)}
-    normaliser = running_statistics.NestedMeanStd(parameters["mean"], parameters["std"])
-    obs = parameters["mean"] + parameters["std"] * jax.random.normal(jax.random.key(0), parameters["mean"].shape)
-    policy = ppo_networks.make_inference_fn(networks)((normaliser, {"params": own}), deterministic=True)
+    own = {
+        f"hidden_{i}": {"kernel": parameters[f"kernel_{i}"], "bias": parameters[f"bias_{i}"]}
+        for i in range(layers)
+    }
+    normalizer = running_statistics.NestedMeanStd(parameters["mean"], parameters["std"])
+    obs = parameters["mean"] + parameters["std"] * jax.random.normal(
+        jax.random.key(0), parameters["mean"].shape
+    )
+    policy = ppo_networks.make_inference_fn(networks)(
+        (normalizer, {"params": own}), deterministic=True
+    )
     with jax.numpy_rank_promotion("allow"):
         expected, _ = policy(obs, jax.random.key(1))
-    demonstrator = brax_suite.demonstrator(name, 0.0)
+    demonstrator = brax.demonstrator(name, 0.0)
     no = jnp.zeros((), bool)
     state = State(None, obs, no, no, no, no, no, jnp.zeros((), jnp.int32), jax.random.key(2))
-    action, _ = demonstrator.act(demonstrator.init(jax.random.key(3), state), state, jax.random.key(4))
+    action, _ = demonstrator.act(
+        demonstrator.init(jax.random.key(3), state), state, jax.random.key(4)
+    )
     np.testing.assert_allclose(action, expected, atol=1e-6)
-    assert brax_suite.parameters_file(name).stat().st_size < 100_000
+    assert brax.parameters_file(name).stat().st_size < 100_000
 
 
 class Joints(NamedTuple):
@@ -143,17 +169,21 @@ class Adds:
 
     def step(self, state, action):
         q = state.pipeline_state.q + action
-        return state.replace(pipeline_state=state.pipeline_state._replace(q=q), obs=q, reward=jnp.sum(q))
+        return state.replace(
+            pipeline_state=state.pipeline_state._replace(q=q), obs=q, reward=jnp.sum(q)
+        )
 
 
 @pytest.mark.parametrize("far", [jnp.nan, jnp.inf, 2e4])
 def test_training_a_demonstrator_ends_an_episode_that_diverges_where_it_was_finite(far):
     from brax.envs.base import State as BraxState
 
-    from experiments import brax_demonstrators
+    from gcp_jax.experiments import brax_demonstrators
 
     guarded = brax_demonstrators.Guarded(Adds())
-    start = BraxState(Joints(jnp.zeros(2), jnp.zeros(2)), jnp.zeros(2), jnp.float32(0), jnp.float32(0))
+    start = BraxState(
+        Joints(jnp.zeros(2), jnp.zeros(2)), jnp.zeros(2), jnp.float32(0), jnp.float32(0)
+    )
     state = guarded.step(start, jnp.array([1.0, 2.0]))
     assert (state.done, state.reward) == (0.0, 3.0)
     state = guarded.step(state, jnp.array([0.0, far]))

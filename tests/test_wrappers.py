@@ -5,23 +5,30 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from envs.protocol import Env, EnvSpecs, State
-from envs.task import started, stepped
-from envs.wrappers import autoreset, chunk, guard, select, time_limit, training, vector
+from gcp_jax.envs.physics.common import initial_state, next_state
+from gcp_jax.envs.protocol import Env, EnvSpecs, State
+from gcp_jax.envs.wrappers import autoreset, chunk, guard, select, time_limit, training, vector
 
 HORIZON = 5
-SPECS = EnvSpecs("counter", obs_dim=1, action_dim=1, horizon=HORIZON, control_dt=1.0, success="the count exceeds 2.5")
+SPECS = EnvSpecs(
+    "counter",
+    obs_dim=1,
+    action_dim=1,
+    horizon=HORIZON,
+    control_dt=1.0,
+    success="the count exceeds 2.5",
+)
 
 
 def _reset(key):
     start_key, state_key = jax.random.split(key)
     count = jax.random.uniform(start_key, (1,), maxval=0.1)
-    return started(count, count, state_key)
+    return initial_state(count, count, state_key)
 
 
 def _step(state, action):
     count = state.physics + action
-    return stepped(state, physics=count, obs=count, success=count[0] > 2.5, bonus=5.0)
+    return next_state(state, physics=count, obs=count, success=count[0] > 2.5, bonus=5.0)
 
 
 @pytest.fixture
@@ -89,7 +96,9 @@ def test_chunk_freezes_after_the_end(counter):
 
 
 def test_chunk_records_true_successors(counter):
-    _, steps = chunk(time_limit(counter)).step(counter.reset(jax.random.key(0)), jnp.full((4, 1), 0.2))
+    _, steps = chunk(time_limit(counter)).step(
+        counter.reset(jax.random.key(0)), jnp.full((4, 1), 0.2)
+    )
     np.testing.assert_array_equal(steps.next_obs[:-1], steps.obs[1:])
 
 
@@ -105,7 +114,9 @@ def test_training_equals_the_single_environment(counter):
 def test_autoreset_renews_only_finished_environments(counter):
     stack = vector(chunk(counter))
     keys = jax.random.split(jax.random.key(0), 4)
-    state = stack.reset(keys)._replace(terminated=jnp.array([True, False, True, False]), time=jnp.full(4, 3))
+    state = stack.reset(keys)._replace(
+        terminated=jnp.array([True, False, True, False]), time=jnp.full(4, 3)
+    )
     pool = stack.reset(jax.random.split(jax.random.key(1), 2))
     fresh = autoreset(state, pool, keys)
     assert fresh.time.tolist() == [0, 3, 0, 3] and not fresh.done.any()

@@ -8,7 +8,7 @@ discount, and that episodes are ten times as long.
 
 import ml_collections
 
-from experiments.configs import poor
+from gcp_jax.experiments.configs import poor
 
 
 def get_config(task: str = "hopper") -> ml_collections.ConfigDict:

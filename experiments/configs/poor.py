@@ -9,18 +9,18 @@ moves in a small part of what its commands span: a net four times as wide, on th
 
 import ml_collections
 
-from experiments.tasks import defaults, vectorised
+from gcp_jax.experiments.assemble import apply_many_env_preset, defaults
 
 
 def get_config(task: str = "nut_on_peg") -> ml_collections.ConfigDict:
     """The configuration of ``task``."""
     config = defaults(env=task, algorithm="ogpo")
-    vectorised(config)
+    apply_many_env_preset(config)
     config.demonstrations.quality = "poor"
     if task.startswith("adroit"):
         config.policy.hidden = (512, 512, 512)
-        config.pretrain.fit_range = True
-    config.pretrain.stop_at = 1.0
+        config.pretrain.rescale_actions = True
+    config.pretrain.stop_at_success = 1.0
     config.pretrain.updates = 20_000
     config.pretrain.evaluate_every = 5_000
     config.finetune.env_steps = 55_296

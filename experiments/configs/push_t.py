@@ -7,14 +7,14 @@ Expected: 42 % -> 93 % (one seed), still rising; on 2 CPU cores about 12 minutes
 
 import ml_collections
 
-from experiments.tasks import defaults, vectorised
+from gcp_jax.experiments.assemble import apply_many_env_preset, defaults
 
 
 def get_config() -> ml_collections.ConfigDict:
     """The task's configuration."""
     config = defaults(env="push_t", algorithm="ogpo")
-    vectorised(config)
-    config.pretrain.stop_at = 0.35
+    apply_many_env_preset(config)
+    config.pretrain.stop_at_success = 0.35
     config.pretrain.evaluate_every = 200
     config.finetune.env_steps = 98_304
     config.evaluation.every = 12_288

@@ -7,18 +7,18 @@ The command:
 
 import ml_collections
 
-from experiments.tasks import defaults, vectorised
+from gcp_jax.experiments.assemble import apply_many_env_preset, defaults
 
 
 def get_config() -> ml_collections.ConfigDict:
     """The task's configuration."""
     config = defaults(env="reach", algorithm="ogpo")
-    vectorised(config)
-    config.pretrain.stop_at = 0.35
+    apply_many_env_preset(config)
+    config.pretrain.stop_at_success = 0.35
     config.pretrain.evaluate_every = 50
     config.policy.hidden = (64, 64)
     config.algorithm.critic_hidden = (64, 64)
     config.finetune.env_steps = 32_768
-    config.finetune.warmup_steps = 4_096
+    config.finetune.learning_starts = 4_096
     config.evaluation.every = 4_096
     return config

@@ -6,7 +6,7 @@ The commands:
     gcp-jax report runs/sweeps/bfloat16
 """
 
-from launch import Sweep, grid
+from gcp_jax.launch import Sweep, grid
 
 
 def get_sweep() -> Sweep:

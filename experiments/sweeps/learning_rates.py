@@ -7,7 +7,7 @@ The commands:
     gcp-jax report runs/sweeps/learning_rates
 """
 
-from launch import Sweep, grid
+from gcp_jax.launch import Sweep, grid
 
 
 def get_sweep() -> Sweep:

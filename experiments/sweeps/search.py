@@ -5,7 +5,7 @@ The command:
     gcp-jax sweep experiments/sweeps/search.py
 """
 
-from launch import Search, Sweep, log_uniform, uniform
+from gcp_jax.launch import Search, Sweep, log_uniform, uniform
 
 
 def get_sweep() -> Sweep:
@@ -17,7 +17,7 @@ def get_sweep() -> Sweep:
             {
                 "algorithm.critic_lr": log_uniform(1e-4, 1e-2),
                 "algorithm.actor_lr": log_uniform(3e-5, 1e-3),
-                "algorithm.actor_ema": uniform(0.005, 0.05),
+                "algorithm.actor_tau": uniform(0.005, 0.05),
             },
             trials=24,
             parallel=4,

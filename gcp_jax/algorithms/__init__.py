@@ -47,7 +47,11 @@ def on_policy(module: ModuleType) -> bool:
 
 def replay_needs(module: ModuleType, config: Any) -> dict[str, Any]:
     """Keywords of ``sources.replay`` for an off-policy method."""
-    return dict(module.replay_needs(config)) if hasattr(module, "replay_needs") else {"gamma": config.gamma}
+    return (
+        dict(module.replay_needs(config))
+        if hasattr(module, "replay_needs")
+        else {"gamma": config.gamma}
+    )
 
 
 def _own(module: str) -> ModuleType:

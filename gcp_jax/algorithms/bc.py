@@ -14,12 +14,12 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from gcp_jax import ranges
-from gcp_jax.mesh import batch_mean, descend
-from gcp_jax.networks import Normaliser
-from gcp_jax.policy import Policy
-from gcp_jax.ranges import NOT_NEGATIVE, POSITIVE, Range
-from gcp_jax.types import Algorithm, Array, Batch, PyTree, Source, unprepared
+from gcp_jax import config_fields
+from gcp_jax.config_fields import NON_NEGATIVE, POSITIVE, Bounds
+from gcp_jax.core.networks import Normalizer
+from gcp_jax.core.policy import Policy
+from gcp_jax.mesh import batch_mean, gradient_step
+from gcp_jax.types import Algorithm, Array, Batch, BatchSource, PyTree, identity_preprocess
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,49 +28,53 @@ class Config:
 
     learning_rate: float = 3e-4
     weight_decay: float = 1e-4
-    ema: float = 0.995
+    ema_decay: float = 0.995
 
-    RANGES = {"learning_rate": POSITIVE, "weight_decay": NOT_NEGATIVE, "ema": Range(0, 1, below=True)}
+    RANGES = {
+        "learning_rate": POSITIVE,
+        "weight_decay": NON_NEGATIVE,
+        "ema_decay": Bounds(0, 1, below=True),
+    }
 
     def __post_init__(self) -> None:
-        ranges.check(self, "algorithm.")
+        config_fields.check(self, "algorithm.")
 
 
 class State(NamedTuple):
-    """Online and averaged parameters, optimiser, normaliser (frozen), updates done."""
+    """Online and averaged parameters, optimizer, normalizer (frozen), updates done."""
 
     net: PyTree
     ema: PyTree
     opt: PyTree
-    normaliser: Normaliser
+    normalizer: Normalizer
     step: Array
 
 
-def make(config: Config, policy: Policy, source: Source) -> Algorithm:
-    """Cloning as an Algorithm; ``pretrained`` is {"normaliser": Normaliser}."""
-    optimiser = optax.adamw(config.learning_rate, weight_decay=config.weight_decay)
+def make(config: Config, policy: Policy, source: BatchSource) -> Algorithm:
+    """Cloning as an Algorithm; ``pretrained`` is {"normalizer": Normalizer}."""
+    optimizer = optax.adamw(config.learning_rate, weight_decay=config.weight_decay)
 
     def init(key: Array, pretrained: PyTree) -> State:
         net = policy.init(key)
-        return State(net, net, optimiser.init(net), pretrained["normaliser"], jnp.int32(0))
+        return State(net, net, optimizer.init(net), pretrained["normalizer"], jnp.int32(0))
 
     def export(state: State) -> PyTree:
-        return {"net": state.ema, "normaliser": state.normaliser}
+        return {"net": state.ema, "normalizer": state.normalizer}
 
     def act(state: State, obs: Array, key: Array) -> tuple[Array, PyTree]:
-        return policy.greedy(export(state), obs, key), {}
+        return policy.eval_policy(export(state), obs, key), {}
 
     def update(state: State, batch: Batch, key: Array) -> tuple[State, dict[str, Array]]:
         data = batch.transitions
-        obs = state.normaliser(data.obs)
+        obs = state.normalizer(data.obs)
 
         def loss(net: PyTree) -> tuple[Array, dict[str, Array]]:
-            value = jnp.mean(policy.imitate(net, obs, data.action, data.mask, key))
+            value = jnp.mean(policy.bc_loss(net, obs, data.action, data.mask, key))
             return value, {"imitation_loss": batch_mean(value)}
 
-        net, opt, metrics = descend(loss, state.net, state.opt, optimiser)
-        decay = jnp.minimum(config.ema, (1.0 + state.step) / (10.0 + state.step))
+        net, opt, metrics = gradient_step(loss, state.net, state.opt, optimizer)
+        decay = jnp.minimum(config.ema_decay, (1.0 + state.step) / (10.0 + state.step))
         ema = jax.tree.map(lambda old, new: decay * old + (1.0 - decay) * new, state.ema, net)
-        return State(net, ema, opt, state.normaliser, state.step + 1), metrics
+        return State(net, ema, opt, state.normalizer, state.step + 1), metrics
 
-    return Algorithm(init, act, unprepared, update, policy.greedy, export, source)
+    return Algorithm(init, act, identity_preprocess, update, policy.eval_policy, export, source)

@@ -19,37 +19,37 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from gcp_jax import chain as chains
-from gcp_jax import critic, soft
-from gcp_jax.networks import Normaliser
-from gcp_jax.policy import Policy
-from gcp_jax.ranges import COUNT, POSITIVE
-from gcp_jax.types import Algorithm, Array, Batch, PyTree, Source, unprepared
+from gcp_jax.config_fields import POSITIVE, POSITIVE_INT
+from gcp_jax.core import critic, tanh_gaussian
+from gcp_jax.core import denoising as chains
+from gcp_jax.core.networks import Normalizer
+from gcp_jax.core.policy import Policy
+from gcp_jax.types import Algorithm, Array, Batch, BatchSource, PyTree, identity_preprocess
 
 
 @dataclasses.dataclass(frozen=True)
-class Config(soft.Config):
-    """mode: "na" or "sac". bound: m [1–2.5]. distil_steps: steps of Q^W for each of Q^A ("na")."""
+class Config(tanh_gaussian.Config):
+    """mode: "na" or "sac". bound: m [1–2.5]. distill_steps: steps of Q^W for each of Q^A ("na")."""
 
     mode: str = "na"
-    bound: float = 1.5
-    distil_steps: int = 10
+    noise_bound: float = 1.5
+    distill_steps: int = 10
 
-    RANGES = {"bound": POSITIVE, "distil_steps": COUNT}
+    RANGES = {"noise_bound": POSITIVE, "distill_steps": POSITIVE_INT}
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        critic.one_of(self, mode=("na", "sac"))
+        critic.check_choice(self, mode=("na", "sac"))
 
 
 class State(NamedTuple):
     """The frozen base, the noise actor, Q^A ("sac": Q(s, w)), Q^W ("sac": None), updates done."""
 
     base: PyTree
-    actor: soft.SoftState
+    actor: tanh_gaussian.ActorState
     critic: critic.CriticState
     latent: critic.CriticState | None
-    normaliser: Normaliser
+    normalizer: Normalizer
     step: Array
 
 
@@ -58,80 +58,99 @@ def replay_needs(config: Config) -> dict[str, object]:
     return {"gamma": config.gamma, "aligned": config.mode == "sac"}
 
 
-def make(config: Config, policy: Policy, source: Source) -> Algorithm:
-    """DSRL as an Algorithm; ``pretrained`` is a deployed policy {"net", "normaliser"}."""
+def make(config: Config, policy: Policy, source: BatchSource) -> Algorithm:
+    """DSRL as an Algorithm; ``pretrained`` is a deployed policy {"net", "normalizer"}."""
     specs = policy.specs
-    critics = critic.make(config, specs.obs_dim, specs.flat_action_dim, policy.config.compute)
-    actor = soft.make(config, (specs.obs_dim,), specs.flat_action_dim)
+    critics = critic.make_critic(
+        config, specs.obs_dim, specs.flat_action_dim, policy.config.compute
+    )
+    actor = tanh_gaussian.make_actor(config, (specs.obs_dim,), specs.flat_action_dim)
 
     def init(key: Array, pretrained: PyTree) -> State:
         actor_key, critic_key, latent_key = jax.random.split(key, 3)
         latent = critics.init(latent_key) if config.mode == "na" else None
         nets = (actor.init(actor_key), critics.init(critic_key), latent)
-        return State(pretrained["net"], *nets, pretrained["normaliser"], jnp.int32(0))
+        return State(pretrained["net"], *nets, pretrained["normalizer"], jnp.int32(0))
 
     def prior(key: Array, count: int) -> Array:
-        return chains.draw(key, count, (specs.flat_action_dim,))
+        return chains.sample_noise(key, count, (specs.flat_action_dim,))
 
     def act(state: State, obs: Array, key: Array) -> tuple[Array, PyTree]:
         """Until the critics are warm, the base policy itself: w ~ N(0, I)."""
         steer_key, prior_key = jax.random.split(key)
-        obs = state.normaliser(obs)
+        obs = state.normalizer(obs)
         u, _ = actor.draw(state.actor.net, (obs,), steer_key)
-        w = jnp.where(state.step > config.critic_warmup, config.bound * u, prior(prior_key, len(obs)))
-        return policy.unflatten(policy.sample(state.base, obs, w)), {"w": w} if config.mode == "sac" else {}
+        w = jnp.where(
+            state.step > config.critic_warmup_updates, config.noise_bound * u, prior(prior_key, len(obs))
+        )
+        return policy.unflatten(policy.sample(state.base, obs, w)), {
+            "w": w
+        } if config.mode == "sac" else {}
 
     def greedy(deployed: PyTree, obs: Array, key: Array) -> Array:
-        obs = deployed["normaliser"](obs)
-        w = config.bound * actor.mode(deployed["noise"], (obs,))
+        obs = deployed["normalizer"](obs)
+        w = config.noise_bound * actor.mode(deployed["noise"], (obs,))
         return policy.unflatten(policy.sample(deployed["net"], obs, w))
 
     def judged(state: State, obs: Array, w: Array) -> Array:
         """What the critic Q^A or Q is asked about: the executed action, or the noise itself."""
         return policy.sample(state.base, obs, w) if config.mode == "na" else w
 
-    def critic_step(state: State, batch: Batch, key: Array) -> tuple[critic.CriticState, dict[str, Array]]:
+    def critic_step(
+        state: State, batch: Batch, key: Array
+    ) -> tuple[critic.CriticState, dict[str, Array]]:
         draw_key, pool_key = jax.random.split(key)
         data = batch.transitions
-        obs, following = state.normaliser(data.obs), state.normaliser(data.next_obs)
+        obs, following = state.normalizer(data.obs), state.normalizer(data.next_obs)
         u, log_density = actor.draw(state.actor.net, (following,), draw_key)
-        worth = critics.pooled(state.critic.target, following, judged(state, following, config.bound * u), pool_key)
+        worth = critics.aggregate_q(
+            state.critic.target, following, judged(state, following, config.noise_bound * u), pool_key
+        )
         y = data.reward + data.discount * (worth - state.actor.alpha * log_density)
         action = data.extras["w"] if config.mode == "sac" else policy.flatten(data.action)
-        return critics.regress(state.critic, obs, action, y)
+        return critics.td_step(state.critic, obs, action, y)
 
-    def distil(state: State, latent: critic.CriticState, obs: Array, key: Array) -> tuple[critic.CriticState, Array]:
-        """``distil_steps`` steps of Q^W(s, w) → Q^A(s, ODE(s, w)): (Q^W, the mean loss)."""
+    def distill(
+        state: State, latent: critic.CriticState, obs: Array, key: Array
+    ) -> tuple[critic.CriticState, Array]:
+        """``distill_steps`` steps of Q^W(s, w) → Q^A(s, ODE(s, w)): (Q^W, the mean loss)."""
 
         def step(latent: critic.CriticState, key: Array) -> tuple[critic.CriticState, Array]:
             noise_key, pool_key = jax.random.split(key)
             w = prior(noise_key, len(obs))
-            y = critics.pooled(state.critic.net, obs, policy.sample(state.base, obs, w), pool_key)
-            latent, metrics = critics.regress(latent, obs, w, y)
+            y = critics.aggregate_q(
+                state.critic.net, obs, policy.sample(state.base, obs, w), pool_key
+            )
+            latent, metrics = critics.td_step(latent, obs, w, y)
             return latent, metrics["critic_loss"]
 
-        latent, losses = jax.lax.scan(step, latent, jax.random.split(key, config.distil_steps))
+        latent, losses = jax.lax.scan(step, latent, jax.random.split(key, config.distill_steps))
         return latent, jnp.mean(losses)
 
     def update(state: State, batch: Batch, key: Array) -> tuple[State, dict[str, Array]]:
-        critic_key, distil_key, actor_key, pool_key = jax.random.split(key, 4)
-        obs = state.normaliser(batch.transitions.obs)
+        critic_key, distill_key, actor_key, pool_key = jax.random.split(key, 4)
+        obs = state.normalizer(batch.transitions.obs)
         critic_state, metrics = critic_step(state, batch, critic_key)
         state = state._replace(critic=critic_state)
         steering = state.critic
         if state.latent is not None:
-            steering, metrics["distil_loss"] = distil(state, state.latent, obs, distil_key)
+            steering, metrics["distill_loss"] = distill(state, state.latent, obs, distill_key)
             state = state._replace(latent=steering)
         improved, learned = actor.improve(
-            state.actor, (obs,), lambda u: critics.pooled(steering.net, obs, config.bound * u, pool_key), actor_key
+            state.actor,
+            (obs,),
+            lambda u: critics.aggregate_q(steering.net, obs, config.noise_bound * u, pool_key),
+            actor_key,
         )
-        improved = critic.hold(state.step < config.critic_warmup, state.actor, improved)
+        improved = critic.where_tree(
+            state.step < config.critic_warmup_updates, state.actor, improved
+        )
         return state._replace(actor=improved, step=state.step + 1), metrics | learned
 
     def export(state: State) -> PyTree:
-        return {"net": state.base, "normaliser": state.normaliser, "noise": state.actor.net}
+        return {"net": state.base, "normalizer": state.normalizer, "noise": state.actor.net}
 
     value = (
-        critic.value(critics, policy) if config.mode == "na" else None
+        critic.make_q_fn(critics, policy) if config.mode == "na" else None
     )  # of actions; the other mode's judges latents
-    return Algorithm(init, act, unprepared, update, greedy, export, source, value)
+    return Algorithm(init, act, identity_preprocess, update, greedy, export, source, value)

@@ -1,4 +1,4 @@
-"""OGPO: off-policy generative policy optimisation (arXiv 2605.03065; algorithms.md §2).
+"""OGPO: off-policy generative policy optimization (arXiv 2605.03065; algorithms.md §2).
 
 Acting is a two-level decision process: the environment, and inside each chunk the K denoising steps. OGPO cuts at the
 boundary: the denoising episode ends in the off-policy critic's value ``Q̄(s, a_K)`` as its only reward. From any replay
@@ -20,15 +20,32 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from gcp_jax import ranges, returns
-from gcp_jax.chain import Walk
-from gcp_jax.critic import adam, choose, hold
-from gcp_jax.critic import heads as critic_heads
-from gcp_jax.mesh import batch_mean, descend, sample_keys
-from gcp_jax.networks import Normaliser, Value
-from gcp_jax.policy import Policy
-from gcp_jax.ranges import COUNT, FINITE, NOT_NEGATIVE, POSITIVE, RATE, SHARE, Range
-from gcp_jax.types import Algorithm, Array, Batch, PyTree, Source, Transition, unprepared
+from gcp_jax import config_fields
+from gcp_jax.config_fields import (
+    FINITE,
+    NON_NEGATIVE,
+    POSITIVE,
+    POSITIVE_INT,
+    UNIT,
+    UNIT_POSITIVE,
+    Bounds,
+)
+from gcp_jax.core import returns
+from gcp_jax.core.critic import argmax_action, clipped_adam, where_tree
+from gcp_jax.core.critic import make_q_ensemble as critic_heads
+from gcp_jax.core.denoising import Chain
+from gcp_jax.core.networks import Normalizer, ValueNet
+from gcp_jax.core.policy import Policy
+from gcp_jax.mesh import batch_mean, gradient_step, sample_keys
+from gcp_jax.types import (
+    Algorithm,
+    Array,
+    Batch,
+    BatchSource,
+    PyTree,
+    Transition,
+    identity_preprocess,
+)
 
 BASELINES = ("group", "leave_one_out", "value")
 EXTRACTIONS = ("ppo", "awr", "awfm", "fpo", "backprop")
@@ -41,18 +58,18 @@ class Config:
     Schedule
         gamma: discount of one environment step. chains: G [32]. actor_states: states of the batch the actor uses [all].
         actor_lr: [4.5e-5], critic_lr: Adam. lr_cycle: updates of one cosine cycle of the actor's rate between 2/4.5 of it
-        and it [50k]; 0 keeps it constant. clip: ε on the normalised ratio. actor_ema, critic_ema: rates of θ̄ and φ̄.
+        and it [50k]; 0 keeps it constant. clip: ε on the normalized ratio. actor_tau, critic_tau: rates of θ̄ and φ̄.
         best_of: N chunks drawn when acting, the best by the min of two random critics is run; 1 draws one. deploy_best_of: the
         same of the deterministic sampler when evaluated and deployed; 1 deploys the policy without its critics.
-    Stabilisers
+    Stabilizers
         success_weight: λ; 0 removes the success-buffer term (OGPO without +). success_critic: one more critic step, on the
         success batch. conservative: sign consensus of the critics (CA). target_samples: next actions averaged in the
         target [8 for Q-variance reduction]. chi2: coefficient of β [0.1]; 0 switches χ² off; chi2_alpha: α;
-        max_reward: R_max of its upper clip. slow_ema: rate of the slow reference.
+        max_reward: R_max of its upper clip. slow_tau: rate of the slow reference.
     Ablations
         baseline: what is subtracted from Q. group_std: divide by the group's std. no_negative: drop negative
-        advantages. forward_kl: weight of KL(π_slow ‖ π_θ). critic_warmup: first updates that leave the actor alone;
-        calql: weight of the Cal-QL regulariser during them. extraction: the rule that turns advantages into a policy
+        advantages. forward_kl: weight of KL(π_slow ‖ π_θ). critic_warmup_updates: first updates that leave the actor alone;
+        calql: weight of the Cal-QL regularizer during them. extraction: the rule that turns advantages into a policy
         loss; temperature: of the advantage weights exp(A/temperature) of "awr" and "awfm".
     """
 
@@ -66,8 +83,8 @@ class Config:
     lr_cycle: int = 0
     grad_clip: float = 1000.0
     clip: float = 0.01
-    actor_ema: float = 0.005
-    critic_ema: float = 0.02
+    actor_tau: float = 0.005
+    critic_tau: float = 0.02
     best_of: int = 8
     deploy_best_of: int = 1
     success_weight: float = 1.0
@@ -77,23 +94,29 @@ class Config:
     chi2: float = 0.0
     chi2_alpha: float = 5.0
     max_reward: float = 5.0
-    slow_ema: float = 5e-4
+    slow_tau: float = 5e-4
     baseline: str = "group"
     group_std: bool = False
     no_negative: bool = False
     forward_kl: float = 0.0
-    critic_warmup: int = 0
+    critic_warmup_updates: int = 0
     calql: float = 0.0
     extraction: str = "ppo"
     temperature: float = 1.0
 
     RANGES = {
-        **dict.fromkeys(("actor_ema", "critic_ema", "slow_ema"), SHARE),
-        "gamma": RATE,
-        **dict.fromkeys(("chains", "critics"), Range(2)),
-        **dict.fromkeys(("actor_states", "critic_hidden", "best_of", "deploy_best_of", "target_samples"), COUNT),
-        **dict.fromkeys(("actor_lr", "critic_lr", "lr_cycle", "success_weight", "critic_warmup"), NOT_NEGATIVE),
-        **dict.fromkeys(("chi2", "chi2_alpha", "forward_kl", "calql"), NOT_NEGATIVE),
+        **dict.fromkeys(("actor_tau", "critic_tau", "slow_tau"), UNIT),
+        "gamma": UNIT_POSITIVE,
+        **dict.fromkeys(("chains", "critics"), Bounds(2)),
+        **dict.fromkeys(
+            ("actor_states", "critic_hidden", "best_of", "deploy_best_of", "target_samples"),
+            POSITIVE_INT,
+        ),
+        **dict.fromkeys(
+            ("actor_lr", "critic_lr", "lr_cycle", "success_weight", "critic_warmup_updates"),
+            NON_NEGATIVE,
+        ),
+        **dict.fromkeys(("chi2", "chi2_alpha", "forward_kl", "calql"), NON_NEGATIVE),
         **dict.fromkeys(("grad_clip", "clip", "temperature"), POSITIVE),
         "max_reward": FINITE,
     }
@@ -101,12 +124,18 @@ class Config:
     def __post_init__(self) -> None:
         for name, allowed in (("baseline", BASELINES), ("extraction", EXTRACTIONS)):
             if getattr(self, name) not in allowed:
-                raise ValueError(f"algorithm.{name} is {getattr(self, name)!r}; allowed: {', '.join(allowed)}.")
-        ranges.check(self, "algorithm.")
+                raise ValueError(
+                    f"algorithm.{name} is {getattr(self, name)!r}; allowed: {', '.join(allowed)}."
+                )
+        config_fields.check(self, "algorithm.")
         if self.chi2 and self.conservative:
-            raise ValueError("algorithm.chi2 blends the critics itself; set algorithm.conservative=False with it.")
-        if self.calql and not self.critic_warmup:
-            raise ValueError("algorithm.calql acts during critic_warmup; set algorithm.critic_warmup above 0 with it.")
+            raise ValueError(
+                "algorithm.chi2 blends the critics itself; set algorithm.conservative=False with it."
+            )
+        if self.calql and not self.critic_warmup_updates:
+            raise ValueError(
+                "algorithm.calql acts during critic_warmup_updates; set algorithm.critic_warmup_updates above 0 with it."
+            )
 
     @property
     def slow_reference(self) -> bool:
@@ -115,7 +144,7 @@ class Config:
 
 
 class State(NamedTuple):
-    """Networks, optimisers, the frozen normaliser, updates done. ``slow`` and ``value`` are None where unused."""
+    """Networks, optimizers, the frozen normalizer, updates done. ``slow`` and ``value`` are None where unused."""
 
     actor: PyTree
     target: PyTree  # θ̄
@@ -126,7 +155,7 @@ class State(NamedTuple):
     actor_opt: PyTree
     critic_opt: PyTree
     value_opt: PyTree
-    normaliser: Normaliser
+    normalizer: Normalizer
     step: Array
 
 
@@ -149,48 +178,72 @@ def _succeeded(batch: Batch) -> tuple[Transition, Array]:
 def _cosine_cycle(high: float, cycle: int) -> float | optax.Schedule:
     """Rate from 2/4.5 of ``high`` up to it and back every ``cycle`` updates; constant for cycle 0."""
     low = high * 2.0 / 4.5
-    return high if not cycle else lambda n: low + (high - low) * 0.5 * (1.0 - jnp.cos(2.0 * jnp.pi * n / cycle))
+    return (
+        high
+        if not cycle
+        else lambda n: low + (high - low) * 0.5 * (1.0 - jnp.cos(2.0 * jnp.pi * n / cycle))
+    )
 
 
-def make(config: Config, policy: Policy, source: Source) -> Algorithm:
-    """OGPO as an Algorithm; ``pretrained`` is a deployed policy {"net", "normaliser"}."""
+def make(config: Config, policy: Policy, source: BatchSource) -> Algorithm:
+    """OGPO as an Algorithm; ``pretrained`` is a deployed policy {"net", "normalizer"}."""
     specs, choosy = policy.specs, config.deploy_best_of > 1
     critics = critic_heads(
-        config.critics, specs.obs_dim, specs.flat_action_dim, config.critic_hidden, policy.config.compute
+        config.critics,
+        specs.obs_dim,
+        specs.flat_action_dim,
+        config.critic_hidden,
+        policy.config.compute,
     )
     q_values = critics.q
-    values = Value(config.critic_hidden)
-    actor_optimiser = adam(_cosine_cycle(config.actor_lr, config.lr_cycle), config.grad_clip)
-    critic_optimiser = adam(config.critic_lr, config.grad_clip)
+    values = ValueNet(config.critic_hidden)
+    actor_optimizer = clipped_adam(
+        _cosine_cycle(config.actor_lr, config.lr_cycle), config.grad_clip
+    )
+    critic_optimizer = clipped_adam(config.critic_lr, config.grad_clip)
 
     def v_values(params: PyTree, obs: Array) -> Array:
         return jnp.asarray(values.apply({"params": params}, obs))
 
     def init(key: Array, pretrained: PyTree) -> State:
         critic_key, value_key = jax.random.split(key)
-        net, critic, obs = pretrained["net"], critics.init(critic_key), jnp.zeros((1, specs.obs_dim))
+        net, critic, obs = (
+            pretrained["net"],
+            critics.init(critic_key),
+            jnp.zeros((1, specs.obs_dim)),
+        )
         slow = net if config.slow_reference else None
         value = values.init(value_key, obs)["params"] if config.baseline == "value" else None
         return State(
             *(net, net, slow, critic, critic, value),
-            *(actor_optimiser.init(net), critic_optimiser.init(critic), critic_optimiser.init(value)),
-            *(pretrained["normaliser"], jnp.int32(0)),
+            *(
+                actor_optimizer.init(net),
+                critic_optimizer.init(critic),
+                critic_optimizer.init(value),
+            ),
+            *(pretrained["normalizer"], jnp.int32(0)),
         )
 
     def act(state: State, obs: Array, key: Array) -> tuple[Array, PyTree]:
         """θ̄'s SDE draws N chunks; the argmax of the min over 2 random target critics is run, once they are warm."""
         sample_key, pair_key = jax.random.split(key)
-        obs = state.normaliser(obs)
-        action = policy.action(policy.draw_chains(state.target, obs, sample_key, config.best_of))
-        score = critics.smallest(state.critic_target, obs[:, None], action, pair_key)
-        score = jnp.where(state.step > config.critic_warmup, score, 0.0)
-        return policy.unflatten(choose(action, score)), {}
+        obs = state.normalizer(obs)
+        action = policy.action(
+            policy.sample_chain_points(state.target, obs, sample_key, config.best_of)
+        )
+        score = critics.min_of_two(state.critic_target, obs[:, None], action, pair_key)
+        score = jnp.where(state.step > config.critic_warmup_updates, score, 0.0)
+        return policy.unflatten(argmax_action(action, score)), {}
 
     def greedy(deployed: PyTree, obs: Array, key: Array) -> Array:
         sample_key, pair_key = jax.random.split(key)
-        obs = deployed["normaliser"](obs)
-        action = policy.draw(deployed["net"], obs, sample_key, config.deploy_best_of)
-        return policy.unflatten(choose(action, critics.smallest(deployed["critic"], obs[:, None], action, pair_key)))
+        obs = deployed["normalizer"](obs)
+        action = policy.sample_n(deployed["net"], obs, sample_key, config.deploy_best_of)
+        return policy.unflatten(
+            argmax_action(
+                action, critics.min_of_two(deployed["critic"], obs[:, None], action, pair_key)
+            )
+        )
 
     def pessimism(state: State, obs: Array, chain: Array) -> tuple[Array, Array, Array]:
         """Q̄ of chains [B, G, …] blended by their drift from π_slow (χ²): (Q_pess, ρ, β)."""
@@ -205,12 +258,14 @@ def make(config: Config, policy: Policy, source: Source) -> Algorithm:
 
     def targets(state: State, batch: Transition, key: Array) -> Array:
         """y = reward + discount · mean_m Q̄_m(s', a'), a' ~ SDE(θ̄), averaged over ``target_samples`` draws; [B]."""
-        obs = state.normaliser(batch.next_obs)
-        chain = policy.draw_chains(state.target, obs, key, config.target_samples)
+        obs = state.normalizer(batch.next_obs)
+        chain = policy.sample_chain_points(state.target, obs, key, config.target_samples)
         if config.chi2:
             following = pessimism(state, obs, chain)[0]
         else:
-            following = jnp.mean(q_values(state.critic_target, obs[:, None], policy.action(chain)), 0)
+            following = jnp.mean(
+                q_values(state.critic_target, obs[:, None], policy.action(chain)), 0
+            )
         return batch.reward + batch.discount * jnp.mean(following, -1)
 
     def critic_step(
@@ -218,30 +273,34 @@ def make(config: Config, policy: Policy, source: Source) -> Algorithm:
     ) -> tuple[State, dict]:
         target_key, calql_key = jax.random.split(key)
         y = targets(state, batch, target_key)
-        obs, action = state.normaliser(batch.obs), policy.flatten(batch.action)
+        obs, action = state.normalizer(batch.obs), policy.flatten(batch.action)
 
         def loss(critic: PyTree) -> tuple[Array, dict[str, Array]]:
             q = q_values(critic, obs, action)
             error = jnp.mean((q - y[None]) ** 2, 0)
             value = jnp.mean(weight * error)
             if config.calql and to_go is not None:
-                warming = state.step < config.critic_warmup
-                value += jnp.where(warming, config.calql, 0.0) * calibrated(critic, state, obs, q, to_go, calql_key)
-            return value, {"critic_loss": value, "q": jnp.mean(q), "q_spread": jnp.mean(jnp.std(q, 0))}
+                warming = state.step < config.critic_warmup_updates
+                value += jnp.where(warming, config.calql, 0.0) * calibrated(
+                    critic, state, obs, q, to_go, calql_key
+                )
+            return value, {"critic_loss": value, "q": jnp.mean(q), "q_std": jnp.mean(jnp.std(q, 0))}
 
-        critic, opt, metrics = descend(loss, state.critic, state.critic_opt, critic_optimiser)
-        target = optax.incremental_update(critic, state.critic_target, config.critic_ema)
+        critic, opt, metrics = gradient_step(loss, state.critic, state.critic_opt, critic_optimizer)
+        target = optax.incremental_update(critic, state.critic_target, config.critic_tau)
         metrics["critic_gradient_norm"] = metrics.pop("gradient_norm")
         return state._replace(critic=critic, critic_opt=opt, critic_target=target), metrics
 
-    def calibrated(critic: PyTree, state: State, obs: Array, q_data: Array, to_go: Array, key: Array) -> Array:
+    def calibrated(
+        critic: PyTree, state: State, obs: Array, q_data: Array, to_go: Array, key: Array
+    ) -> Array:
         """Cal-QL (Nakamoto et al. 2023, eq. 5.1): push down max(Q(s, a_π), realised return), push up Q(s, a)."""
-        action = policy.action(policy.draw_chains(state.target, obs, key, 1))[:, 0]
+        action = policy.action(policy.sample_chain_points(state.target, obs, key, 1))[:, 0]
         floor = jnp.where(jnp.isnan(to_go), -jnp.inf, to_go)
         return jnp.mean(jnp.maximum(q_values(critic, obs, action), floor[None]) - q_data)
 
     def advantages(state: State, obs: Array, chain: Array) -> tuple[Array, Array]:
-        """Advantage of each chain [B, G] and the upper clip of the ratio; obs normalised [B, O]."""
+        """Advantage of each chain [B, G] and the upper clip of the ratio; obs normalized [B, O]."""
         upper = jnp.float32(1.0 + config.clip)
         if config.chi2:
             q, ratio, beta = pessimism(state, obs, chain)
@@ -256,13 +315,19 @@ def make(config: Config, policy: Policy, source: Source) -> Algorithm:
             centred = returns.leave_one_out_advantage(heads)
         else:
             centred = returns.group_advantage(heads)
-        advantage = returns.conservative(centred) if config.conservative else centred[0]
+        advantage = returns.sign_consensus_advantage(centred) if config.conservative else centred[0]
         if config.group_std:
             advantage = advantage / (jnp.std(heads.mean(0), -1, keepdims=True) + 1e-6)
         return (jnp.maximum(advantage, 0.0) if config.no_negative else advantage), upper
 
     def extraction_loss(
-        net: PyTree, state: State, obs: Array, drawn: Walk, advantage: Array, upper: Array, key: Array
+        net: PyTree,
+        state: State,
+        obs: Array,
+        drawn: Chain,
+        advantage: Array,
+        upper: Array,
+        key: Array,
     ) -> tuple[Array, dict[str, Array]]:
         """The policy loss of one batch of chains [B, G, K+1, D] of θ̄, by ``config.extraction``."""
         wide, chain = obs[:, None], drawn.points
@@ -271,14 +336,18 @@ def make(config: Config, policy: Policy, source: Source) -> Algorithm:
             action = policy.sample(net, wide, chain[..., 0, :])
             return -jnp.mean(q_values(state.critic_target, wide, action)), {}
         if config.extraction in ("awfm", "fpo"):
-            return matching_loss(net, state, wide, policy.action(chain), advantage, weight, upper, key)
+            return matching_loss(
+                net, state, wide, policy.action(chain), advantage, weight, upper, key
+            )
         ratio = jnp.exp(policy.log_density(net, wide, chain) - drawn.log_density)
         if config.extraction == "awr":
             return -jnp.mean(weight * ratio), ratio_metrics(ratio, upper)
         return clipped(ratio, advantage, upper), ratio_metrics(ratio, upper)
 
     def clipped(ratio: Array, advantage: Array, upper: Array) -> Array:
-        return -jnp.mean(jnp.minimum(ratio * advantage, jnp.clip(ratio, 1.0 - config.clip, upper) * advantage))
+        return -jnp.mean(
+            jnp.minimum(ratio * advantage, jnp.clip(ratio, 1.0 - config.clip, upper) * advantage)
+        )
 
     def ratio_metrics(ratio: Array, upper: Array) -> dict[str, Array]:
         outside = (ratio < 1.0 - config.clip) | (ratio > upper)
@@ -289,13 +358,22 @@ def make(config: Config, policy: Policy, source: Source) -> Algorithm:
         }
 
     def matching_loss(
-        net: PyTree, state: State, obs: Array, action: Array, advantage: Array, weight: Array, upper: Array, key: Array
+        net: PyTree,
+        state: State,
+        obs: Array,
+        action: Array,
+        advantage: Array,
+        weight: Array,
+        upper: Array,
+        key: Array,
     ) -> tuple[Array, dict[str, Array]]:
         """Rules without likelihoods: advantage-weighted flow matching, or FPO's ratio exp(L_FM,old − L_FM,new)."""
 
         def draw(key: Array) -> tuple[Array, Array]:
             noise_key, time_key = jax.random.split(key)
-            return jax.random.normal(noise_key, action.shape[1:]), jax.random.uniform(time_key, action.shape[1:-1])
+            return jax.random.normal(noise_key, action.shape[1:]), jax.random.uniform(
+                time_key, action.shape[1:-1]
+            )
 
         z, t = jax.vmap(draw)(sample_keys(key, action.shape[0]))
         mask = jnp.ones((*action.shape[:-1], specs.chunk))
@@ -305,12 +383,14 @@ def make(config: Config, policy: Policy, source: Source) -> Algorithm:
         ratio = jnp.exp(policy.imitation_loss(state.target, obs, action, mask, z, t) - new)
         return clipped(ratio, advantage, upper), ratio_metrics(ratio, upper)
 
-    def actor_step(state: State, batch: Batch, key: Array) -> tuple[dict[str, PyTree], dict[str, Array]]:
+    def actor_step(
+        state: State, batch: Batch, key: Array
+    ) -> tuple[dict[str, PyTree], dict[str, Array]]:
         """The fields of a state whose actor has taken one step, and its metrics."""
         chain_key, imitate_key, kl_key, match_key = jax.random.split(key, 4)
         stride = max(source.batch_size // config.actor_states, 1)
-        obs = state.normaliser(batch.transitions.obs[::stride])
-        drawn = policy.draw_walks(state.target, obs, chain_key, config.chains)
+        obs = state.normalizer(batch.transitions.obs[::stride])
+        drawn = policy.sample_chains(state.target, obs, chain_key, config.chains)
         advantage, upper = advantages(state, obs, drawn.points)
 
         def loss(net: PyTree) -> tuple[Array, dict[str, Array]]:
@@ -318,36 +398,43 @@ def make(config: Config, policy: Policy, source: Source) -> Algorithm:
             metrics = {**metrics, "policy_loss": value}
             if config.success_weight:
                 imitation = success_loss(net, state, batch, imitate_key)
-                value, metrics["imitation_loss"] = value + config.success_weight * imitation, imitation
+                value, metrics["imitation_loss"] = (
+                    value + config.success_weight * imitation,
+                    imitation,
+                )
             if config.forward_kl:
-                slow = policy.draw_chains(state.slow, obs, kl_key, 1)
+                slow = policy.sample_chain_points(state.slow, obs, kl_key, 1)
                 value -= config.forward_kl * jnp.mean(policy.log_density(net, obs[:, None], slow))
             return value, metrics
 
-        net, opt, metrics = descend(loss, state.actor, state.actor_opt, actor_optimiser)
+        net, opt, metrics = gradient_step(loss, state.actor, state.actor_opt, actor_optimizer)
         metrics["actor_gradient_norm"] = metrics.pop("gradient_norm")
         metrics["advantage"] = jnp.mean(jnp.abs(advantage))
-        metrics["advantage_used"] = jnp.mean(advantage != 0.0)
-        slow = optax.incremental_update(net, state.slow, config.slow_ema) if config.slow_reference else None
-        target = optax.incremental_update(net, state.target, config.actor_ema)
+        metrics["advantage_nonzero_fraction"] = jnp.mean(advantage != 0.0)
+        slow = (
+            optax.incremental_update(net, state.slow, config.slow_tau)
+            if config.slow_reference
+            else None
+        )
+        target = optax.incremental_update(net, state.target, config.actor_tau)
         return {"actor": net, "actor_opt": opt, "target": target, "slow": slow}, metrics
 
     def success_loss(net: PyTree, state: State, batch: Batch, key: Array) -> Array:
         """λ's term: flow matching on transitions of episodes that succeeded, weighted mean."""
         good, weight = _succeeded(batch)
-        each = policy.imitate(net, state.normaliser(good.obs), good.action, good.mask, key)
+        each = policy.bc_loss(net, state.normalizer(good.obs), good.action, good.mask, key)
         return jnp.mean(weight * each)
 
     def value_step(state: State, batch: Batch, key: Array) -> dict[str, PyTree]:
         """The fields of a state in which V(s) regresses on mean_m Q̄_m(s, a), a ~ SDE(θ̄): the baseline "value"."""
-        obs = state.normaliser(batch.transitions.obs)
-        action = policy.action(policy.draw_chains(state.target, obs, key, 1))
+        obs = state.normalizer(batch.transitions.obs)
+        action = policy.action(policy.sample_chain_points(state.target, obs, key, 1))
         y = jnp.mean(q_values(state.critic_target, obs[:, None], action), (0, 2))
 
         def loss(value: PyTree) -> tuple[Array, dict[str, Array]]:
             return jnp.mean((v_values(value, obs) - y) ** 2), {}
 
-        value, opt, _ = descend(loss, state.value, state.value_opt, critic_optimiser)
+        value, opt, _ = gradient_step(loss, state.value, state.value_opt, critic_optimizer)
         return {"value": value, "value_opt": opt}
 
     def update(state: State, batch: Batch, key: Array) -> tuple[State, dict[str, Array]]:
@@ -355,22 +442,33 @@ def make(config: Config, policy: Policy, source: Source) -> Algorithm:
         gradients cross between devices in one all-reduce."""
         critic_key, success_key, value_key, actor_key = jax.random.split(key, 4)
         improved, actor_metrics = actor_step(state, batch, actor_key)
-        if config.critic_warmup:
+        if config.critic_warmup_updates:
             kept = {name: getattr(state, name) for name in improved}
-            improved = hold(state.step < config.critic_warmup, kept, improved)
+            improved = where_tree(state.step < config.critic_warmup_updates, kept, improved)
         if config.baseline == "value":
             improved |= value_step(state, batch, value_key)
         ones = jnp.ones_like(batch.transitions.reward)
-        learned, metrics = critic_step(state, batch.transitions, ones, batch.return_to_go, critic_key)
+        learned, metrics = critic_step(
+            state, batch.transitions, ones, batch.return_to_go, critic_key
+        )
         if config.success_critic:
             learned, _ = critic_step(learned, *_succeeded(batch), None, success_key)
         return learned._replace(**improved, step=state.step + 1), metrics | actor_metrics
 
     def export(state: State) -> PyTree:
-        plain = {"net": state.target, "normaliser": state.normaliser}
+        plain = {"net": state.target, "normalizer": state.normalizer}
         return {**plain, "critic": state.critic_target} if choosy else plain
 
     def value(state: State, obs: Array, chunk: Array) -> Array:
-        return q_values(state.critic_target, state.normaliser(obs)[:, None], policy.flatten(chunk))
+        return q_values(state.critic_target, state.normalizer(obs)[:, None], policy.flatten(chunk))
 
-    return Algorithm(init, act, unprepared, update, greedy if choosy else policy.greedy, export, source, value)
+    return Algorithm(
+        init,
+        act,
+        identity_preprocess,
+        update,
+        greedy if choosy else policy.eval_policy,
+        export,
+        source,
+        value,
+    )

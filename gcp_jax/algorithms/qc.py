@@ -13,69 +13,95 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from gcp_jax import critic, imitation
-from gcp_jax.networks import Normaliser
-from gcp_jax.policy import Policy
-from gcp_jax.ranges import COUNT, NOT_NEGATIVE, SHARE
-from gcp_jax.types import Algorithm, Array, Batch, PyTree, Source, unprepared
+from gcp_jax.config_fields import NON_NEGATIVE, POSITIVE_INT, UNIT
+from gcp_jax.core import cloning, critic
+from gcp_jax.core.networks import Normalizer
+from gcp_jax.core.policy import Policy
+from gcp_jax.types import Algorithm, Array, Batch, BatchSource, PyTree, identity_preprocess
 
 
 @dataclasses.dataclass(frozen=True)
 class Config(critic.Config):
-    """samples: N [8–32]. base_lr, base_ema: Adam's rate and the averaging rate of the flow."""
+    """samples: N [8–32]. base_lr, base_tau: Adam's rate and the averaging rate of the flow."""
 
     samples: int = 16
     base_lr: float = 3e-4
-    base_ema: float = 0.005
+    base_tau: float = 0.005
 
-    RANGES = {"samples": COUNT, "base_lr": NOT_NEGATIVE, "base_ema": SHARE}
+    RANGES = {"samples": POSITIVE_INT, "base_lr": NON_NEGATIVE, "base_tau": UNIT}
 
 
 class State(NamedTuple):
     """The flow, the critics, updates done."""
 
-    base: imitation.CloneState
+    base: cloning.BCState
     critic: critic.CriticState
-    normaliser: Normaliser
+    normalizer: Normalizer
     step: Array
 
 
-def make(config: Config, policy: Policy, source: Source) -> Algorithm:
-    """QC as an Algorithm; ``pretrained`` is a deployed policy {"net", "normaliser"}."""
+def make(config: Config, policy: Policy, source: BatchSource) -> Algorithm:
+    """QC as an Algorithm; ``pretrained`` is a deployed policy {"net", "normalizer"}."""
     specs = policy.specs
-    critics = critic.make(config, specs.obs_dim, specs.flat_action_dim, policy.config.compute)
-    cloner = imitation.make(policy, learning_rate=config.base_lr, ema=config.base_ema, grad_clip=config.grad_clip)
+    critics = critic.make_critic(
+        config, specs.obs_dim, specs.flat_action_dim, policy.config.compute
+    )
+    cloner = cloning.make_bc_updater(
+        policy, learning_rate=config.base_lr, ema=config.base_tau, grad_clip=config.grad_clip
+    )
 
     def init(key: Array, pretrained: PyTree) -> State:
-        return State(cloner.init(pretrained["net"]), critics.init(key), pretrained["normaliser"], jnp.int32(0))
+        return State(
+            cloner.init(pretrained["net"]),
+            critics.init(key),
+            pretrained["normalizer"],
+            jnp.int32(0),
+        )
 
     def ranked(net: PyTree, params: PyTree, obs: Array, key: Array) -> tuple[Array, Array]:
-        """N samples [B, N, D] for normalised obs [B, O] and their values [B, N]."""
+        """N samples [B, N, D] for normalized obs [B, O] and their values [B, N]."""
         sample_key, pool_key = jax.random.split(key)
-        action = policy.draw(net, obs, sample_key, config.samples)
-        return action, critics.pooled(params, obs[:, None], action, pool_key)
+        action = policy.sample_n(net, obs, sample_key, config.samples)
+        return action, critics.aggregate_q(params, obs[:, None], action, pool_key)
 
     def greedy(deployed: PyTree, obs: Array, key: Array) -> Array:
-        action, value = ranked(deployed["net"], deployed["critic"], deployed["normaliser"](obs), key)
-        return policy.unflatten(critic.choose(action, value))
+        action, value = ranked(
+            deployed["net"], deployed["critic"], deployed["normalizer"](obs), key
+        )
+        return policy.unflatten(critic.argmax_action(action, value))
 
     def act(state: State, obs: Array, key: Array) -> tuple[Array, PyTree]:
         """Until the critics are warm, the first sample."""
-        action, value = ranked(state.base.target, state.critic.target, state.normaliser(obs), key)
-        value = jnp.where(state.step > config.critic_warmup, value, 0.0)
-        return policy.unflatten(critic.choose(action, value)), {}
+        action, value = ranked(state.base.target, state.critic.target, state.normalizer(obs), key)
+        value = jnp.where(state.step > config.critic_warmup_updates, value, 0.0)
+        return policy.unflatten(critic.argmax_action(action, value)), {}
 
     def update(state: State, batch: Batch, key: Array) -> tuple[State, dict[str, Array]]:
         target_key, clone_key = jax.random.split(key)
-        data, obs = batch.transitions, state.normaliser(batch.transitions.obs)
-        _, following = ranked(state.base.target, state.critic.target, state.normaliser(data.next_obs), target_key)
+        data, obs = batch.transitions, state.normalizer(batch.transitions.obs)
+        _, following = ranked(
+            state.base.target, state.critic.target, state.normalizer(data.next_obs), target_key
+        )
         y = data.reward + data.discount * jnp.max(following, -1)
-        critic_state, metrics = critics.regress(state.critic, obs, policy.flatten(data.action), y)
+        critic_state, metrics = critics.td_step(state.critic, obs, policy.flatten(data.action), y)
         base, cloned = cloner.improve(state.base, obs, data, clone_key)
-        base = critic.hold(state.step < config.critic_warmup, state.base, base)
-        return State(base, critic_state, state.normaliser, state.step + 1), metrics | cloned
+        base = critic.where_tree(state.step < config.critic_warmup_updates, state.base, base)
+        return State(base, critic_state, state.normalizer, state.step + 1), metrics | cloned
 
     def export(state: State) -> PyTree:
-        return {"net": state.base.target, "normaliser": state.normaliser, "critic": state.critic.target}
+        return {
+            "net": state.base.target,
+            "normalizer": state.normalizer,
+            "critic": state.critic.target,
+        }
 
-    return Algorithm(init, act, unprepared, update, greedy, export, source, critic.value(critics, policy))
+    return Algorithm(
+        init,
+        act,
+        identity_preprocess,
+        update,
+        greedy,
+        export,
+        source,
+        critic.make_q_fn(critics, policy),
+    )

@@ -1,0 +1,100 @@
+"""Pictures and videos of a task's states, without a display. Host side only.
+
+MuJoCo chooses its OpenGL library once, at its first import, from MUJOCO_GL. Drawing therefore runs in a child process
+(``envs.draw``) that is started with the right one, and the caller's process is left as it is.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import jax
+import mujoco
+import numpy as np
+
+from gcp_jax.envs.protocol import Env, Scene, State
+from gcp_jax.envs.rendering import worker
+
+BACKENDS = ("egl", "osmesa")  # tried in this order where MUJOCO_GL is unset
+
+
+class RenderingUnavailable(RuntimeError):
+    """No OpenGL library, or nothing to encode a video with; the message names what to install."""
+
+
+def frames(env: Env, states: State, *, width: int = 480, height: int = 360) -> np.ndarray:
+    """Draw ``states`` (leaves [T, ...]) as uint8 [T, height, width, 3].
+
+    Raises ValueError for a task without a scene, RenderingUnavailable where no OpenGL library is found.
+    """
+    if env.scene is None:
+        raise ValueError(f"environment {env.specs.name!r} has no scene to draw; give its Env one")
+    scene = env.scene()
+    with tempfile.TemporaryDirectory() as folder:
+        model, poses, drawn = (
+            Path(folder, name) for name in ("model.mjb", "poses.npz", "frames.npy")
+        )
+        mujoco.mj_saveModel(scene.model, str(model))
+        np.savez(poses, allow_pickle=False, **_poses(scene, states))
+        _draw([str(model), str(poses), str(drawn), scene.camera, str(width), str(height)])
+        return np.load(drawn)
+
+
+def _poses(scene: Scene, states: State) -> dict[str, np.ndarray]:
+    """The MjData fields of each drawn state, stacked. A scene draws no keys, so they do not go through numpy."""
+    states = jax.tree.map(np.asarray, states._replace(key=states.time))
+    count = len(states.time)
+    poses = [scene.pose(jax.tree.map(lambda x, t=t: x[t], states)) for t in range(count)]
+    return {field: np.stack([pose[field] for pose in poses]) for field in poses[0]}
+
+
+def _draw(arguments: list[str]) -> None:
+    """Run the child with the first OpenGL library that works; a set MUJOCO_GL is the only one tried."""
+    chosen = os.environ.get("MUJOCO_GL")
+    for backend in (chosen,) if chosen else BACKENDS:
+        command = [sys.executable, worker.__file__, *arguments]
+        done = subprocess.run(
+            command, env=os.environ | {"MUJOCO_GL": backend}, capture_output=True, text=True
+        )
+        if done.returncode == 0:
+            return
+        if done.returncode > 0 and done.returncode != worker.NO_OPENGL:
+            raise RuntimeError(f"drawing failed: {done.stderr.strip().splitlines()[-1]}")
+    raise RenderingUnavailable(
+        f"no OpenGL library without a display (tried {chosen or ', '.join(BACKENDS)}): "
+        "apt-get install libegl1 libgl1-mesa-dri, or apt-get install libosmesa6"
+    )
+
+
+def picture(path: str | Path, pixels: np.ndarray) -> None:
+    """Write ``pixels`` uint8 [height, width, 3] as a picture."""
+    import mediapy
+
+    mediapy.write_image(str(path), pixels)
+
+
+def video(path: str | Path, pictures: np.ndarray, fps: float) -> None:
+    """Write ``pictures`` uint8 [T, height, width, 3] as a video; raises RenderingUnavailable without ffmpeg."""
+    import mediapy
+
+    mediapy.set_ffmpeg(_ffmpeg())
+    mediapy.write_video(str(path), pictures, fps=fps)
+
+
+def _ffmpeg() -> str:
+    """The system's ffmpeg, or the one a wheel brings."""
+    found = shutil.which("ffmpeg")
+    if found:
+        return found
+    try:
+        import imageio_ffmpeg
+    except ImportError:
+        raise RenderingUnavailable(
+            "no ffmpeg to write a video with: pip install imageio-ffmpeg"
+        ) from None
+    return imageio_ffmpeg.get_ffmpeg_exe()
