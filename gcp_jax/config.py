@@ -99,7 +99,9 @@ class Finetune:
     demo_fraction: float = 0.0
 
     RANGES = {
-        **dict.fromkeys(("env_steps", "envs", "unroll_chunks", "batch_size", "capacity"), POSITIVE_INT),
+        **dict.fromkeys(
+            ("env_steps", "envs", "unroll_chunks", "batch_size", "capacity"), POSITIVE_INT
+        ),
         **dict.fromkeys(("learning_starts", "reset_pool"), NON_NEGATIVE),
         "utd": POSITIVE,
         "demo_fraction": Bounds(0, 1, below=True),
@@ -305,7 +307,16 @@ def resolve(values: Mapping[str, Any]) -> RunConfig:
     return run
 
 
-_CLONED = ("env", "policy", "demonstrations", "pretrain", "evaluation", "seed", "seeds", "data_parallel")
+_CLONED = (
+    "env",
+    "policy",
+    "demonstrations",
+    "pretrain",
+    "evaluation",
+    "seed",
+    "seeds",
+    "data_parallel",
+)
 
 
 def clone_config(config: RunConfig) -> RunConfig:

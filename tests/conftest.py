@@ -35,13 +35,13 @@ from gcp_jax.core.policy import Policy, PolicyConfig  # noqa: E402
 from gcp_jax.learner import batch_sources, loop  # noqa: E402
 from gcp_jax.types import Specs, Step  # noqa: E402
 
-pytest.register_assert_rewrite("off_policy")
+pytest.register_assert_rewrite("helpers.off_policy", "helpers.by_hand")
 
 LONGEST = (
     "test_envs",
-    "test_run",
+    "test_kill_and_resume",
     "test_learning",
-    "test_launch",
+    "test_launcher",
     "test_bytes",
     "test_population",
     "test_docs",

@@ -81,7 +81,9 @@ def make(config: Config, policy: Policy, source: BatchSource) -> Algorithm:
         obs = state.normalizer(obs)
         u, _ = actor.draw(state.actor.net, (obs,), steer_key)
         w = jnp.where(
-            state.step > config.critic_warmup_updates, config.noise_bound * u, prior(prior_key, len(obs))
+            state.step > config.critic_warmup_updates,
+            config.noise_bound * u,
+            prior(prior_key, len(obs)),
         )
         return policy.unflatten(policy.sample(state.base, obs, w)), {
             "w": w
@@ -104,7 +106,10 @@ def make(config: Config, policy: Policy, source: BatchSource) -> Algorithm:
         obs, following = state.normalizer(data.obs), state.normalizer(data.next_obs)
         u, log_density = actor.draw(state.actor.net, (following,), draw_key)
         worth = critics.aggregate_q(
-            state.critic.target, following, judged(state, following, config.noise_bound * u), pool_key
+            state.critic.target,
+            following,
+            judged(state, following, config.noise_bound * u),
+            pool_key,
         )
         y = data.reward + data.discount * (worth - state.actor.alpha * log_density)
         action = data.extras["w"] if config.mode == "sac" else policy.flatten(data.action)

@@ -224,7 +224,9 @@ def make_policy(config: PolicyConfig, specs: Specs) -> Policy:
 
     return Policy(
         init=init,
-        sample=lambda params, obs, z: chains.integrate_ode(deterministic_step(params, obs), z, sampler.times),
+        sample=lambda params, obs, z: chains.integrate_ode(
+            deterministic_step(params, obs), z, sampler.times
+        ),
         sample_chain=lambda params, obs, noise: chains.sample_chain(
             stochastic_step(params, obs), noise, sampler.times
         ),

@@ -14,12 +14,12 @@ import numpy as np
 import optax
 import pytest
 from jax.sharding import PartitionSpec as P
-from test_critic import assert_one_line, heads, pairs, vector
 
 from gcp_jax.core import policy as policy_lib
 from gcp_jax.core.networks import Normalizer
 from gcp_jax.core.policy import Policy, PolicyConfig
 from gcp_jax.types import Specs, Transition
+from helpers.by_hand import assert_one_line, heads, pairs, vector
 
 SPECS = Specs(obs_dim=2, action_dim=1, chunk=2)
 NORMALISER = Normalizer(jnp.array([0.5, -0.5]), jnp.array([2.0, 0.5]))

@@ -3,28 +3,16 @@
 import base64
 import csv
 import json
-import re
-from html.parser import HTMLParser
 
 import matplotlib
 import pytest
+from helpers.run_folders import Page, row
 
 from gcp_jax.report import run_page
 from gcp_jax.run import metrics
 
 COMMAND = "train --note='<script>alert(1)</script>'"
 RATES = {0: 0.5, 640: 0.75, 1280: 1.0}  # success of every seed after so many environment steps
-
-
-def row(stage, seed, env_steps, updates, **numbers):
-    return {
-        "stage": stage,
-        "seed": seed,
-        "env_steps": env_steps,
-        "updates": updates,
-        "seconds": 9.0,
-        **numbers,
-    }
 
 
 def evaluation(stage, seed, env_steps, successes):
@@ -92,29 +80,6 @@ def known(folder):
         json.dumps({"demonstrations": DEMONSTRATIONS})
     )
     return folder
-
-
-class Page(HTMLParser):
-    """The visible text of a page, its tags, and every address it refers to."""
-
-    def __init__(self, path):
-        super().__init__()
-        self.words, self.tags, self.addresses, self._hidden = [], [], [], False
-        self.source = path.read_text(encoding="utf-8")
-        self.feed(self.source)
-        self.text = re.sub(r"\s+", " ", " ".join(self.words))
-
-    def handle_starttag(self, tag, attributes):
-        self.tags.append(tag)
-        self._hidden = tag == "style"
-        self.addresses += [value for name, value in attributes if name in ("src", "srcset", "href")]
-
-    def handle_endtag(self, tag):
-        self._hidden = False
-
-    def handle_data(self, data):
-        if not self._hidden:
-            self.words.append(data)
 
 
 @pytest.fixture(scope="module")

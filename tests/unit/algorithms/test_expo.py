@@ -4,12 +4,12 @@ import dataclasses
 
 import jax
 import numpy as np
-import off_policy as off
 import pytest
-from off_policy import affine, best, matching, memory, normalize, transitions, wave
-from off_policy import midway_cloning as start
+from helpers import off_policy as off
+from helpers.by_hand import assert_first_adam_step, heads, mlp, watch
+from helpers.off_policy import affine, best, matching, memory, normalize, transitions, wave
+from helpers.off_policy import midway_cloning as start
 from scipy import stats
-from test_critic import assert_first_adam_step, heads, mlp, watch
 
 from gcp_jax import algorithms
 from gcp_jax.algorithms import expo

@@ -5,12 +5,12 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 import numpy as np
-import off_policy as off
 import pytest
-from off_policy import affine, matching, memory, normalize, transitions
-from off_policy import midway_cloning as start
+from helpers import off_policy as off
+from helpers.by_hand import assert_first_adam_step, heads, mlp, watch
+from helpers.off_policy import affine, matching, memory, normalize, transitions
+from helpers.off_policy import midway_cloning as start
 from scipy import stats
-from test_critic import assert_first_adam_step, heads, mlp, watch
 
 from gcp_jax import algorithms
 from gcp_jax.algorithms import fql

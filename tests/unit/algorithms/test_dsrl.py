@@ -5,11 +5,11 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 import numpy as np
-import off_policy as off
 import pytest
-from off_policy import affine, normalize
+from helpers import off_policy as off
+from helpers.by_hand import heads, mlp, watch
+from helpers.off_policy import affine, normalize
 from scipy import stats
-from test_critic import heads, mlp, watch
 
 from gcp_jax.algorithms import dsrl
 from gcp_jax.core import critic, tanh_gaussian
@@ -19,7 +19,7 @@ B, D = 64, 2
 BIAS = np.array([0.1, -0.2])
 SMALL = dsrl.Config(
     critics=3, critic_hidden=(4,), actor_hidden=(4,), critic_lr=0.01, actor_lr=0.01,
-    critic_tau=0.1, temperature=0.3, distill_steps=2, bound=1.25,
+    critic_tau=0.1, temperature=0.3, distill_steps=2, noise_bound=1.25,
 )  # fmt: skip
 MODES = ("na", "sac")
 

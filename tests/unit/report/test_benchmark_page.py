@@ -6,8 +6,8 @@ import json
 
 import numpy as np
 import pytest
+from helpers.run_folders import Page, row
 from scipy import stats
-from test_report import Page, row
 
 from gcp_jax.report import benchmark_page, run_page
 from gcp_jax.run import metrics

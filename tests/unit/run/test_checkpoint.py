@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from damage import flip_a_bit, largest, truncate
+from helpers.damage import flip_a_bit, largest, truncate
 from jax.sharding import SingleDeviceSharding
 
 from gcp_jax.run import checkpoint

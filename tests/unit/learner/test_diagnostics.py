@@ -40,7 +40,9 @@ def policy():
         """Points from the waves of a fixed start, as its own transition would have drawn them."""
         points = [noise[..., 0, :]]
         for i in range(K):
-            mean, std = stochastic_step(params, obs)(points[-1], jnp.full((1,) * (obs.ndim - 1), i / K))
+            mean, std = stochastic_step(params, obs)(
+                points[-1], jnp.full((1,) * (obs.ndim - 1), i / K)
+            )
             points.append(mean + std * noise[..., i + 1, :])
         return Chain(jnp.stack(points, -2), None, None)
 

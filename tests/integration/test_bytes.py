@@ -6,7 +6,7 @@ import sys
 from ast import literal_eval
 
 import pytest
-from runs import TINY, last_json, run
+from helpers.runs import TINY, last_json, run
 
 from benchmarks.kills import unequal
 from gcp_jax import algorithms

@@ -13,10 +13,10 @@ import sys
 import time
 from pathlib import Path
 
-import counting
 import psutil
 import pytest
 import yaml
+from helpers import counting
 
 from benchmarks.faults import kill_machine, last_attempt
 from gcp_jax.config import ConfigError
@@ -40,7 +40,7 @@ from gcp_jax.run import metrics
 REACH = "experiments/configs/reach.py"
 RATES = grid("algorithm.critic_lr", (1e-4, 3e-4, 1e-3, 3e-3))
 SHORT = {"finetune.env_steps": 24, "finetune.learning_starts": 0}
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parent.parent.parent
 
 pytestmark = pytest.mark.unmeasured
 
@@ -50,7 +50,7 @@ def counted(*axes, **more) -> Sweep:
         REACH,
         axes or (RATES,),
         fields={**SHORT, **more.pop("fields", {})},
-        work="counting:count",
+        work="helpers.counting:count",
         **more,
     )
 
@@ -602,7 +602,7 @@ def test_no_attempt_raises(tmp_path):
 
     (tmp_path / "file").write_text("")
     [planned] = spec.runs(Sweep(REACH))
-    job = Job(planned.id, str(tmp_path / "file"), {}, "", work="counting:count")
+    job = Job(planned.id, str(tmp_path / "file"), {}, "", work="helpers.counting:count")
     assert worker.work(job).how == "failed"
     assert isinstance(
         worker.work(job._replace(folder=str(tmp_path / "run"), work="nowhere:none")), JobResult

@@ -14,8 +14,8 @@ from pathlib import Path
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
-from damage import flip_a_bit, largest
-from runs import CONFIG, TINY, command, environment, last_json, run
+from helpers.damage import flip_a_bit, largest
+from helpers.runs import CONFIG, TINY, command, environment, last_json, run
 
 from benchmarks.faults import untimed
 from benchmarks.kills import arrays

@@ -5,12 +5,12 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 import numpy as np
-import off_policy as off
 import pytest
+from helpers import off_policy as off
+from helpers.by_hand import assert_first_adam_step, heads, mlp, vector, watch
+from helpers.off_policy import affine, normalize
 from jax.sharding import PartitionSpec as P
-from off_policy import affine, normalize
 from scipy import stats
-from test_critic import assert_first_adam_step, heads, mlp, vector, watch
 
 from gcp_jax import algorithms
 from gcp_jax.algorithms import residual

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from off_policy import small_flow
+from helpers.off_policy import small_flow
 
 from gcp_jax.core import policy as policy_lib
 from gcp_jax.core.networks import Normalizer

@@ -8,9 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from helpers.by_hand import assert_first_adam_step, assert_one_line, mlp
 from jax.sharding import PartitionSpec as P
 from scipy import integrate, stats
-from test_critic import assert_first_adam_step, assert_one_line, mlp
 
 from gcp_jax.core import tanh_gaussian
 

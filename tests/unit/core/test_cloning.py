@@ -4,8 +4,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from helpers.by_hand import assert_first_adam_step
 from scipy import stats
-from test_critic import assert_first_adam_step
 
 from gcp_jax.core import cloning
 from gcp_jax.core.policy import Policy, PolicyConfig

@@ -6,7 +6,7 @@ import os
 import jax
 import numpy as np
 import pytest
-from off_policy import small_flow
+from helpers.off_policy import small_flow
 
 from gcp_jax.run import saved_policy as artifacts
 from gcp_jax.run.saved_policy import SavedPolicyError

@@ -11,7 +11,7 @@ import pytest
 
 pytestmark = pytest.mark.unmeasured
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parent.parent.parent
 ALGORITHM, ENVIRONMENT = (
     (ROOT / "docs" / f"add_an_{what}.md").read_text(encoding="utf-8")
     for what in ("algorithm", "environment")

@@ -10,7 +10,7 @@ import pytest
 
 from gcp_jax import atomic_files
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[3]
 
 
 def test_a_file_is_replaced_whole(tmp_path):

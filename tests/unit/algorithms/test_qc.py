@@ -4,11 +4,11 @@ import dataclasses
 
 import jax
 import numpy as np
-import off_policy as off
 import pytest
-from off_policy import affine, best, matching, normalize, transitions, wave
-from off_policy import midway_cloning as start
-from test_critic import heads, watch
+from helpers import off_policy as off
+from helpers.by_hand import heads, watch
+from helpers.off_policy import affine, best, matching, normalize, transitions, wave
+from helpers.off_policy import midway_cloning as start
 
 from gcp_jax import algorithms
 from gcp_jax.algorithms import qc

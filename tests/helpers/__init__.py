@@ -1,0 +1,1 @@
+"""What several test modules share: small runs, damaged files, synthetic policies and critics."""
