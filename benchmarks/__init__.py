@@ -1,1 +1,1 @@
-"""Measurements that anyone can repeat: ratios inside one process, medians with their spread."""
+"""Measurements of speed, memory and robustness; their results are in ``benchmarks/README.md``."""

@@ -1,6 +1,6 @@
-"""What the commands say to bad input: one line that names it, and exit code 2, before anything is compiled or written.
+"""Bad input gets one line that names it, and exit code 2, before anything is compiled or written.
 
-python -m benchmarks.bad_input        writes docs/bad_input.md
+python -m benchmarks.bad_input        writes docs/reference/errors.md
 """
 
 from __future__ import annotations
@@ -31,84 +31,84 @@ from gcp_jax.launch.cli import main as cli_main
 from gcp_jax.run import saved_policy
 from gcp_jax.types import Specs
 
-PAGE = Path(__file__).parent.parent / "docs" / "bad_input.md"
+PAGE = Path(__file__).parent.parent / "docs" / "reference" / "errors.md"
 CONFIG = "--config=experiments/configs/reach.py"
 
 
 class Case(NamedTuple):
-    """A command that must be refused. ``DIR`` in its words is a folder with ``samples``."""
+    """A command that must be refused."""
 
     what: str
-    words: tuple[str, ...]
+    words: tuple[str, ...]  # DIR in them is a folder with ``samples``
 
 
 class Said(NamedTuple):
-    """What the command did: its exit code, what it said on standard error, and whether it wrote a run folder."""
+    """What the command did."""
 
-    code: int
-    lines: list[str]
-    wrote: bool
+    code: int  # exit code
+    lines: list[str]  # printed
+    wrote: bool  # whether it wrote a run folder
 
 
 def _train(what: str, *fields: str) -> Case:
     return Case(
         what,
-        ("train", CONFIG, "--config.run_dir=DIR/run", *(f"--config.{field}" for field in fields)),
+        ("train", CONFIG, "--run_dir=DIR/run", *(f"--config.{field}" for field in fields)),
     )
 
 
 CASES = (
-    Case("a command that is not there", ("trian",)),
-    Case("a configuration that is not there", ("train", "--config=DIR/none.py")),
-    _train("a field that is not there", "finetune.utdd=1"),
+    Case("a command that does not exist", ("trian",)),
+    Case("a configuration file that does not exist", ("train", "--config=DIR/none.py")),
+    _train("a field that does not exist", "finetune.utdd=1"),
     _train("a value of another type", "finetune.envs=many"),
-    _train("a number out of its range", "algorithm.gamma=1.5"),
+    _train("a number outside its bounds", "algorithm.gamma=1.5"),
     _train("no environments", "finetune.envs=0"),
-    _train("a choice that is none", "algorithm.baseline=median"),
+    _train("a choice that does not exist", "algorithm.baseline=median"),
     _train("a scheme of another family", "policy.scheme=euler"),
-    _train("a method that is not there", "algorithm.name=ogpoo"),
-    _train("a task that is not there", "env.name=reech"),
-    _train("a task's field of another type", "env.speed=fast"),
-    _train("a level of demonstrations that is none", "demonstrations.quality=superb"),
+    _train("a method that does not exist", "algorithm.name=ogpoo"),
+    _train("a task that does not exist", "env.name=reech"),
+    _train("a task's field of another type", "env.max_step=fast"),
+    _train("a quality of demonstrations that does not exist", "demonstrations.quality=superb"),
     _train("a chunk longer than the episode", "policy.chunk=400"),
     _train("a batch larger than the replay", "finetune.batch_size=512", "finetune.capacity=256"),
     _train(
         "a warm-up as long as the run", "finetune.learning_starts=5000", "finetune.env_steps=5000"
     ),
-    _train("environments that devices cannot share", "data=2", "finetune.envs=63"),
-    _train("evaluation episodes that devices cannot share", "data=2", "evaluation.episodes=33"),
+    _train("environments that devices cannot share", "data_parallel=2", "finetune.envs=63"),
+    _train(
+        "evaluation episodes that devices cannot share", "data_parallel=2", "evaluation.episodes=33"
+    ),
     _train(
         "members of different numbers of values",
         "population.actor_lr=1e-4,3e-4",
         "population.clip=0.1",
     ),
-    _train("a share of demonstrations above all", "finetune.demo_fraction=1.5"),
-    _train("an artifact that is not there", "pretrain.artifact=DIR/none"),
-    _train("an artifact of another task", "pretrain.artifact=DIR/push_t"),
-    _train("an artifact of other sizes", "pretrain.artifact=DIR/wide"),
-    _train("an artifact cut short", "pretrain.artifact=DIR/cut"),
-    _train("an artifact with a foreign archive", "pretrain.artifact=DIR/foreign"),
-    _train("an artifact with pickled objects", "pretrain.artifact=DIR/pickled"),
-    _train("a packed archive", "pretrain.artifact=DIR/packed"),
-    _train("demonstrations that are not there", "demonstrations.path=DIR/none"),
+    _train("a fraction of demonstrations above 1", "finetune.demo_fraction=1.5"),
+    _train("a saved policy that does not exist", "pretrain.saved_policy=DIR/none"),
+    _train("a saved policy of another task", "pretrain.saved_policy=DIR/push_t"),
+    _train("a saved policy of other sizes", "pretrain.saved_policy=DIR/wide"),
+    _train("a saved policy that was cut short", "pretrain.saved_policy=DIR/cut"),
+    _train("a saved policy with another archive", "pretrain.saved_policy=DIR/foreign"),
+    _train("a saved policy with pickled objects", "pretrain.saved_policy=DIR/pickled"),
+    _train("a compressed archive", "pretrain.saved_policy=DIR/packed"),
+    _train("demonstrations that do not exist", "demonstrations.path=DIR/none"),
     _train("demonstrations of another shape", "demonstrations.path=DIR/demos_shape"),
     _train("demonstrations with NaN", "demonstrations.path=DIR/demos_nan"),
-    _train("demonstrations out of range", "demonstrations.path=DIR/demos_range"),
+    _train("demonstrations outside their bounds", "demonstrations.path=DIR/demos_range"),
     _train("demonstrations without episodes", "demonstrations.path=DIR/demos_none"),
     _train("demonstrations of another task", "demonstrations.path=DIR/demos_other"),
     _train(
-        "fewer demonstrations than asked for",
+        "fewer demonstrations than configured",
         "demonstrations.path=DIR/demos",
         "demonstrations.episodes=99",
     ),
-    Case("a folder of something else", ("train", CONFIG, "--config.run_dir=DIR/other")),
+    Case("a folder of something else", ("train", CONFIG, "--run_dir=DIR/other")),
     Case("nothing to evaluate", ("evaluate", "DIR/none")),
     Case("nothing to report", ("report", "DIR/none")),
     Case("nothing to debug", ("debug", "DIR/none")),
-    Case(
-        "a dataset that is there already", ("demos", "--config.env.name=reach", "--out=DIR/demos")
-    ),
-    Case("a video that is there already", ("render", "reach", "--out=DIR/other/metrics.jsonl")),
+    Case("a dataset that exists already", ("demos", "--config.env.name=reach", "--out=DIR/demos")),
+    Case("a video that exists already", ("render", "reach", "--out=DIR/other/metrics.jsonl")),
     Case("no sweep file", ("sweep", "DIR/none.py")),
     Case("a folder that holds no sweep", ("status", "DIR/other")),
 )
@@ -171,7 +171,7 @@ def _narrow(folder: Path) -> None:
 
 
 def said(case: Case, folder: Path) -> Said:
-    """Give a command to ``cli.main``; ``folder`` has the ``samples``."""
+    """Run a command in this process; ``folder`` has the ``samples``."""
     words = [word.replace("DIR", str(folder)) for word in case.words]
     out, err = io.StringIO(), io.StringIO()
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
@@ -183,9 +183,9 @@ def said(case: Case, folder: Path) -> Said:
 
 
 def table(found: Sequence[tuple[Case, Said]]) -> str:
-    """The page, of every case and the last line that was said."""
+    """The page: every case with the last line that was printed."""
     lines = [
-        "# Bad input",
+        "# Errors",
         "",
         (__doc__ or "").split("\n")[0],
         "",
@@ -193,16 +193,14 @@ def table(found: Sequence[tuple[Case, Said]]) -> str:
         "| --- | --- | --- |",
     ]
     for case, each in found:
-        words = " ".join(
-            word for word in case.words if word not in (CONFIG, "--config.run_dir=DIR/run")
-        )
+        words = " ".join(word for word in case.words if word not in (CONFIG, "--run_dir=DIR/run"))
         cells = (case.what, f"`{words}`", f"`{each.lines[-1]}`")
         lines.append("| " + " | ".join(cell.replace("|", r"\|") for cell in cells) + " |")
     return "\n".join(lines) + "\n"
 
 
 def main() -> int:
-    """Give all cases, and write what they said."""
+    """Run all cases and write the page."""
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch) / "samples"
         samples(folder)

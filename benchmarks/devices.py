@@ -1,23 +1,31 @@
-"""One seed's environments and batches split over 1, 2, 4 and 8 devices: speed, what crosses between them, and how equal it is.
+"""One seed's environments and batches split over 1, 2, 4 and 8 devices: speed and communication.
 
-Virtual devices of a CPU share its cores, so they can only show what splitting costs. Collectives are counted in the compiled
-program, those of a loop's body as often as it runs; bytes are of one device's results. ``deviation`` is the largest relative
-difference of a parameter (norms of differences over norms) after two segments from the same program on one device.
+Virtual devices of a CPU share its cores, so they can only show what splitting costs. Collectives
+are counted in the compiled program, those in the body of a loop as often as it runs; bytes are of
+one device's results. ``deviation`` is the largest relative difference of a parameter (norm of the
+difference over norm) from the same program on one device, after two segments.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
 from benchmarks import setup, timing
+from gcp_jax.types import PyTree
 
 DEVICES = (1, 2, 4, 8)
 TASK = "peg_insert"
+FIELDS: dict[str, Any] = {
+    "finetune__envs": 64,
+    "finetune__reset_pool": 16,
+    "finetune__unroll_chunks": setup.UNROLL_CHUNKS,
+}
+QUICK: dict[str, Any] = {"finetune__envs": 8, "finetune__reset_pool": 4, "policy__hidden": (16, 16)}
 
 
 class Collective(NamedTuple):
@@ -28,82 +36,96 @@ class Collective(NamedTuple):
     times: int
 
 
+class _SplitRun(NamedTuple):
+    """A run on several devices after two segments."""
+
+    made: setup.BenchmarkRun
+    state: PyTree  # of the method, on the host
+    collectives: list[Collective]
+    step: Callable[[], PyTree]  # trains one more segment
+
+
 def run(*, quick: bool) -> Iterator[timing.Measured]:
-    """Every number of devices that is there."""
+    """Every number of devices that this machine has."""
     counts = [count for count in DEVICES if len(jax.devices()) % count == 0]
-    fields: dict[str, Any] = {
-        "finetune__envs": 64,
-        "finetune__pool": 16,
-        "finetune__rows": setup.ROWS,
-    }
+    fields = FIELDS
     if quick:
-        counts, fields = (
-            counts[:2],
-            {"finetune__envs": 8, "finetune__pool": 4, "policy__hidden": (16, 16)},
-        )
-    made = {count: setup.make(TASK, data=count, **fields) for count in counts}
-    found: dict[str, dict[str, Any]] = {}
-    programs: dict[str, Any] = {}
-    first = None
-    for count, each in made.items():
-        train = each.start()
-        compiled = each.learner.compile(train)
-        for _ in range(2):
-            train, _ = compiled.segment(train)
-        state = jax.device_get(train.state)
-        first = state if first is None else first
-        crossing = [
-            c
-            for program in (compiled.collect, compiled.learn)
-            for c in collectives(program.as_text())
-        ]
-        inside = [
-            c for c in crossing if c.times % each.size.updates == 0 and c.times >= each.size.updates
-        ]
-        name = f"{count} devices" if count > 1 else "1 device"
-        found[name] = {
-            "all_reduces_per_update": sum(c.times for c in inside if c.kind == "all-reduce")
-            / each.size.updates,
-            "bytes_per_update": sum(c.bytes * c.times for c in inside) // each.size.updates,
-            "collectives_per_segment": sum(c.times for c in crossing),
-            "deviation": float(f"{deviation(state, first):.2g}"),
-        }
-        programs[name] = setup.stepper(compiled.segment, train)
-    spent = timing.measure(programs, 2 if quick else 5)
-    for each, (name, figures) in zip(made.values(), found.items(), strict=True):
-        figures["steps_per_s"] = round(each.size.env_steps / spent[name].seconds)
-        figures["of_one_device"] = timing.ratio(spent["1 device"].wall, spent[name].wall).told()
-    yield from found.items()
+        counts = counts[:2]
+        fields = QUICK
+    runs = {_name(count): _start(count, fields) for count in counts}
+    seconds = timing.measure({name: each.step for name, each in runs.items()}, 2 if quick else 5)
+    reference = runs["1 device"].state
+    for name, each in runs.items():
+        figures = _communication(each)
+        figures["deviation"] = float(f"{deviation(each.state, reference):.2g}")
+        figures["steps_per_s"] = round(each.made.sizes.env_steps / seconds[name].median_wall)
+        ratio = timing.paired_ratio(seconds["1 device"].wall, seconds[name].wall)
+        figures["of_one_device"] = ratio.figures()
+        yield name, figures
 
 
-def deviation(state: Any, reference: Any) -> float:
-    """The largest ‖a − b‖/‖b‖ over the parameters."""
+def _name(count: int) -> str:
+    return f"{count} devices" if count > 1 else "1 device"
 
-    def apart(a: Any, b: Any) -> float:
-        size = float(np.linalg.norm(np.ravel(b).astype(np.float64)))
-        return (
-            float(np.linalg.norm(np.ravel(a).astype(np.float64) - np.ravel(b))) / size
-            if size
-            else 0.0
-        )
 
-    return max(map(apart, jax.tree.leaves(state), jax.tree.leaves(reference)))
+def _start(count: int, fields: dict[str, Any]) -> _SplitRun:
+    made = setup.make_run(TASK, data_parallel=count, **fields)
+    train = made.start()
+    compiled = made.learner.compile(train)
+    for _ in range(2):
+        train, _ = compiled.segment(train)
+    programs = (compiled.collect, compiled.learn)
+    return _SplitRun(
+        made=made,
+        state=jax.device_get(train.learner.state),
+        collectives=[each for program in programs for each in collectives(program.as_text())],
+        step=setup.make_stepper(compiled.segment, train),
+    )
+
+
+def _communication(split_run: _SplitRun) -> dict[str, Any]:
+    """Collectives of a segment, and those of an update: the ones that run in every update."""
+    updates = split_run.made.sizes.updates
+    all_collectives = split_run.collectives
+    of_updates = [c for c in all_collectives if c.times >= updates and c.times % updates == 0]
+    all_reduces = sum(c.times for c in of_updates if c.kind == "all-reduce")
+    return {
+        "all_reduces_per_update": all_reduces / updates,
+        "bytes_per_update": sum(c.bytes * c.times for c in of_updates) // updates,
+        "collectives_per_segment": sum(c.times for c in all_collectives),
+    }
+
+
+def deviation(state: PyTree, reference: PyTree) -> float:
+    """The largest ‖a − b‖ / ‖b‖ over the parameters."""
+
+    def relative(a: Any, b: Any) -> float:
+        a = np.ravel(a).astype(np.float64)
+        b = np.ravel(b).astype(np.float64)
+        norm = float(np.linalg.norm(b))
+        if not norm:
+            return 0.0
+        return float(np.linalg.norm(a - b)) / norm
+
+    return max(map(relative, jax.tree.leaves(state), jax.tree.leaves(reference)))
 
 
 _OPERATION = re.compile(
-    r"= (\(?.*?\)?) (all-reduce|all-gather|reduce-scatter|all-to-all|collective-permute)(?:-start)?\("
+    r"= (\(?.*?\)?) "
+    r"(all-reduce|all-gather|reduce-scatter|all-to-all|collective-permute)(?:-start)?\("
 )
 _ARRAY = re.compile(r"(pred|s8|u8|bf16|f16|s32|u32|f32|s64|u64|f64)\[([\d,]*)\]")
 _COMPUTATION = re.compile(r"^(?:ENTRY )?%?([\w.\-]+) .*\{$")
 _CALLED = re.compile(
-    r"(?:body|condition|to_apply|calls|branch_computations|true_computation|false_computation)=(?:\{([^}]*)\}|%([\w.\-]+))"
+    r"(?:body|condition|to_apply|calls|branch_computations|true_computation|false_computation)="
+    r"(?:\{([^}]*)\}|%([\w.\-]+))"
 )
-_TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
-_SIZES = {"pred": 1, "s8": 1, "u8": 1, "bf16": 2, "f16": 2, "s64": 8, "u64": 8, "f64": 8}
+_TRIP_COUNT = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
+_ITEM_BYTES = {"pred": 1, "s8": 1, "u8": 1, "bf16": 2, "f16": 2, "s64": 8, "u64": 8, "f64": 8}
 
 
 def collectives(hlo: str) -> Iterator[Collective]:
-    """Those of a compiled program's text, with how often each runs."""
+    """The collectives in the text of a compiled program, with how often each runs."""
     bodies: dict[str, list[str]] = {}
     name = ""
     entry = ""
@@ -112,28 +134,30 @@ def collectives(hlo: str) -> Iterator[Collective]:
         if begins and not line.startswith(" "):
             name = begins[1]
             bodies[name] = []
-            entry = name if line.startswith("ENTRY") else entry
+            if line.startswith("ENTRY"):
+                entry = name
         elif name:
             bodies[name].append(line)
-    yield from _within(bodies, entry, 1)
+    yield from _collectives_of(bodies, entry, 1)
 
 
-def _within(bodies: dict[str, list[str]], name: str, times: int) -> Iterator[Collective]:
+def _collectives_of(bodies: dict[str, list[str]], name: str, times: int) -> Iterator[Collective]:
+    """Those of one computation, which runs ``times`` times, and of all that it calls."""
     for line in bodies.get(name, ()):
         operation = _OPERATION.search(line)
         if operation:
-            yield Collective(operation[2], _bytes(operation[1]), times)
+            yield Collective(kind=operation[2], bytes=_array_bytes(operation[1]), times=times)
             continue
-        trips = _TRIPS.search(line)
-        for several, one in _CALLED.findall(line):
-            for each in (several or one).split(", "):
-                yield from _within(
-                    bodies, each.lstrip("%"), times * (int(trips[1]) if trips else 1)
-                )
+        trip_count = _TRIP_COUNT.search(line)
+        repeats = int(trip_count[1]) if trip_count else 1
+        for group, single in _CALLED.findall(line):
+            for called in (group or single).split(", "):
+                yield from _collectives_of(bodies, called.lstrip("%"), times * repeats)
 
 
-def _bytes(shapes: str) -> int:
-    return sum(
-        _SIZES.get(kind, 4) * int(np.prod([int(n) for n in dims.split(",") if n]))
-        for kind, dims in _ARRAY.findall(shapes)
-    )
+def _array_bytes(shapes: str) -> int:
+    total = 0
+    for kind, dimensions in _ARRAY.findall(shapes):
+        items = int(np.prod([int(n) for n in dimensions.split(",") if n]))
+        total += _ITEM_BYTES.get(kind, 4) * items
+    return total

@@ -1,10 +1,11 @@
-"""Measure the tasks: success of their demonstrators, and their steps against plain ``mjx.step``.
+"""Measure the tasks: scores of their demonstrators, and their speed against plain ``mjx.step``.
 
     python -m benchmarks.environments [NAME …] [--quick]
 
-Without names: the project's own tasks and those of other suites that have a demonstrator. Writes ``envs/measured.json``, which
-``gcp-jax envs`` shows. Speeds are medians of interleaved runs in one process; "of physics" is the task's control steps/s over those of
-bare ``mjx.step`` on its model with the same number of environments and substeps.
+Without names: the project's own tasks, and those of other suites that have a demonstrator. The
+table ``envs/measured.json`` is updated, which ``gcp-jax envs`` shows. Speeds are medians of runs in
+turn in one process. ``of_physics`` is the task's control steps/s over those of bare ``mjx.step`` on
+its model, with the same number of environments and substeps.
 """
 
 from __future__ import annotations
@@ -27,16 +28,15 @@ from gcp_jax.envs.demos import collect
 from gcp_jax.envs.protocol import Env
 from gcp_jax.envs.suites import brax
 from gcp_jax.experiments import runtime
-from gcp_jax.run.training import package_versions
+from gcp_jax.run.provenance import package_versions
 
 TABLE = Path(envs.__file__).with_name("measured.json")
-EPISODES, EPISODES_BY_RETURN = (
-    256,
-    64,
-)  # an episode of a task judged by its return takes a thousand steps
-COUNTS = (256, 1024)
+EPISODES = 256
+EPISODES_BY_RETURN = 64  # an episode of a task scored by its return has a thousand steps
+COUNTS = (256, 1024)  # environments
 REPEATS = 5
-STEPS = 5120  # control steps of one timed run, all environments together, of which each takes 20 at most
+TOTAL_STEPS = 5120  # control steps of one timed run, over all environments
+MAX_STEPS = 20  # of each environment
 
 
 def main() -> None:
@@ -48,112 +48,121 @@ def main() -> None:
     parser.add_argument(
         "--quick", action="store_true", help="fewer episodes and environments; nothing is written"
     )
-    chosen = parser.parse_args()
+    arguments = parser.parse_args()
     runtime.prepare_cpu()
     table = json.loads(TABLE.read_text()) if TABLE.exists() else {}
-    for name in chosen.names or (*envs.names(), *(f"brax:{name}" for name in brax.QUALITY)):
-        table[name] = measure(name, quick=chosen.quick)
+    all_names = (*envs.names(), *(f"brax:{name}" for name in brax.QUALITY))
+    for name in arguments.names or all_names:
+        table[name] = measure(name, quick=arguments.quick)
         print(json.dumps({name: table[name]}), file=sys.stderr)
-        if not chosen.quick:
+        if not arguments.quick:
             TABLE.write_text(json.dumps(dict(sorted(table.items())), indent=1) + "\n")
 
 
 def measure(name: str, *, quick: bool = False) -> dict[str, Any]:
-    """Everything that is told of a task."""
-    env, levels = envs.make(name), envs.load(name).quality
-    found: dict[str, Any] = {
+    """The table's entry of a task."""
+    env = envs.make(name)
+    entry: dict[str, Any] = {
         "machine": timing.machine(),
         "versions": package_versions(),
         "specs": {**env.specs._asdict(), "tasks": list(env.specs.tasks)},
     }
     if env.demonstrator is not None:
-        episodes = 8 if quick else EPISODES_BY_RETURN if env.specs.by_return else EPISODES
-        found["demonstrator"] = {
-            level: demonstrated(env, noise, episodes) for level, noise in levels.items()
+        episodes = EPISODES_BY_RETURN if env.specs.by_return else EPISODES
+        if quick:
+            episodes = 8
+        entry["demonstrator"] = {
+            level: demonstrator_score(env, noise, episodes)
+            for level, noise in envs.load(name).quality.items()
         }
-    found["speed"] = {
-        str(count): speed(env, count, 2 if quick else REPEATS)
-        for count in ((16,) if quick else COUNTS)
-    }
-    return found
+    counts = (16,) if quick else COUNTS
+    repeats = 2 if quick else REPEATS
+    entry["speed"] = {str(count): speed(env, count, repeats) for count in counts}
+    return entry
 
 
-def demonstrated(env: Env, noise: float, episodes: int) -> dict[str, Any]:
-    """Success of the demonstrator, overall and by the way it took; its mean return and their std where the task is judged so."""
+def demonstrator_score(env: Env, noise: float, episodes: int) -> dict[str, Any]:
+    """Successes of a demonstrator, overall and by its mode, or its mean return and their std."""
     steps, info, *_ = jax.device_get(collect.collect(env, noise, jax.random.key(0), episodes))
+    total_steps = int(info.length.sum())
     if env.specs.by_return:
         returns = np.where(steps.executed, steps.reward, 0.0).sum(0)
         return {
             "return": float(returns.mean()),
             "std": float(returns.std(ddof=1)),
-            "steps": int(info.length.sum()),
+            "steps": total_steps,
         }
-    by_mode = {str(int(m)): _share(info.success[info.mode == m]) for m in np.unique(info.mode)}
-    return {"success": _share(info.success), "by_mode": by_mode, "steps": int(info.length.sum())}
+    by_mode = {
+        str(int(mode)): _success_count(info.success[info.mode == mode])
+        for mode in np.unique(info.mode)
+    }
+    return {"success": _success_count(info.success), "by_mode": by_mode, "steps": total_steps}
 
 
-def _share(success: np.ndarray) -> list[int]:
+def _success_count(success: np.ndarray) -> list[int]:
+    """[successes, episodes]."""
     return [int(success.sum()), int(success.size)]
 
 
 def speed(env: Env, count: int, repeats: int) -> dict[str, float]:
-    """Control steps/s of ``count`` environments, of plain physics, and the ratio of each pair of runs."""
-    steps = min(STEPS // count, 20)
-    programs = {"task": _task(env, count, steps)}
+    """Control steps/s of ``count`` environments and of plain physics, and their ratio."""
+    steps = min(TOTAL_STEPS // count, MAX_STEPS)
+    programs = {"task": _make_task_steps(env, count, steps)}
     if env.scene is not None:
-        programs["physics"] = physics(env, count, steps)
-    spent = timing.measure(programs, repeats)
-    rates = {name: count * steps / spent[name].seconds for name in programs}
-    told: dict[str, float] = {f"{name}_steps_per_s": round(rate) for name, rate in rates.items()}
-    if "physics" in spent:
-        found = timing.ratio(spent["physics"].wall, spent["task"].wall)
-        told |= {"of_physics": round(found.median, 3), "spread": round(found.spread, 3)}
-    return told
+        programs["physics"] = make_physics(env, count, steps)
+    seconds = timing.measure(programs, repeats)
+    figures: dict[str, float] = {
+        f"{name}_steps_per_s": round(count * steps / seconds[name].median_wall) for name in programs
+    }
+    if "physics" in seconds:
+        ratio = timing.paired_ratio(seconds["physics"].wall, seconds["task"].wall)
+        figures["of_physics"] = round(ratio.median, 3)
+        figures["spread"] = round(ratio.spread, 3)
+    return figures
 
 
-def _task(env: Env, count: int, steps: int) -> Callable[[], Any]:
-    start = jax.jit(jax.vmap(env.reset))(jax.random.split(jax.random.key(0), count))
+def _make_task_steps(env: Env, count: int, steps: int) -> Callable[[], Any]:
+    """So many control steps of ``count`` environments, each with one random action."""
+    state = jax.jit(jax.vmap(env.reset))(jax.random.split(jax.random.key(0), count))
     actions = jax.random.uniform(
         jax.random.key(1), (count, env.specs.action_dim), minval=-1, maxval=1
     )
 
     @jax.jit
     def run(state: Any, actions: jax.Array) -> Any:
-        return jax.lax.scan(
-            lambda s, _: (jax.vmap(env.step)(s, actions), None), state, None, length=steps
-        )[0].obs
+        def step(state: Any, _: None) -> tuple[Any, None]:
+            return jax.vmap(env.step)(state, actions), None
 
-    return lambda: run(start, actions)
+        state, _ = jax.lax.scan(step, state, None, length=steps)
+        return state.obs
+
+    return lambda: run(state, actions)
 
 
-def physics(env: Env, count: int, steps: int) -> Callable[[], Any]:
-    """Bare ``mjx.step`` for so many control steps from the task's own starts, all with one control."""
+def make_physics(env: Env, count: int, steps: int) -> Callable[[], Any]:
+    """Bare ``mjx.step`` for so many control steps from the task's start states, without control."""
     assert env.scene is not None
     scene = env.scene()
     model: mujoco.MjModel = scene.physics
     substeps = round(env.specs.control_dt / model.opt.timestep)
     starts = jax.jit(jax.vmap(env.reset))(jax.random.split(jax.random.key(0), count))
-    device_model, data = mjx.put_model(model, impl="jax"), mjx.make_data(model, impl="jax")
+    device_model = mjx.put_model(model, impl="jax")
+    data = mjx.make_data(model, impl="jax")
+
+    def step(data: Any, _: None) -> tuple[Any, None]:
+        with jax.numpy_rank_promotion("allow"):
+            return mjx.step(device_model, data), None
 
     @jax.jit
+    @jax.vmap
     def run(qpos: jax.Array) -> Any:
-        def one(qpos: jax.Array) -> Any:
-            def step(data: Any, _: None) -> tuple[Any, None]:
-                with jax.numpy_rank_promotion("allow"):
-                    return mjx.step(device_model, data), None
+        end, _ = jax.lax.scan(step, data.replace(qpos=qpos), None, length=steps * substeps)
+        return end.qpos
 
-            return jax.lax.scan(step, data.replace(qpos=qpos), None, length=steps * substeps)[
-                0
-            ].qpos
-
-        return jax.vmap(one)(qpos)
-
-    own = hasattr(starts.physics, "body")  # a suite's task draws what it simulates
-    qpos = (
-        starts.physics.body.qpos
-        if own
-        else jax.vmap(lambda state: scene.pose(state)["qpos"])(starts)
-    )
+    if hasattr(starts.physics, "body"):  # a suite's task renders the state that it simulates
+        qpos = starts.physics.body.qpos
+    else:
+        qpos = jax.vmap(lambda state: scene.pose(state)["qpos"])(starts)
     return lambda: run(qpos)
 
 

@@ -1,4 +1,4 @@
-"""Acting, policy sampling included, against bare physics stepping of as many environments."""
+"""Acting, with sampling of the policy, against bare physics stepping of as many environments."""
 
 from __future__ import annotations
 
@@ -10,12 +10,13 @@ from typing import Any
 import jax
 
 from benchmarks import environments, setup, timing
+from gcp_jax import envs, mesh
 from gcp_jax.learner import rollout
-from gcp_jax.types import Array, PyTree
+from gcp_jax.types import PRNGKey, PyTree
 
 TASKS = ("peg_insert", "pick_place")
-COUNTS = (256, 1024)
-ROWS = 2  # chunks of one timed run
+COUNTS = (256, 1024)  # environments
+UNROLL_CHUNKS = 2  # of one timed run
 
 
 def run(*, quick: bool) -> Iterator[timing.Measured]:
@@ -26,25 +27,30 @@ def run(*, quick: bool) -> Iterator[timing.Measured]:
 
 
 def measure(task: str, count: int, repeats: int) -> dict[str, Any]:
-    """OGPO with the default policy acts in ``count`` environments, the best of its chains by its critics."""
-    made = setup.make(task, finetune__envs=count, finetune__rows=ROWS)
-    train = jax.tree.map(lambda x: x[0], made.start()._replace(store=None, base=None, clock=None))
-    steps = ROWS * made.config.policy.chunk
+    """OGPO acts with the default policy; the best of its samples by its critics is executed."""
+    made = setup.make_run(task, finetune__envs=count, finetune__unroll_chunks=UNROLL_CHUNKS)
+    train = mesh.take_seed(made.start(), made.learner.partition_spec, 0)
+    steps = UNROLL_CHUNKS * made.config.policy.chunk
 
     @jax.jit
-    def collect(state: PyTree, workers: PyTree, key: Array) -> PyTree:
-        act = partial(made.algorithm.act, state)
+    def collect(state: PyTree, env_state: PyTree, key: PRNGKey) -> PyTree:
         return rollout.collect(
-            made.task.env, act, workers, key, length=ROWS, pool=made.collection.pool
+            made.task.env,
+            partial(made.algorithm.act, state),
+            env_state,
+            key,
+            unroll_chunks=UNROLL_CHUNKS,
+            reset_pool=made.config.finetune.reset_pool_size,
         )
 
     programs = {
-        "rollout": lambda: collect(train.state, train.env, train.key),
-        "physics": environments.physics(environments.envs.make(task), count, steps),
+        "rollout": lambda: collect(train.learner.state, train.env_state, train.learner.key),
+        "physics": environments.make_physics(envs.make(task), count, steps),
     }
-    spent = timing.measure(programs, repeats)
-    rates = {f"{name}_steps_per_s": round(count * steps / spent[name].seconds) for name in programs}
-    return {
-        **rates,
-        "of_physics": timing.ratio(spent["physics"].wall, spent["rollout"].wall).told(),
+    seconds = timing.measure(programs, repeats)
+    figures: dict[str, Any] = {
+        f"{name}_steps_per_s": round(count * steps / seconds[name].median_wall) for name in programs
     }
+    ratio = timing.paired_ratio(seconds["physics"].wall, seconds["rollout"].wall)
+    figures["of_physics"] = ratio.figures()
+    return figures

@@ -1,9 +1,10 @@
-"""Seeds in one program against as many separate runs, compiling included.
+"""Several seeds in one program against as many separate runs, compilation included.
 
-A run is measured by its compile (tracing included, no cache) and the median of its segments, of two chunks, and told for
-the segments that the task's configuration has; separate runs, one after the other, take as often as long as the lone seed.
-``throughput`` is how many times faster the one program is, ``without_compiling`` the same of the segments alone, ``spread`` that
-of a segment's seconds over their median.
+A run is estimated from its compilation (tracing included, without a cache) and the median of its
+segments, of two chunks each, times the number of segments that the task's configuration has.
+Separate runs, one after the other, take as often as long as the run of one seed. ``throughput`` is
+the time of the separate runs over that of the one program, ``without_compiling`` the same of the
+segments alone, ``spread`` the range of a segment's seconds over their median.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 
@@ -21,48 +22,57 @@ SEEDS: tuple[int, ...] = (1, 2, 4, 8, 16)
 TASK = "peg_insert"
 
 
+class ProgramSeconds(NamedTuple):
+    """Times of one program."""
+
+    compiling: float
+    segments: list[float]  # each measured segment
+
+
 def run(*, quick: bool) -> Iterator[timing.Measured]:
     """Every number of seeds."""
-    counts, repeats = ((1, 2), 2) if quick else (SEEDS, 5)
-    fields: dict[str, Any] = {"finetune__envs": 8, "policy__hidden": (16, 16)} if quick else {}
+    counts = SEEDS
+    repeats = 5
+    fields: dict[str, Any] = {}
+    if quick:
+        counts = (1, 2)
+        repeats = 2
+        fields = {"finetune__envs": 8, "policy__hidden": (16, 16)}
     jax.config.update("jax_enable_compilation_cache", False)
-    alone: tuple[float, list[float]] | None = None
+    one_seed: ProgramSeconds | None = None
     for count in counts:
-        compiling, spent, segments = measure(count, repeats, **fields)
-        alone = alone or (compiling, spent)
-        yield (
-            f"{count} seeds" if count > 1 else "1 seed",
-            told(count, compiling, spent, alone, segments),
-        )
+        seconds, segments = measure(count, repeats, **fields)
+        one_seed = one_seed or seconds
+        name = f"{count} seeds" if count > 1 else "1 seed"
+        yield name, figures(count, seconds, one_seed, segments)
 
 
-def measure(count: int, repeats: int, **fields: Any) -> tuple[float, list[float], int]:
-    """(seconds to compile, seconds of every segment, segments of a whole run) of ``count`` seeds in one program."""
-    made = setup.make(TASK, seeds=count, finetune__rows=setup.ROWS, **fields)
+def measure(count: int, repeats: int, **fields: Any) -> tuple[ProgramSeconds, int]:
+    """Times of ``count`` seeds in one program, and the number of segments of a run."""
+    made = setup.make_run(TASK, seeds=count, finetune__unroll_chunks=setup.UNROLL_CHUNKS, **fields)
     train = made.start()
     began = time.perf_counter()
     segment = made.learner.compile(train).segment
     compiling = time.perf_counter() - began
-    spent = timing.measure({"segment": setup.stepper(segment, train)}, repeats)
-    return compiling, spent["segment"].wall, made.size.segments
+    seconds = timing.measure({"segment": setup.make_stepper(segment, train)}, repeats)
+    return ProgramSeconds(compiling, seconds["segment"].wall), made.sizes.segments
 
 
-def told(
-    count: int,
-    compiling: float,
-    spent: list[float],
-    alone: tuple[float, list[float]],
-    segments: int,
+def figures(
+    count: int, seconds: ProgramSeconds, one_seed: ProgramSeconds, segments: int
 ) -> dict[str, Any]:
     """Seconds of the program and of as many separate runs, and what the program gains."""
-    segment, lone = statistics.median(spent), statistics.median(alone[1])
-    together, apart = compiling + segments * segment, count * (alone[0] + segments * lone)
+    segment = statistics.median(seconds.segments)
+    segment_of_one = statistics.median(one_seed.segments)
+    together = seconds.compiling + segments * segment
+    separate = count * (one_seed.compiling + segments * segment_of_one)
+    spread = max(seconds.segments) - min(seconds.segments)
     return {
-        "compile_s": round(compiling, 1),
+        "compile_s": round(seconds.compiling, 1),
         "segment_s": round(segment, 2),
         "run_s": round(together, 1),
-        "separate_s": round(apart, 1),
-        "throughput": round(apart / together, 2),
-        "without_compiling": round(count * lone / segment, 2),
-        "spread": round((max(spent) - min(spent)) / segment, 2),
+        "separate_s": round(separate, 1),
+        "throughput": round(separate / together, 2),
+        "without_compiling": round(count * segment_of_one / segment, 2),
+        "spread": round(spread / segment, 2),
     }

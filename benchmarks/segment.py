@@ -1,4 +1,4 @@
-"""Where the time of a segment goes: physics, sampling, updates, and everything else."""
+"""Where the time of a segment goes: physics, sampling, updates, and the rest."""
 
 from __future__ import annotations
 
@@ -10,70 +10,98 @@ import jax
 import jax.numpy as jnp
 
 from benchmarks import environments, setup, timing
-from gcp_jax import algorithms
+from gcp_jax import algorithms, envs
 from gcp_jax.experiments.plan import plan
 from gcp_jax.learner import xla_options
-from gcp_jax.types import Array, PyTree
+from gcp_jax.types import Array, PRNGKey, PyTree
 
 METHODS = ("ogpo", "dsrl", "residual", "expo", "qc", "fql", "dppo")
 
 
 def run(*, quick: bool) -> Iterator[timing.Measured]:
-    """Every method on ``peg_insert`` with its defaults for many environments."""
-    methods, envs = (("qc",), 8) if quick else (METHODS, 64)
-    for method in methods:
-        yield method, measure("peg_insert", method, envs, 2 if quick else 5)
+    """Every method on ``peg_insert`` with its defaults."""
+    if quick:
+        yield "qc", measure("peg_insert", "qc", num_envs=8, repeats=2)
+        return
+    for method in METHODS:
+        yield method, measure("peg_insert", method, num_envs=64, repeats=5)
 
 
-def measure(task: str, method: str, envs: int, repeats: int) -> dict[str, Any]:
-    """Milliseconds of a segment and of its parts alone; ``rest`` is what is left: rewards, resets, replay, diagnostics."""
-    once = algorithms.on_policy(algorithms.load(method))  # it makes its minibatches of the rows
-    short = {} if once else {"finetune__rows": setup.ROWS}
-    made = setup.make(task, method, finetune__envs=envs, **short)
-    algorithm, rows, specs = made.algorithm, made.size.rows, made.size.specs
+def measure(task: str, method: str, num_envs: int, repeats: int) -> dict[str, Any]:
+    """Milliseconds of a segment and of each of its parts alone, as ``figures`` returns them."""
+    fields: dict[str, Any] = {"finetune__envs": num_envs}
+    if not algorithms.on_policy(algorithms.load(method)):
+        # An on-policy method needs the rows of a whole segment for its minibatches.
+        fields["finetune__unroll_chunks"] = setup.UNROLL_CHUNKS
+    made = setup.make_run(task, method, **fields)
     train = made.start()
     segment = made.learner.compile(train).segment
-    state = jax.tree.map(lambda x: jnp.copy(x[0]), train.state)
-    obs, key = jnp.zeros((envs, specs.obs_dim)), jax.random.key(0)
+    state = jax.tree.map(lambda x: jnp.copy(x[0]), train.learner.state)
+    env_steps = made.sizes.unroll_chunks * made.sizes.specs.chunk
+    programs = {
+        "segment": setup.make_stepper(segment, train),
+        "physics": environments.make_physics(envs.make(task), num_envs, env_steps),
+        "sampling": _make_sampling(made, state),
+        "updates": _make_updates(made, state),
+    }
+    return figures(timing.measure(programs, repeats))
+
+
+def _make_sampling(made: setup.BenchmarkRun, state: PyTree) -> Any:
+    """The policy's actions for a segment, one call after the other."""
+    obs = jnp.zeros((made.config.finetune.envs, made.sizes.specs.obs_dim))
 
     @jax.jit
-    def sample(state: PyTree, key: Array) -> Array:
-        def act(total: Array, key: Array) -> tuple[Array, None]:
-            chunk, _ = algorithm.act(state, obs + total, key)
+    def sample(state: PyTree, key: PRNGKey) -> Array:
+        def act(total: Array, key: PRNGKey) -> tuple[Array, None]:
+            chunk, _ = made.algorithm.act(state, obs + total, key)
             return total + jnp.mean(chunk), None
 
-        return jax.lax.scan(act, jnp.float32(0), jax.random.split(key, rows))[0]
+        keys = jax.random.split(key, made.sizes.unroll_chunks)
+        total: Array
+        total, _ = jax.lax.scan(act, jnp.float32(0), keys)
+        return total
 
-    shapes = plan.batches(algorithm, specs, state, rows=rows, columns=envs)
+    key = jax.random.key(0)
+    return lambda: sample(state, key)
+
+
+def _make_updates(made: setup.BenchmarkRun, state: PyTree) -> Any:
+    """The updates of a segment, on batches of ones."""
+    algorithm = made.algorithm
+    shapes = plan.batches(
+        algorithm,
+        made.sizes.specs,
+        state,
+        rows=made.sizes.unroll_chunks,
+        columns=made.config.finetune.envs,
+    )
     batches = jax.tree.map(lambda x: jnp.ones(x.shape, x.dtype), shapes)
 
     @partial(jax.jit, compiler_options=xla_options.learning_options())
-    def update(state: PyTree, batches: PyTree, key: Array) -> PyTree:
+    def update(state: PyTree, batches: PyTree, key: PRNGKey) -> PyTree:
         keys = jax.random.split(key, algorithm.source.updates)
         return jax.lax.scan(
             lambda state, inputs: algorithm.update(state, *inputs), state, (batches, keys)
         )
 
-    programs = {
-        "segment": setup.stepper(segment, train),
-        "physics": environments.physics(environments.envs.make(task), envs, rows * specs.chunk),
-        "sampling": lambda: sample(state, key),
-        "updates": lambda: update(state, batches, key),
-    }
-    return told(timing.measure(programs, repeats))
+    key = jax.random.key(0)
+    return lambda: update(state, batches, key)
 
 
-def told(spent: Mapping[str, timing.Spent]) -> dict[str, Any]:
-    """Milliseconds of the segment and of its parts, their shares of it, and what they leave over."""
-    parts = [name for name in spent if name != "segment"]
-    whole = spent["segment"].wall
-    together = [sum(spent[part].wall[i] for part in parts) for i in range(len(whole))]
-    shares = {part: round(timing.ratio(spent[part].wall, whole).median, 3) for part in parts}
-    rest = timing.ratio(together, whole)
-    milliseconds = {f"{name}_ms": round(1e3 * times.seconds, 2) for name, times in spent.items()}
-    return {
-        **milliseconds,
-        **shares,
-        "rest": round(1.0 - rest.median, 3),
-        "spread": round(rest.spread, 3),
-    }
+def figures(seconds: Mapping[str, timing.Seconds]) -> dict[str, Any]:
+    """Milliseconds of the segment and of its parts, their shares of it, and the share of the rest.
+
+    ``rest`` is rewards, resets, replay and diagnostics.
+    """
+    parts = [name for name in seconds if name != "segment"]
+    whole = seconds["segment"].wall
+    sums = [sum(seconds[part].wall[i] for part in parts) for i in range(len(whole))]
+    measured = timing.paired_ratio(sums, whole)
+    result = {f"{name}_ms": round(1e3 * s.median_wall, 2) for name, s in seconds.items()}
+    for part in parts:
+        share = timing.paired_ratio(seconds[part].wall, whole).median
+        result[part] = round(share, 3)
+    result["rest"] = round(1.0 - measured.median, 3)
+    result["spread"] = round(measured.spread, 3)
+    return result

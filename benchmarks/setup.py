@@ -1,4 +1,4 @@
-"""The learner of a run as ``gcp-jax train`` builds it, without its folder."""
+"""The learner of a run as ``gcp-jax train`` builds it, without a folder."""
 
 from __future__ import annotations
 
@@ -9,69 +9,73 @@ import jax
 import jax.numpy as jnp
 import ml_collections
 
-from gcp_jax import mesh as mesh_lib
 from gcp_jax.config import RunConfig
-from gcp_jax.core import policy
-from gcp_jax.experiments import assemble
-from gcp_jax.learner import diagnostics, loop
-from gcp_jax.run import training
-from gcp_jax.types import Algorithm, PyTree
+from gcp_jax.experiments import assemble, run_config
+from gcp_jax.learner import loop
+from gcp_jax.run.assemble import FinetuneSetup, assemble_finetuning
+from gcp_jax.run.sizes import RunSizes
+from gcp_jax.run.task import TaskInterface
+from gcp_jax.types import Algorithm, PyTree, Train
 
-ROWS = 2  # chunks of a measured segment: fewer than a run's, in the same proportion to its updates
+UNROLL_CHUNKS = (
+    2  # of a measured segment: fewer than a run's, in the same proportion to its updates
+)
 
 
-class Setup(NamedTuple):
+class BenchmarkRun(NamedTuple):
     """A configured run with an untrained policy; learning starts in the first segment."""
 
     config: RunConfig
-    task: training.TaskInterface
-    size: training.Sizes
-    algorithm: Algorithm
-    collection: loop.CollectConfig
+    task: TaskInterface
+    finetuning: FinetuneSetup
     learner: loop.Learner
     pretrained: PyTree
 
-    def start(self) -> PyTree:
-        """The initial Train."""
+    @property
+    def sizes(self) -> RunSizes:
+        """The sizes of finetuning."""
+        return self.finetuning.sizes
+
+    @property
+    def algorithm(self) -> Algorithm:
+        """The method."""
+        return self.finetuning.algorithm
+
+    def start(self) -> Train:
+        """The initial state."""
         return self.learner.init(jnp.arange(self.config.seeds), self.pretrained)
 
 
-def configured(env: str, method: str, fields: Mapping[str, Any]) -> ml_collections.ConfigDict:
-    """The defaults of many environments at once with other ``fields``, by their dotted names."""
-    config = assemble.defaults(env=env)
-    assemble.apply_many_env_preset(config)
-    assemble.set_algorithm(config, method)
-    assemble.override(config, fields)
+def make_config(env: str, method: str, fields: Mapping[str, Any]) -> ml_collections.ConfigDict:
+    """The defaults of a task and a method without warm-up; ``fields`` override them."""
+    config = run_config.defaults(env=env)
+    run_config.set_algorithm(config, method)
+    run_config.override(config, {"finetune.learning_starts": 0, **fields})
     return config
 
 
-def make(env: str, method: str = "ogpo", **fields: Any) -> Setup:
-    """Build a run; ``fields`` by their names with ``__`` for the dot, as ``finetune__envs=1024``."""
-    config = assemble.frozen_config(
-        configured(env, method, {name.replace("__", "."): value for name, value in fields.items()})
-    )
+def make_run(env: str, method: str = "ogpo", **fields: Any) -> BenchmarkRun:
+    """Build a run; names of ``fields`` have ``__`` for the dot, as in ``finetune__envs=1024``."""
+    dotted = {name.replace("__", "."): value for name, value in fields.items()}
+    config = run_config.frozen_config(make_config(env, method, dotted))
     task = assemble.make_task(config, film=False)
-    size = training.run_sizes(config, task.env.specs)
-    base = policy.make_policy(config.policy, size.specs)
-    algorithm = training.build_algorithm(config, base, size)
-    collection = loop.CollectConfig(
-        task.env, config.finetune.envs, size.rows, config.finetune.reset_pool_size
-    )
-    built = loop.build_learner(
-        algorithm,
-        size.specs,
-        mesh=mesh_lib.make_mesh(config.seeds, data=config.data_parallel),
-        seeds=config.seeds,
-        collection=collection,
-        diagnose=diagnostics.make(algorithm, base, config.algorithm_config.gamma),
-    )
-    return Setup(
-        config, task, size, algorithm, collection, built, jax.jit(base.untrained)(jax.random.key(0))
+    finetuning = assemble_finetuning(config, task)
+    return BenchmarkRun(
+        config=config,
+        task=task,
+        finetuning=finetuning,
+        learner=finetuning.build_learner(),
+        pretrained=jax.jit(finetuning.policy.untrained)(jax.random.key(0)),
     )
 
 
-def stepper(segment: Any, train: PyTree) -> Callable[[], PyTree]:
-    """A compiled segment that goes on from where it was at every call, and gives its metrics."""
+def make_stepper(segment: Callable[[Train], Any], train: Train) -> Callable[[], PyTree]:
+    """A function that trains one more segment at every call and returns its metrics.
+
+    Args:
+      segment: a compiled segment.
+      train: the state to start from; it is consumed.
+    """
 
     def step() -> PyTree:
         nonlocal train

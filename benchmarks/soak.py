@@ -1,10 +1,13 @@
-"""A long OGPO training on ``peg_insert`` with kills (SIGKILL) in between: does its memory grow, does it compile again, is a row lost?
+"""A long OGPO training with kills: memory growth, recompilation, and lost rows.
 
-    python -m benchmarks.soak [--minutes=45] [--kills=4] [--seed=0] [--task=peg_insert] [FIELD=VALUE …]
+    python -m benchmarks.soak [--minutes=45] [--kills=4] [--seed=0] [--task=peg_insert]
+                              [FIELD=VALUE …]
 
-All of the task's defaults but for the length, which is endless, and the fields given. The moments are drawn from ``seed``. A life, from a
-start to its end, is steady after its second evaluation and its first checkpoint: from there on the slope of its resident memory is fitted
-and what it compiles is counted (``jax_log_compiles``). Ends with 1 where something was compiled again or the rows have a gap.
+The training has the task's defaults, except for its length, which is endless, and the given fields.
+It is killed (SIGKILL) at random moments. A life is the time from a start to its end. It is steady
+after its second evaluation and its first checkpoint: from there on a slope is fitted to its
+resident memory, and its compilations are counted (``jax_log_compiles``). The exit code is 1 if
+something was compiled again or the rows have a gap.
 """
 
 from __future__ import annotations
@@ -26,49 +29,59 @@ from typing import IO, Any, NamedTuple
 import numpy as np
 import psutil
 
-from gcp_jax.run import metrics
+from gcp_jax.run import checkpoint, metrics
 
 MIB = 2**20
-EVERY = 2.0  # seconds between samples
+INTERVAL = 2.0  # seconds between samples
+MIN_STEADY = 120.0  # seconds of steady samples for a slope
+
+
+class Compilation(NamedTuple):
+    """A line of ``jax_log_compiles``."""
+
+    seconds: float  # since the start
+    what: str
 
 
 class Life(NamedTuple):
-    """One process. samples [N, 2]: seconds since the start and bytes of resident memory; compiled: (seconds, what)."""
+    """One process of the training."""
 
-    samples: np.ndarray
-    compiled: list[tuple[float, str]]
-    steady: float  # seconds; infinite where it never came so far
+    samples: np.ndarray  # [N, 2]: seconds since the start, bytes of resident memory
+    compilations: list[Compilation]
+    steady_from: float  # seconds; infinite if it was killed before
     rows: int  # of finetuning that it wrote
 
-    def told(self) -> dict[str, Any]:
-        """Its figures; the slopes need two minutes of steady samples."""
-        seconds, memory = self.samples[self.samples[:, 0] > self.steady].T
-        enough = len(seconds) * EVERY > 120
+    def figures(self) -> dict[str, Any]:
+        """Its figures; the slopes are None with fewer than ``MIN_STEADY`` seconds of samples."""
+        seconds, memory = self.samples[self.samples[:, 0] > self.steady_from].T
+        steady_seconds = len(seconds) * INTERVAL
+        mib = slope = late_slope = None
+        if steady_seconds > MIN_STEADY:
+            mib = [round(float(x) / MIB) for x in (memory[0], memory[-1], memory.max())]
+            half = len(seconds) // 2
+            slope = _mib_per_hour(seconds, memory)
+            late_slope = _mib_per_hour(seconds[half:], memory[half:])
+        again = [each.what for each in self.compilations if each.seconds > self.steady_from]
         return {
             "minutes": round(self.samples[-1, 0] / 60, 1),
-            "steady_minutes": round(len(seconds) * EVERY / 60, 1),
+            "steady_minutes": round(steady_seconds / 60, 1),
             "rows": self.rows,
-            "mib": [round(float(x) / MIB) for x in (memory[0], memory[-1], memory.max())]
-            if enough
-            else None,
-            "mib_per_hour": _slope(seconds, memory) if enough else None,
-            "mib_per_hour_of_the_second_half": _slope(
-                *(x[len(x) // 2 :] for x in (seconds, memory))
-            )
-            if enough
-            else None,
-            "compiled": len(self.compiled),
-            "compiled_again": [what for at, what in self.compiled if at > self.steady],
+            "mib": mib,
+            "mib_per_hour": slope,
+            "mib_per_hour_of_the_second_half": late_slope,
+            "compiled": len(self.compilations),
+            "compiled_again": again,
         }
 
 
-def _slope(seconds: np.ndarray, memory: np.ndarray) -> float:
-    """MiB an hour, by least squares."""
-    return round(float(np.polyfit(seconds, memory, 1)[0]) * 3600 / MIB, 1)
+def _mib_per_hour(seconds: np.ndarray, memory: np.ndarray) -> float:
+    """The slope of memory, by least squares."""
+    slope, _ = np.polyfit(seconds, memory, 1)
+    return round(float(slope) * 3600 / MIB, 1)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Do it and tell; 1 where something was compiled again or a row is missing."""
+    """Train and print the figures; the exit code."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -77,90 +90,100 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--task", default="peg_insert")
     parser.add_argument("fields", nargs="*", metavar="FIELD=VALUE")
-    chosen = parser.parse_args(argv)
-    source, seconds = random.Random(chosen.seed), 60 * chosen.minutes
-    moments = [*sorted(source.uniform(0, seconds) for _ in range(chosen.kills)), seconds]
+    arguments = parser.parse_args(argv)
+    source = random.Random(arguments.seed)
+    duration = 60 * arguments.minutes
+    ends = [*sorted(source.uniform(0, duration) for _ in range(arguments.kills)), duration]
+    lives: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as folder:
-        run, began, lives = Path(folder) / "run", time.monotonic(), []
-        for moment in moments:
-            lives.append(lived(command(chosen.task, run, chosen.fields), run, began + moment))
-            print(json.dumps(lives[-1].told()), file=sys.stderr)
-        gaps = missing(run)
-    told = {"kills": chosen.kills, "lives": [life.told() for life in lives], "gaps": gaps}
-    print(json.dumps(told, indent=1))
-    return 1 if gaps or any(life["compiled_again"] for life in told["lives"]) else 0
+        run = Path(folder) / "run"
+        command = make_command(arguments.task, run, arguments.fields)
+        began = time.monotonic()
+        for end in ends:
+            lives.append(live(command, run, began + end).figures())
+            print(json.dumps(lives[-1]), file=sys.stderr)
+        gaps = find_gaps(run)
+    print(json.dumps({"kills": arguments.kills, "lives": lives, "gaps": gaps}, indent=1))
+    return 1 if gaps or any(life["compiled_again"] for life in lives) else 0
 
 
-def command(task: str, run: Path, fields: Sequence[str]) -> list[str]:
+def make_command(task: str, run: Path, fields: Sequence[str]) -> list[str]:
     """The endless training, in this folder."""
-    program = [
-        sys.executable,
-        "-m",
-        "gcp_jax.launch.cli.main",
-        "train",
+    program = [sys.executable, "-m", "gcp_jax.launch.cli.main", "train"]
+    flags = [
         f"--config=experiments/configs/{task}.py",
-    ]
-    own = [
-        f"--config.run_dir={run}",
+        f"--run_dir={run}",
         "--config.finetune.env_steps=1000000000",
         "--config.video=False",
     ]
-    return [*program, *own, *(f"--config.{field}" for field in fields)]
+    return [*program, *flags, *(f"--config.{field}" for field in fields)]
 
 
-def lived(command: Sequence[str], run: Path, until: float) -> Life:
-    """Start the training, watch it, and kill it at ``until``. Raises RuntimeError where it ends by itself."""
-    began, steady = time.monotonic(), float("inf")
+def live(command: Sequence[str], run: Path, until: float) -> Life:
+    """Start the training, watch it, and kill it at ``until`` (``time.monotonic``).
+
+    Raises:
+      RuntimeError: it ends by itself.
+    """
+    began = time.monotonic()
     samples: list[tuple[float, int]] = []
-    compiled: list[tuple[float, str]] = []
-    rows, evaluations = (len(metrics.rows(run / name)) for name in ("metrics.jsonl", "eval.jsonl"))
-    saved = _saved(run)
-    environment = {**os.environ, "JAX_LOG_COMPILES": "1"}
+    compilations: list[Compilation] = []
+    steady_from = float("inf")
+    rows = _count_rows(run, "metrics.jsonl")
+    evaluations = _count_rows(run, "eval.jsonl")
+    saved = _saved_clock(run)
     with subprocess.Popen(
-        command, env=environment, text=True, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
+        command,
+        env={**os.environ, "JAX_LOG_COMPILES": "1"},
+        text=True,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
     ) as process:
         assert process.stderr is not None
-        listener = threading.Thread(target=_listen, args=(process.stderr, began, compiled))
+        listener = threading.Thread(target=_listen, args=(process.stderr, began, compilations))
         listener.start()
         while time.monotonic() < until:
             if process.poll() is not None:
                 raise RuntimeError(f"{' '.join(command)} ended with {process.returncode}.")
-            at = time.monotonic() - began
-            samples.append((at, psutil.Process(process.pid).memory_info().rss))
+            seconds = time.monotonic() - began
+            samples.append((seconds, psutil.Process(process.pid).memory_info().rss))
             if (
-                np.isinf(steady)
-                and len(metrics.rows(run / "eval.jsonl")) >= evaluations + 2
-                and _saved(run) > saved
+                np.isinf(steady_from)
+                and _count_rows(run, "eval.jsonl") >= evaluations + 2
+                and _saved_clock(run) > saved
             ):
-                steady = at + EVERY
-            time.sleep(EVERY)
+                steady_from = seconds + INTERVAL
+            time.sleep(INTERVAL)
         process.kill()
         listener.join()
     return Life(
-        np.asarray(samples), compiled, steady, len(metrics.rows(run / "metrics.jsonl")) - rows
+        samples=np.asarray(samples),
+        compilations=compilations,
+        steady_from=steady_from,
+        rows=_count_rows(run, "metrics.jsonl") - rows,
     )
 
 
-def _listen(stream: IO[str], began: float, compiled: list[tuple[float, str]]) -> None:
+def _listen(stream: IO[str], began: float, compilations: list[Compilation]) -> None:
     for line in stream:
         if "Compiling " in line:
-            compiled.append((time.monotonic() - began, line.strip()[:200]))
+            compilations.append(Compilation(time.monotonic() - began, line.strip()[:200]))
 
 
-def _saved(run: Path) -> int:
-    """The clock of the newest checkpoint of finetuning."""
-    names = [path.name for path in run.glob("checkpoints/finetune/*") if path.name.isdigit()]
-    return max(map(int, names), default=0)
+def _count_rows(run: Path, name: str) -> int:
+    return len(metrics.rows(run / name))
 
 
-def missing(run: Path) -> list[list[int]]:
-    """Pairs of neighbouring finetuning rows that are not one segment apart."""
-    found = [
-        row["env_steps"]
-        for row in metrics.rows(run / "metrics.jsonl")
-        if row["stage"] == "finetune"
-    ]
-    return [[a, b] for a, b in itertools.pairwise(found) if b - a != found[0]]
+def _saved_clock(run: Path) -> int:
+    """The clock of the newest checkpoint of finetuning; 0 if there is none."""
+    return checkpoint.latest(run / "checkpoints" / "finetune") or 0
+
+
+def find_gaps(run: Path) -> list[list[int]]:
+    """Env steps of neighboring rows of finetuning that are not one segment apart."""
+    rows = metrics.rows(run / "metrics.jsonl")
+    steps = [row["env_steps"] for row in rows if row["stage"] == "finetune"]
+    return [[a, b] for a, b in itertools.pairwise(steps) if b - a != steps[0]]
 
 
 if __name__ == "__main__":

@@ -1,4 +1,7 @@
-"""Times of several programs in one process, interleaved, so that a noisy machine is as unkind to one as to the other."""
+"""Times of several programs in one process.
+
+The programs run in turn, so that other work on the machine disturbs all of them alike.
+"""
 
 from __future__ import annotations
 
@@ -13,54 +16,55 @@ import jax
 Measured = tuple[str, dict[str, Any]]  # a case's name and its figures
 
 
-class Spent(NamedTuple):
-    """Seconds by the clock and by the processor, one entry a run."""
+class Seconds(NamedTuple):
+    """Seconds of the runs of one program."""
 
     wall: list[float]
-    cpu: list[float]
+    cpu: list[float]  # of all threads
 
     @property
-    def seconds(self) -> float:
+    def median_wall(self) -> float:
         """Median by the clock."""
         return statistics.median(self.wall)
 
     @property
-    def cpu_seconds(self) -> float:
-        """Median by the processor, all threads."""
+    def median_cpu(self) -> float:
+        """Median by the processor."""
         return statistics.median(self.cpu)
 
 
 class Ratio(NamedTuple):
-    """Median of the ratios of paired runs, and their range."""
+    """Ratios of paired runs."""
 
     median: float
-    spread: float
+    spread: float  # largest minus smallest
 
-    def told(self) -> dict[str, float]:
-        """As a benchmark's result keeps it."""
+    def figures(self) -> dict[str, float]:
+        """The ratio as a benchmark's result keeps it."""
         return {"ratio": round(self.median, 3), "spread": round(self.spread, 3)}
 
 
-def measure(programs: Mapping[str, Callable[[], Any]], repeats: int) -> dict[str, Spent]:
+def measure(programs: Mapping[str, Callable[[], Any]], repeats: int) -> dict[str, Seconds]:
     """Run every program once to compile it, then all of them in turn, ``repeats`` times."""
-    spent = {name: Spent([], []) for name in programs}
-    for run in programs.values():
-        jax.block_until_ready(run())
+    seconds = {name: Seconds(wall=[], cpu=[]) for name in programs}
+    for program in programs.values():
+        jax.block_until_ready(program())
     for _ in range(repeats):
-        for name, run in programs.items():
-            wall, cpu = time.perf_counter(), time.process_time()
-            jax.block_until_ready(run())
-            spent[name].wall.append(time.perf_counter() - wall)
-            spent[name].cpu.append(time.process_time() - cpu)
-    return spent
+        for name, program in programs.items():
+            wall_start = time.perf_counter()
+            cpu_start = time.process_time()
+            jax.block_until_ready(program())
+            seconds[name].wall.append(time.perf_counter() - wall_start)
+            seconds[name].cpu.append(time.process_time() - cpu_start)
+    return seconds
 
 
-def ratio(over: Sequence[float], under: Sequence[float]) -> Ratio:
-    """over/under of each pair of runs."""
-    found = [a / b for a, b in zip(over, under, strict=True)]
-    return Ratio(statistics.median(found), max(found) - min(found))
+def paired_ratio(numerators: Sequence[float], denominators: Sequence[float]) -> Ratio:
+    """The ratio of each pair of runs."""
+    ratios = [a / b for a, b in zip(numerators, denominators, strict=True)]
+    return Ratio(median=statistics.median(ratios), spread=max(ratios) - min(ratios))
 
 
 def machine() -> str:
-    """Cores and device, as results tell them."""
+    """Cores and device, as results name them."""
     return f"{os.cpu_count()} × {jax.devices()[0].device_kind}"

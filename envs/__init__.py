@@ -1,19 +1,25 @@
-"""Tasks by name: the project's own, those of other suites by a prefix (``brax:ant``), a user's own by its module.
+"""Tasks by name: the project's own, other suites' by a prefix (``brax:ant``), a user's by module.
 
-A task's module holds a frozen ``Config``, ``make(config) -> Env`` and, where it has a demonstrator, ``QUALITY``: its noise
-levels by name. See ``docs/add_an_environment.md``.
+Here are the registry (``names``, ``load``, ``make``, ``build``), the protocol, the wrappers that
+every run uses, the contracts and domain randomization. The tasks are in ``tasks`` and ``suites``,
+what they share in ``physics`` and ``robots``, demonstrations in ``demos``, pictures in
+``rendering``.
+
+A task's module has a frozen dataclass ``Config``, ``make(config) -> Env`` and, if it has a
+demonstrator, ``QUALITY``: noise levels by name. See ``docs/guides/add_an_environment.md``.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import importlib
 from collections.abc import Callable, Mapping
+from types import ModuleType
 from typing import Any, NamedTuple
 
 from gcp_jax import config_fields
-from gcp_jax.config_fields import FINITE, NON_NEGATIVE, POSITIVE, POSITIVE_INT, Bounds
+from gcp_jax.config_fields import suggest
+from gcp_jax.envs.physics.mjx import Backend
 from gcp_jax.envs.protocol import Env
 from gcp_jax.envs.randomize import Randomize, randomize_env
 
@@ -33,30 +39,15 @@ _NAMES = (
 )
 
 SUITES = {"brax": "gcp_jax.envs.suites.brax", "playground": "gcp_jax.envs.suites.playground"}
-"""Adapters by prefix: each module has ``names()`` and ``definition(name) -> Definition``."""
+"""Adapters by prefix: each module has ``names()`` and ``definition(name) -> TaskDefinition``."""
 
 
-_POSITIVE = ("tolerance", "speed", "step", "grip", "width", "depth", "side", "still", "friction")
-_NOT_NEGATIVE = (
-    "clearance",
-    "clear",
-    "noise",
-    "drag",
-    "yaw",
-    "turn",
-    "disc",
-    "iterations",
-    "start_y",
-    "goal_y",
-)
+class TaskDefinition(NamedTuple):
+    """A task that can be made."""
 
-
-class Definition(NamedTuple):
-    """A task that can be made. config: its frozen dataclass of settings; quality: the demonstrator's noise by level."""
-
-    config: Callable[..., Any]
-    make: Callable[[Any], Env]
-    quality: Mapping[str, float]
+    config: Callable[..., Any]  # its frozen dataclass of settings
+    make: Callable[..., Env]  # config -> Env
+    quality: Mapping[str, float]  # the demonstrator's noise by level
 
 
 def names() -> tuple[str, ...]:
@@ -64,24 +55,31 @@ def names() -> tuple[str, ...]:
     return _NAMES
 
 
-def load(name: str, module: str = "") -> Definition:
-    """The task ``name``, or that of a user's own ``module``. Raises ValueError, in one line, where there is none."""
-    suite, colon, own = name.partition(":")
+def load(name: str, module: str = "") -> TaskDefinition:
+    """The task ``name``, or that of a user's own ``module``.
+
+    Raises:
+      ValueError: in one line, if there is no such task.
+    """
+    suite, colon, name_in_suite = name.partition(":")
     if module:
-        return _of_module(_imported(module))
+        return _definition_of(_import_module(module))
     if colon:
         if suite not in SUITES:
-            raise ValueError(f"no suite is called {suite!r}; {_allowed(suite, tuple(SUITES))}")
-        found: Definition = importlib.import_module(SUITES[suite]).definition(own)
-        return found
+            raise ValueError(f"no suite is called {suite!r}; {suggest(suite, SUITES)}")
+        definition: TaskDefinition = importlib.import_module(SUITES[suite]).definition(
+            name_in_suite
+        )
+        return definition
     if name not in _NAMES:
         raise ValueError(
-            f"no environment is called {name!r}; {_allowed(name, _NAMES)}, or a suite's, e.g. brax:ant"
+            f"no environment is called {name!r}; {suggest(name, _NAMES)}, "
+            "or a suite's, e.g. brax:ant"
         )
-    return _of_module(importlib.import_module(f"gcp_jax.envs.tasks.{name}"))
+    return _definition_of(importlib.import_module(f"gcp_jax.envs.tasks.{name}"))
 
 
-def _imported(module: str) -> Any:
+def _import_module(module: str) -> ModuleType:
     try:
         return importlib.import_module(module)
     except ModuleNotFoundError as error:
@@ -92,72 +90,77 @@ def _imported(module: str) -> Any:
         ) from error
 
 
-def _of_module(module: Any) -> Definition:
+def _definition_of(module: ModuleType) -> TaskDefinition:
     for part in ("Config", "make"):
         if not hasattr(module, part):
-            raise ValueError(f"{module.__name__} has no {part}; see docs/add_an_environment.md.")
-    return Definition(module.Config, module.make, getattr(module, "QUALITY", {}))
+            raise ValueError(
+                f"{module.__name__} has no {part}; see docs/guides/add_an_environment.md."
+            )
+    return TaskDefinition(
+        config=module.Config, make=module.make, quality=getattr(module, "QUALITY", {})
+    )
 
 
 def settings(name: str, module: str = "") -> dict[str, Any]:
     """Every setting of a task with its default, as ``make`` takes them."""
-    own = dataclasses.asdict(load(name, module).config())
-    return {"name": name, "module": module, **own, "randomize": dataclasses.asdict(Randomize())}
+    defaults = dataclasses.asdict(load(name, module).config())
+    randomize = dataclasses.asdict(Randomize())
+    return {"name": name, "module": module, **defaults, "randomize": randomize}
 
 
 def make(
-    name: str, *, module: str = "", randomize: Mapping[str, Any] | None = None, **settings: Any
+    name: str,
+    *,
+    module: str = "",
+    randomize: Mapping[str, Any] | None = None,
+    backend: Backend = "mjx",
+    **settings: Any,
 ) -> Env:
-    """The task ``name``; ``settings`` replace fields of its ``Config`` (JSON's lists are tuples there), ``randomize`` those of
-    ``envs.randomize.Randomize``.
+    """The task ``name``.
 
-    Raises ValueError, in one line, for a name or a setting that does not exist, or a number out of its range.
+    Args:
+      name: of the task, or SUITE:NAME.
+      module: an importable module with a task of your own; ``name`` is not used then.
+      randomize: fields of ``randomize.Randomize``.
+      backend: what simulates a task of the project: MJX, or plain MuJoCo as a reference.
+      **settings: fields of the task's ``Config``; lists become tuples.
+
+    Raises:
+      ValueError: in one line, for a name or a setting that does not exist or a value that is not
+        allowed.
     """
-    task = load(name, module)
-    given = {
-        key: tuple(value) if isinstance(value, list) else value for key, value in settings.items()
+    definition = load(name, module)
+    _check_names(settings, definition.config, f"environment {name!r} has no setting")
+    _check_names(randomize or {}, Randomize, "there is no env.randomize field")
+    fields = {
+        field: tuple(value) if isinstance(value, list) else value
+        for field, value in settings.items()
     }
-    config = task.config(**_checked(given, task.config, f"environment {name!r} has no setting"))
-    config_fields.check(
-        config,
-        "env.",
-        {
-            field.name: _range(field.name)
-            for field in dataclasses.fields(config)
-            if _numeric(config, field.name)
-        },
-    )
-    drawn = Randomize(**_checked(randomize or {}, Randomize, "there is no env.randomize field"))
-    return randomize_env(task.make(config), drawn)
+    return build(definition, definition.config(**fields), Randomize(**(randomize or {})), backend)
 
 
-def _checked(given: Mapping[str, Any], config: Any, complaint: str) -> Mapping[str, Any]:
-    fields = tuple(field.name for field in dataclasses.fields(config))
-    for name in given:
-        if name not in fields:
-            raise ValueError(f"{complaint} {name!r}; {_allowed(name, fields)}")
-    return given
+def build(
+    definition: TaskDefinition, config: Any, randomize: Randomize, backend: Backend = "mjx"
+) -> Env:
+    """A task from instances of its ``Config`` and of ``Randomize``.
+
+    Raises:
+      ValueError: in one line, for a value that is not allowed, or if the task cannot be randomized
+        so.
+    """
+    config_fields.check(config, "env.")
+    if backend == "mjx":
+        env = definition.make(config)
+    else:
+        env = definition.make(config, backend=backend)
+    if env.specs.horizon < 1:
+        raise ValueError(f"env.horizon is {env.specs.horizon}; it must be at least 1.")
+    return randomize_env(env, randomize)
 
 
-def _numeric(config: Any, name: str) -> bool:
-    value = getattr(config, name)
-    return not any(
-        isinstance(part, (str, bool)) for part in (value if isinstance(value, tuple) else (value,))
-    )
-
-
-def _range(name: str) -> Bounds:
-    """What a task's number may be, by what its name says: tasks share their words, and a user's own are finite."""
-    words = name.removesuffix("_mm").removesuffix("_rad")
-    if name == "horizon":
-        return POSITIVE_INT
-    if any(words == word or words.endswith("_" + word) for word in _POSITIVE):
-        return POSITIVE
-    return NON_NEGATIVE if words.endswith(("spread", *_NOT_NEGATIVE)) else FINITE
-
-
-def _allowed(wrong: str, allowed: tuple[str, ...]) -> str:
-    """The end of an error message: the likely meaning, if any, then everything that is allowed."""
-    close = difflib.get_close_matches(wrong, allowed, n=1)
-    hint = f"did you mean {close[0]!r}? " if close else ""
-    return f"{hint}allowed: {', '.join(allowed)}"
+def _check_names(fields: Mapping[str, Any], config: Any, complaint: str) -> None:
+    """Raise ValueError if one of ``fields`` is not a field of ``config``."""
+    allowed = [field.name for field in dataclasses.fields(config)]
+    for name in fields:
+        if name not in allowed:
+            raise ValueError(f"{complaint} {name!r}; {suggest(name, allowed)}")

@@ -1,7 +1,7 @@
 """The environment protocol: a record of pure functions over one environment; callers vmap.
 
-Every function is jit- and vmap-clean. An environment carries only what it needs between steps (joint positions and
-velocities, warm start, its own goal), never a whole ``mjx.Data``.
+Every function works under jit and vmap. An environment carries only what it needs between steps
+(joint positions and velocities, its own goal), never a whole ``mjx.Data``.
 """
 
 from __future__ import annotations
@@ -14,6 +14,9 @@ import jax
 Array = jax.Array
 PyTree = Any
 
+NO_SUCCESS = "none: judged by its return"
+"""The success rule of a task that is scored by its return."""
+
 
 class State(NamedTuple):
     """One environment between two control steps."""
@@ -24,7 +27,7 @@ class State(NamedTuple):
     terminated: Array  # [] bool: the task ended, in success or failure; no value follows
     truncated: Array  # [] bool: ended from outside (time limit, diverged physics); a value follows
     success: Array  # [] bool: reached at this step
-    diverged: Array  # [] bool: the physics left the finite numbers at this step and was held back
+    diverged: Array  # [] bool: the physics became NaN or infinite at this step and was held back
     time: Array  # [] int32 control steps since reset
     key: Array  # typed key []; a stochastic environment splits it in ``step``
 
@@ -35,39 +38,28 @@ class State(NamedTuple):
 
 
 class Demonstrator(NamedTuple):
-    """A scripted expert. It may look at the whole state, and remembers what it drew at the start of an episode.
+    """A scripted expert. It may use the whole state, and keeps what it drew at the start."""
 
-    init: (key, State) -> memory          draws the way (mode) this episode is solved and its errors
-    act:  (memory, State, key) -> (action [A] in [-1, 1], memory)
-    mode: (memory) -> int32 []            which way was drawn, in 0 … modes-1
-    """
-
-    init: Callable[[Array, State], PyTree]
+    init: Callable[[Array, State], PyTree]  # (key, state) -> memory, with its way (mode) and errors
     act: Callable[[PyTree, State, Array], tuple[Array, PyTree]]
-    mode: Callable[[PyTree], Array]
+    """(memory, state, key) -> (action [A] in [-1, 1], memory)"""
+    mode: Callable[[PyTree], Array]  # memory -> int32 []: which way was drawn, 0 … modes − 1
     modes: int
 
 
 class Scene(NamedTuple):
-    """What a renderer needs; host side only.
+    """What a renderer needs; host side only."""
 
-    model:     mujoco.MjModel that is drawn
-    pose:      (State of numpy leaves) -> dict of MjData fields to set, e.g. {"qpos": ..., "mocap_pos": ...}
-    simulated: the MjModel that is simulated, where that is another one
-    """
-
-    model: Any
+    model: Any  # mujoco.MjModel that is drawn
     pose: Callable[[State], dict[str, Any]]
+    """State of numpy leaves -> MjData fields to set, e.g. {"qpos": ..., "mocap_pos": ...}"""
     camera: str
-    simulated: Any = None
+    simulated: Any = None  # the MjModel that is simulated, if that is another one
 
     @property
     def physics(self) -> Any:
         """The MjModel that is simulated."""
         return self.model if self.simulated is None else self.simulated
-
-
-NO_SUCCESS = "none: judged by its return"
 
 
 class EnvSpecs(NamedTuple):
@@ -78,27 +70,21 @@ class EnvSpecs(NamedTuple):
     action_dim: int
     horizon: int  # control steps of an episode
     control_dt: float  # seconds of one control step
-    success: str  # the success rule in words; NO_SUCCESS where there is none
-    tasks: tuple[
-        str, ...
-    ] = ()  # of an environment that holds several: their names, in the order of their codes
+    success: str  # the success rule in words, or NO_SUCCESS
+    tasks: tuple[str, ...] = ()  # names of the tasks of a multi-task environment, by their codes
 
     @property
     def by_return(self) -> bool:
-        """The task has no success: its return tells how well it went."""
+        """True if the task has no success rule and is scored by its return."""
         return self.success == NO_SUCCESS
 
 
 class Env(NamedTuple):
-    """reset: (key) -> State;  step: (State, action [A] in [-1, 1]) -> State."""
+    """A task."""
 
-    reset: Callable[[Array], State]
-    step: Callable[[State, Array], State]
+    reset: Callable[[Array], State]  # key -> state
+    step: Callable[[State, Array], State]  # (state, action [A] in [-1, 1]) -> state
     specs: EnvSpecs
-    demonstrator: Callable[[float], Demonstrator] | None = (
-        None  # noise level (0 = clean) -> Demonstrator
-    )
+    demonstrator: Callable[[float], Demonstrator] | None = None  # of a noise level; 0 is clean
     scene: Callable[[], Scene] | None = None
-    task: Callable[[State], Array] | None = (
-        None  # where ``specs.tasks`` has names: which of them, [] int32
-    )
+    task: Callable[[State], Array] | None = None  # [] int32, index into ``specs.tasks``

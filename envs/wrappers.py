@@ -1,4 +1,4 @@
-"""Wrappers: functions from an environment to an environment, composed as vector ∘ chunk ∘ time limit ∘ guard."""
+"""Wrappers of environments, composed as vector ∘ chunk ∘ time limit ∘ guard."""
 
 from __future__ import annotations
 
@@ -15,15 +15,19 @@ Array = jax.Array
 
 
 def select(pred: Array, on_true: State, on_false: State) -> State:
-    """``on_true`` where ``pred`` (a scalar bool), else ``on_false``, for a whole state; keys included."""
-    return jax.tree.map(
+    """``on_true`` if ``pred`` [] bool, else ``on_false``, for a whole state; keys included."""
+    selected: State = jax.tree.map(
         lambda a, b: jax.lax.select(jnp.broadcast_to(pred, a.shape), a, b), on_true, on_false
     )
+    return selected
 
 
 def guard(env: Env) -> Env:
-    """Hold back physics that left the finite numbers: the last finite state stays, the episode is truncated and
-    counted as ``diverged``, and it is never a success."""
+    """Hold back physics that becomes NaN or infinite.
+
+    The last finite state stays, the episode is truncated and counted as ``diverged``, and it is
+    never a success.
+    """
 
     def step(state: State, action: Array) -> State:
         new = env.step(state, action)
@@ -48,7 +52,10 @@ def guard(env: Env) -> Env:
 
 
 def time_limit(env: Env) -> Env:
-    """Truncate after ``specs.horizon`` control steps; a task that ends in the same step stays terminated."""
+    """Truncate after ``specs.horizon`` control steps.
+
+    A task that ends in the same step stays terminated.
+    """
 
     def step(state: State, action: Array) -> State:
         new = env.step(state, action)
@@ -62,38 +69,43 @@ def time_limit(env: Env) -> Env:
 def autoreset(state: State, pool: State, key: Array) -> State:
     """Give each finished environment one of the pool's fresh states, drawn at random.
 
-    state: leaves [N, ...]; pool: leaves [R, ...]; key: typed keys [N], consumed. The drawn state gets the key of its
-    environment, so that two environments with the same start still differ in what is random later.
+    Args:
+      state: leaves [N, ...].
+      pool: fresh states, leaves [R, ...].
+      key: typed keys [N]; consumed.
+
+    Returns:
+      The states [N, ...]. A drawn one gets the key of its environment, so that two environments
+      with the same start still differ in what is random later.
     """
 
     def one(state: State, key: Array) -> State:
-        choose, fresh = jax.random.split(key)
-        index = jax.random.randint(choose, (), 0, pool.time.shape[0])
-        start = jax.tree.map(lambda x: x[index], pool)._replace(key=fresh)
+        choose_key, state_key = jax.random.split(key)
+        index = jax.random.randint(choose_key, (), 0, pool.time.shape[0])
+        start = jax.tree.map(lambda x: x[index], pool)._replace(key=state_key)
         return select(state.done, start, state)
 
     return jax.vmap(one)(state, key)
 
 
 class ChunkEnv(NamedTuple):
-    """An environment that runs whole chunks.
-
-    step: (State, chunk [h, A]) -> (State, Step with leaves [h, ...])
-    film: the same, with the States after each step [h, ...] as a third result
-    task: as in Env
-    autoreset: as ``autoreset``
-    """
+    """An environment that runs whole chunks."""
 
     reset: Callable[[Array], State]
     step: Callable[[State, Array], tuple[State, Step]]
+    """(state, chunk [h, A]) -> (state, steps [h, ...])"""
     film: Callable[[State, Array], tuple[State, Step, State]]
+    """The same, with the states after each step [h, ...] as a third result"""
     specs: EnvSpecs
-    task: Callable[[State], Array] | None = None
+    task: Callable[[State], Array] | None = None  # as in Env
     autoreset: Callable[[State, State, Array], State] = autoreset
 
 
 def recorded(env: Env, state: State, action: Array) -> tuple[State, Step]:
-    """One step and its record; a state that is done stays frozen and its step is marked not executed."""
+    """One step and its record.
+
+    A state that is done stays frozen and its step is marked not executed.
+    """
     new = select(state.done, state, env.step(state, action))
     record = Step(
         obs=state.obs,
@@ -109,8 +121,11 @@ def recorded(env: Env, state: State, action: Array) -> tuple[State, Step]:
 
 
 def chunk(env: Env) -> ChunkEnv:
-    """Run a chunk of h actions open loop. After the episode's end the state is frozen for the rest of the chunk and
-    its steps are marked not executed; the reset happens between chunks (``autoreset``)."""
+    """Run a chunk of h actions open loop.
+
+    After the episode's end the state is frozen for the rest of the chunk and its steps are marked
+    not executed. The reset happens between chunks (``autoreset``).
+    """
 
     def one(state: State, action: Array) -> tuple[State, tuple[Step, State]]:
         new, record = recorded(env, state, action)
@@ -120,13 +135,15 @@ def chunk(env: Env) -> ChunkEnv:
         state, (steps, states) = jax.lax.scan(one, state, actions)
         return state, steps, states
 
-    return ChunkEnv(
-        env.reset, lambda state, actions: film(state, actions)[:2], film, env.specs, env.task
-    )
+    def step(state: State, actions: Array) -> tuple[State, Step]:
+        state, steps, _ = film(state, actions)
+        return state, steps
+
+    return ChunkEnv(reset=env.reset, step=step, film=film, specs=env.specs, task=env.task)
 
 
 def vector(env: ChunkEnv) -> ChunkEnv:
-    """Many environments at once: keys [N], states with leaves [N, ...], chunks [N, h, A], steps [N, h, ...]."""
+    """Many environments: keys [N], states [N, ...], chunks [N, h, A], steps [N, h, ...]."""
     return env._replace(reset=jax.vmap(env.reset), step=jax.vmap(env.step), film=jax.vmap(env.film))
 
 

@@ -1,10 +1,11 @@
-"""Train the demonstrators of brax's locomotion tasks by brax's own PPO and keep their parameters with the project.
+"""Train demonstrators of brax's locomotion tasks with brax's PPO and keep their parameters.
 
     python -m gcp_jax.experiments.brax_demonstrators hopper --steps=2000000
 
-Writes ``envs/assets/brax_hopper.npz``, which ``envs.brax_suite`` acts with, ten times while it trains. It trains with one iteration of
-MJX's solver, which is several times faster than the tasks' own four; what the demonstrators reach on the tasks themselves is
-measured by ``benchmarks.environments``. A file that exists is only replaced with --replace.
+Writes ``envs/assets/brax_hopper.npz``, which ``gcp_jax.envs.suites.brax`` acts with, ten times
+while it trains. Training uses one iteration of MJX's solver, several times faster than the four of
+the tasks themselves, on which ``benchmarks.environments`` measures the demonstrators. An existing
+file is replaced only with --replace.
 """
 
 from __future__ import annotations
@@ -26,33 +27,34 @@ from brax.training.agents.ppo import train as ppo
 from gcp_jax.envs.suites import brax
 from gcp_jax.experiments import runtime
 
-ENVS, UNROLL, EVALUATED = (
-    256,
-    20,
-    32,
-)  # environments, steps between updates' data, episodes of an evaluation
-LARGEST = 1e4  # a position, velocity, observation or reward beyond it has diverged; NaN is beyond everything
+ENVS = 256
+UNROLL = 20  # environment steps between updates
+EVAL_EPISODES = 32
+LARGEST = 1e4  # a position, velocity, observation or reward beyond it, or NaN, has diverged
 
 
 def _replicated(x: Any, devices: Sequence[Any]) -> Any:
     return jax.tree.map(lambda leaf: jnp.stack([leaf] * len(devices)), x)
 
 
-if not hasattr(jax, "device_put_replicated"):  # brax 0.14 calls it; JAX 0.10 has taken it away
+if not hasattr(jax, "device_put_replicated"):  # brax 0.14 calls it; JAX 0.10 removed it
     jax.device_put_replicated = _replicated
 
 
 class Guarded(brax.envs.Wrapper):
-    """Ends an episode whose physics diverges where it was last finite; one such number would make all of PPO's statistics NaN."""
+    """Ends an episode whose physics diverges, in its last finite state.
+
+    A single NaN would make all of PPO's statistics NaN.
+    """
 
     def step(self, state: Any, action: jax.Array) -> Any:
-        """One step, or the state before it and ``done``."""
+        """One step; the state before it with ``done`` if the step diverges."""
         new = self.env.step(state, action)
         numbers = (new.obs, new.reward, new.pipeline_state.q, new.pipeline_state.qd)
-        fine = functools.reduce(jnp.logical_and, [jnp.all(jnp.abs(x) < LARGEST) for x in numbers])
-        kept = jax.tree.map(lambda after, before: jnp.where(fine, after, before), new, state)
+        finite = functools.reduce(jnp.logical_and, [jnp.all(jnp.abs(x) < LARGEST) for x in numbers])
+        kept = jax.tree.map(lambda after, before: jnp.where(finite, after, before), new, state)
         return kept.replace(
-            done=jnp.where(fine, new.done, 1.0), reward=jnp.where(fine, new.reward, 0.0)
+            done=jnp.where(finite, new.done, 1.0), reward=jnp.where(finite, new.reward, 0.0)
         )
 
 
@@ -62,7 +64,8 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument(
-        "name", help="a task of brax, e.g. hopper; its noise levels go into envs.brax_suite.QUALITY"
+        "name",
+        help="a task of brax, e.g. hopper; its noise levels go into envs.suites.brax.QUALITY",
     )
     parser.add_argument("--steps", type=int, default=5_000_000, help="environment steps")
     parser.add_argument("--seed", type=int, default=0)
@@ -70,9 +73,11 @@ def main() -> None:
         "--iterations",
         type=int,
         default=1,
-        help="of MJX's solver while training; 0: the task's own",
+        help="iterations of MJX's solver while training; 0: the task's own",
     )
-    parser.add_argument("--ls_iterations", type=int, default=4, help="the same of its line search")
+    parser.add_argument(
+        "--ls_iterations", type=int, default=4, help="iterations of its line search"
+    )
     parser.add_argument("--reward_scaling", type=float, default=1.0)
     parser.add_argument("--entropy_cost", type=float, default=1e-3)
     parser.add_argument("--discounting", type=float, default=0.99)
@@ -88,24 +93,25 @@ def main() -> None:
     path.parent.mkdir(exist_ok=True)
     train(
         chosen,
-        lambda steps, policy, found: np.savez(path, allow_pickle=False, **parameters(*found[:2])),
+        lambda steps, policy, params: np.savez(path, allow_pickle=False, **parameters(*params[:2])),
     )
     print(f"{path}: {path.stat().st_size / 1024:.0f} KiB")
 
 
 def train(chosen: argparse.Namespace, keep: Callable[..., None]) -> None:
-    """Run PPO; ``keep`` gets (steps, policy, parameters) at every evaluation."""
+    """Run PPO; ``keep`` is called with (steps, policy, parameters) at every evaluation."""
     config = brax.Config(iterations=chosen.iterations, ls_iterations=chosen.ls_iterations)
-    began = time.monotonic()
+    start = time.monotonic()
 
-    def tell(steps: int, metrics: dict[str, Any]) -> None:
-        told = f"return {metrics['eval/episode_reward']:.0f} ± {metrics['eval/episode_reward_std']:.0f}"
-        print(
-            f"{steps} steps, {time.monotonic() - began:.0f} s: {told}", file=sys.stderr, flush=True
-        )
+    def print_progress(steps: int, metrics: dict[str, Any]) -> None:
+        mean = metrics["eval/episode_reward"]
+        std = metrics["eval/episode_reward_std"]
+        seconds = time.monotonic() - start
+        text = f"{steps} steps, {seconds:.0f} s: return {mean:.0f} ± {std:.0f}"
+        print(text, file=sys.stderr, flush=True)
 
     ppo.train(
-        environment=Guarded(brax.task(chosen.name, config)),
+        environment=Guarded(brax.brax_env(chosen.name, config)),
         wrap_env_fn=brax.envs.training.wrap,
         num_timesteps=chosen.steps,
         episode_length=config.horizon,
@@ -126,15 +132,15 @@ def train(chosen: argparse.Namespace, keep: Callable[..., None]) -> None:
         ),
         seed=chosen.seed,
         num_evals=11,
-        num_eval_envs=EVALUATED,
+        num_eval_envs=EVAL_EPISODES,
         deterministic_eval=True,
-        progress_fn=tell,
+        progress_fn=print_progress,
         policy_params_fn=keep,
     )
 
 
 def parameters(normalizer: Any, policy: Any) -> dict[str, np.ndarray]:
-    """The normalizer and the layers of a policy, as ``envs.brax_suite.act`` takes them."""
+    """The normalizer and the layers of a policy, as ``envs.suites.brax.act`` takes them."""
     layers = policy["params"]
     found = {"mean": normalizer.mean, "std": normalizer.std}
     for index, name in enumerate(sorted(layers)):

@@ -2,20 +2,21 @@
 
 A benchmark file has ``get_config() -> dict`` with
 
-    tasks    {label: {"config": name of a file in experiments/configs or of a task, FIELD: VALUE, …}}
+    tasks    {label: {"config": a file in experiments/configs or a task, FIELD: VALUE, …}}
     methods  {label: {"algorithm": name, "module": optional, FIELD: VALUE, …}}
-    seeds, steps    of every run
+    seeds    of every run
+    steps    environment steps of every run
     common   {FIELD: VALUE, …} for every run
 
-where FIELD is dotted, e.g. "pretrain.stop_at_success". Fields of a task are set before the method is chosen, fields of a method after.
+FIELD is dotted, e.g. "pretrain.stop_at_success". Fields of a task are set before the method is
+chosen, fields of a method after it.
 """
 
 from __future__ import annotations
 
-import ast
+import dataclasses
 import importlib
 import importlib.util
-import itertools
 import json
 import sys
 import time
@@ -27,215 +28,266 @@ import jax
 import ml_collections
 
 from gcp_jax.atomic_files import write_json, write_text
-from gcp_jax.config import ConfigError, RunConfig, clone_config, resolve, to_dict
-from gcp_jax.experiments import assemble
+from gcp_jax.config import ConfigError, RunConfig, clone_config
+from gcp_jax.experiments import assemble, run_config, user_files
 from gcp_jax.experiments.plan import plan
 from gcp_jax.report import benchmark_page
-from gcp_jax.run import training
+from gcp_jax.run import provenance
+from gcp_jax.run.errors import Interrupted
+from gcp_jax.run.sizes import run_sizes
+from gcp_jax.run.task import TaskInterface
+from gcp_jax.run.training import Training
+
+EXAMPLE = "experiments/comparisons/clones.py"
+DEFAULT_SEEDS = 3
+
+Fields = Mapping[str, Any]
 
 
-class Chosen(NamedTuple):
-    """What to compare, checked: every run's configuration but for its folders and artifact."""
+class Comparison(NamedTuple):
+    """What to compare; the runs lack only their clone."""
 
-    seeds: int
-    steps: int
-    data: int
+    seeds: int  # of every run
+    steps: int  # environment steps of every run
+    data_parallel: int
     runs: dict[str, dict[str, RunConfig]]  # by task, by method
 
+    @property
+    def first_runs(self) -> dict[str, RunConfig]:
+        """One run of each task; the methods of a task share its clone."""
+        return {task: next(iter(methods.values())) for task, methods in self.runs.items()}
 
-def chosen(
+    @property
+    def methods(self) -> dict[str, RunConfig]:
+        """The methods by label, each with its run on the first task."""
+        return next(iter(self.runs.values()))
+
+
+def choose(
     *,
     file: str,
     algorithms: Sequence[str],
     envs: Sequence[str],
     seeds: int | None,
     steps: int | None,
-    overrides: Sequence[str],
-) -> Chosen:
-    """A benchmark from a file, from flags, or from a file whose choices flags narrow. Raises ConfigError in one line."""
-    given = {}
+    overrides: Fields,
+) -> Comparison:
+    """A comparison from a file, from flags, or from a file whose contents the flags narrow.
+
+    Args:
+      file: a benchmark file, or "".
+      algorithms: labels of the file's methods or names of methods; none: all of the file.
+      envs: labels of the file's tasks or names of tasks; none: all of the file.
+      seeds: of each method on each task; None: the file's number.
+      steps: environment steps of each seed; None: the file's number or each task's.
+      overrides: dotted field: value, for every run.
+
+    Raises:
+      ConfigError: in one line.
+    """
+    declared = {}
     if file:
-        given = assemble.call_user_file(
-            file, "get_config", named=f"--file={file}", example="experiments/comparisons/clones.py"
+        declared = user_files.call_user_file(
+            file, "get_config", named=f"--file={file}", example=EXAMPLE
         )
-    task_fields, method_fields = given.get("tasks", {}), given.get("methods", {})
-    if envs:
-        task_fields = _narrowed(task_fields, envs, "config")
-    if algorithms:
-        method_fields = _narrowed(method_fields, algorithms, "algorithm")
-    if not task_fields or not method_fields:
-        raise ConfigError(
-            "nothing to compare: name methods and tasks, e.g. --algorithms=ogpo,dppo --envs=peg_insert."
-        )
-    common = {**given.get("common", {}), **dict(_assignment(word) for word in overrides)}
-    common["seeds"] = seeds or given.get("seeds", 3)
-    if steps or "steps" in given:
-        common["finetune.env_steps"] = steps or given["steps"]
+    tasks = _narrowed(declared.get("tasks", {}), envs, key="config")
+    methods = _narrowed(declared.get("methods", {}), algorithms, key="algorithm")
+    if not tasks or not methods:
+        example = "--algorithms=ogpo,dppo --envs=peg_insert"
+        raise ConfigError(f"nothing to compare: name methods and tasks, e.g. {example}.")
+    _refuse_selectors(overrides)
+    common = {**declared.get("common", {}), **overrides}
+    common["seeds"] = seeds or common.get("seeds") or declared.get("seeds", DEFAULT_SEEDS)
+    if steps or "steps" in declared:
+        common["finetune.env_steps"] = steps or declared["steps"]
     runs = {
-        task: {name: _run(fields, method, common) for name, method in method_fields.items()}
-        for task, fields in task_fields.items()
+        task: {name: _run(fields, method, common) for name, method in methods.items()}
+        for task, fields in tasks.items()
     }
-    for name, run in itertools.chain.from_iterable(methods.items() for methods in runs.values()):
-        if run.population:
-            raise ConfigError(
-                f"{name}: a benchmark compares methods, not a population; list each setting as a method."
-            )
     first = next(iter(next(iter(runs.values())).values()))
-    return Chosen(first.seeds, first.finetune.env_steps, first.data_parallel, runs)
+    return Comparison(
+        seeds=first.seeds,
+        steps=first.finetune.env_steps,
+        data_parallel=first.data_parallel,
+        runs=runs,
+    )
 
 
-def _narrowed(
-    known: Mapping[str, dict[str, Any]], names: Sequence[str], key: str
-) -> dict[str, dict[str, Any]]:
-    """The entries called so, or where the file has none of that name, a plain one."""
-    return {name: dict(known[name]) if name in known else {key: name} for name in names}
+def _narrowed(declared: Mapping[str, Fields], names: Sequence[str], key: str) -> dict[str, Fields]:
+    """The declared entries with these names; a name that is not declared is an entry of its own."""
+    if not names:
+        return dict(declared)
+    return {name: declared.get(name, {key: name}) for name in names}
 
 
-def _assignment(word: str) -> tuple[str, Any]:
-    """``FIELD=VALUE`` with a Python literal or plain text for the value."""
-    field, equals, text = word.partition("=")
-    if not equals:
-        raise ConfigError(f"--override={word} lacks its value; write --override=FIELD=VALUE.")
-    try:
-        return field, ast.literal_eval(text)
-    except (ValueError, SyntaxError):
-        return field, text
+def _refuse_selectors(overrides: Fields) -> None:
+    for name in overrides:
+        if name in run_config.SELECTORS:
+            raise ConfigError(
+                f"--config.{name} cannot be used here; choose tasks by --envs and methods by "
+                "--algorithms."
+            )
 
 
-def _run(
-    task: Mapping[str, Any], method: Mapping[str, Any], common: Mapping[str, Any]
-) -> RunConfig:
+def _run(task: Fields, method: Fields, common: Fields) -> RunConfig:
     """The configuration of one method on one task."""
-    task, method = dict(task), dict(method)
-    config = _task_config(task.pop("config"))
-    assemble.override(config, task)
-    assemble.set_algorithm(config, method.pop("algorithm"), method.pop("module", ""))
-    assemble.override(config, {**method, **common, "video": False})
-    return assemble.frozen_config(config)
+    task_fields = dict(task)
+    method_fields = dict(method)
+    config = _task_config(task_fields.pop("config"))
+    run_config.override(config, task_fields)
+    name = method_fields.pop("algorithm")
+    run_config.set_algorithm(config, name, method_fields.pop("module", ""))
+    run_config.override(config, {**method_fields, **common, "video": False})
+    resolved = run_config.frozen_config(config)
+    if resolved.population:
+        raise ConfigError(
+            f"{name}: a benchmark compares methods, not a population; list each setting as a "
+            "method."
+        )
+    return resolved
 
 
 def _task_config(name: str) -> ml_collections.ConfigDict:
-    """The configuration file of a task, or its defaults for many environments."""
-    plain = assemble.defaults(env=name)
+    """The configuration file of a task, or its defaults if it has none."""
+    defaults = run_config.defaults(env=name)  # raises if there is no such task
     file = f"gcp_jax.experiments.configs.{name}"
-    if importlib.util.find_spec(file) is not None:
-        found: ml_collections.ConfigDict = importlib.import_module(file).get_config()
-        return found
-    assemble.apply_many_env_preset(plain)
-    return plain
+    if importlib.util.find_spec(file) is None:
+        return defaults
+    config: ml_collections.ConfigDict = importlib.import_module(file).get_config()
+    return config
 
 
-def _check_alike(chosen: Chosen, made: Mapping[str, training.TaskInterface]) -> None:
-    """Every task must have a success to compare; methods of a task must end, and be evaluated, at the same environment steps."""
-    for task, methods in chosen.runs.items():
-        if made[task].env.specs.by_return:
-            raise ConfigError(
-                f"{task} is judged by its return, and a benchmark compares success rates; train on it with each method and "
-                "put the runs side by side with gcp-jax report RUN RUN --out=DIR."
-            )
-        points = {}
-        for name, config in methods.items():
-            size = training.run_sizes(config, made[task].env.specs)
-            points[name] = (size.segments * size.env_steps, size.evaluate * size.env_steps)
-        if len(set(points.values())) > 1:
-            told = "; ".join(
-                f"{name} ends at {end}, evaluated every {every}"
-                for name, (end, every) in points.items()
-            )
-            raise ConfigError(
-                f"on {task} the methods would not be evaluated at the same environment steps ({told}); choose steps and "
-                "evaluation.every as multiples of every method's segment (finetune.envs · finetune.unroll_chunks · policy.chunk)."
-            )
+def run(comparison: Comparison, folder: Path, command: str) -> dict[str, Any]:
+    """Do the runs that are not finished, one after the other, and write the report.
 
+    A run that fails is recorded, and the next one follows.
 
-def run(chosen: Chosen, folder: Path, command: str) -> dict[str, Any]:
-    """Run what is not finished, one after the other, and write the report; a run that fails is noted and left behind."""
-    made = {
-        task: assemble.make_task(next(iter(methods.values())), film=False)
-        for task, methods in chosen.runs.items()
+    Args:
+      comparison: what to compare.
+      folder: the folder of the benchmark.
+      command: the command line, for the records.
+
+    Returns:
+      What ``gcp-jax benchmark --json`` prints.
+
+    Raises:
+      ConfigError: before anything is started, if the runs cannot be compared.
+      Interrupted: if a signal stopped a run.
+    """
+    tasks = {
+        task: assemble.make_task(config, film=False)
+        for task, config in comparison.first_runs.items()
     }
-    _check_alike(chosen, made)
-    for task, methods in chosen.runs.items():
-        for config in methods.values():
-            plan.plan(config, made[task])
-    _describe(chosen, folder, command)
-    began, failed, count = time.monotonic(), {}, 0
-    total = sum(len(methods) for methods in chosen.runs.values())
-    for task, methods in chosen.runs.items():
-        artifact = _clone(folder / task / "base", next(iter(methods.values())), made[task], command)
+    _check_comparable(comparison, tasks)
+    _write_manifest(comparison, folder, command)
+    start = time.monotonic()
+    total = sum(len(methods) for methods in comparison.runs.values())
+    count = 0
+    failed = {}
+    for task, methods in comparison.runs.items():
+        clone = clone_config(comparison.first_runs[task])
+        base = Training(clone, tasks[task], folder / task / "base", command).pretrain()
         for name, config in methods.items():
             count += 1
             print(f"── {task}: {name} ({count} of {total})", file=sys.stderr)
-            problem = _finetune(folder / task / name, config, artifact, made[task], command)
+            pretrain = dataclasses.replace(config.pretrain, saved_policy=str(base))
+            config = dataclasses.replace(config, pretrain=pretrain)
+            problem = _finetune(folder / task / name, config, tasks[task], command)
             if problem:
                 failed[f"{task}/{name}"] = problem
     page = benchmark_page.write(folder)
     print(f"report: {page}", file=sys.stderr)
     return {
         "report": str(page),
-        "tasks": list(chosen.runs),
-        "methods": list(next(iter(chosen.runs.values()))),
+        "tasks": list(comparison.runs),
+        "methods": list(comparison.methods),
         "finished": total - len(failed),
         "failed": failed,
-        "seconds": round(time.monotonic() - began, 1),
+        "seconds": round(time.monotonic() - start, 1),
     }
 
 
-def _describe(chosen: Chosen, folder: Path, command: str) -> None:
-    """``benchmark.json``: what the report is about. A folder of another benchmark is refused."""
+def _check_comparable(comparison: Comparison, tasks: Mapping[str, TaskInterface]) -> None:
+    """Check that all runs are possible and that those of a task can be compared.
+
+    Raises:
+      ConfigError: if a task is scored by return, if methods of a task would be evaluated at
+        different environment steps, or if the sizes of a run do not fit.
+    """
+    for task, methods in comparison.runs.items():
+        specs = tasks[task].env.specs
+        if specs.by_return:
+            raise ConfigError(
+                f"{task} is scored by its return, and a benchmark compares success rates; train on "
+                "it with each method and compare the runs by gcp-jax report RUN RUN --out=DIR."
+            )
+        points = {}
+        for name, config in methods.items():
+            size = run_sizes(config, specs)
+            end = size.segments * size.env_steps
+            every = size.evaluate_every * size.env_steps
+            points[name] = f"ends at {end}, evaluated every {every}"
+        if len(set(points.values())) > 1:
+            listed = "; ".join(f"{name} {point}" for name, point in points.items())
+            raise ConfigError(
+                f"on {task} the methods would not be evaluated at the same environment steps "
+                f"({listed}); choose steps and evaluation.every as multiples of every method's "
+                "segment (finetune.envs · finetune.unroll_chunks · policy.chunk)."
+            )
+        for config in methods.values():
+            plan.plan(config, tasks[task])
+
+
+def _write_manifest(comparison: Comparison, folder: Path, command: str) -> None:
+    """Write ``benchmark.json``: what the report is about.
+
+    Raises:
+      ConfigError: if the folder holds a benchmark with another number of seeds or steps.
+    """
     content: dict[str, Any] = {
         "command": command,
-        "versions": training.package_versions(),
-        "commit": training.git_commit(),
-        "seeds": chosen.seeds,
-        "steps": chosen.steps,
+        "versions": provenance.package_versions(),
+        "commit": provenance.git_commit(),
+        "seeds": comparison.seeds,
+        "steps": comparison.steps,
         "tasks": [
-            {"label": task, "env": next(iter(m.values())).env["name"]}
-            for task, m in chosen.runs.items()
+            {"label": task, "env": config.env.name}
+            for task, config in comparison.first_runs.items()
         ],
         "methods": [
-            {"label": name, "algorithm": config.algorithm["name"]}
-            for name, config in next(iter(chosen.runs.values())).items()
+            {"label": name, "algorithm": config.algorithm.name}
+            for name, config in comparison.methods.items()
         ],
     }
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "benchmark.json"
     if path.exists():
-        there = json.loads(path.read_text())
+        saved = json.loads(path.read_text())
         for field in ("seeds", "steps"):
-            if there[field] != content[field]:
+            if saved[field] != content[field]:
                 raise ConfigError(
-                    f"{folder} holds a benchmark with {field}={there[field]}, not {content[field]}; choose another --run_dir."
+                    f"{folder} holds a benchmark with {field}={saved[field]}, not "
+                    f"{content[field]}; choose another --run_dir."
                 )
         for field in ("tasks", "methods"):
-            content[field] = [
-                *there[field],
-                *(entry for entry in content[field] if entry not in there[field]),
-            ]
+            new = [entry for entry in content[field] if entry not in saved[field]]
+            content[field] = [*saved[field], *new]
     write_json(path, content)
 
 
-def _clone(folder: Path, config: RunConfig, task: training.TaskInterface, command: str) -> Path:
-    """The task's shared clone."""
-    return training.Training(clone_config(config), task, folder, command).pretrain()
-
-
-def _finetune(
-    folder: Path, config: RunConfig, artifact: Path, task: training.TaskInterface, command: str
-) -> str:
-    """One run; "" or why it failed."""
-    values = to_dict(config)
-    values["pretrain"]["artifact"] = str(artifact)
+def _finetune(folder: Path, config: RunConfig, task: TaskInterface, command: str) -> str:
+    """Do one run; why it failed, or ""."""
     note = folder / "failed.txt"
     try:
-        training.Training(resolve(values), task, folder, command).run()
-    except training.Interrupted:
+        Training(config, task, folder, command).run()
+    except Interrupted:
         raise
     except (RuntimeError, FloatingPointError) as error:
+        reason = " ".join(str(error).split())
         note.parent.mkdir(parents=True, exist_ok=True)
-        write_text(note, f"{' '.join(str(error).split())}\n")
+        write_text(note, f"{reason}\n")
         print(f"failed: {error}", file=sys.stderr)
-        return note.read_text().strip()
+        return reason
     finally:
         jax.clear_caches()
     note.unlink(missing_ok=True)

@@ -1,4 +1,4 @@
-"""Files that are there whole or not at all."""
+"""Writing files atomically: a file is there in full, or as it was before."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+# what json, zipfile and numpy raise when they read damaged files
 UNREADABLE = (
     ValueError,
     OSError,
@@ -25,29 +26,45 @@ UNREADABLE = (
     struct.error,
     tokenize.TokenError,
     zipfile.BadZipFile,
-)  # what damaged bytes make json, zipfile and numpy raise
+)
 
 
 def write_json(path: Path, content: Any) -> None:
-    """Write JSON, all of it or nothing. Raises OSError that names the file."""
+    """Write JSON atomically.
+
+    Raises:
+      OSError: names the file.
+    """
     write_text(path, json.dumps(content, indent=1))
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a file, all of it or nothing. Raises OSError that names it."""
+    """Write text atomically, in UTF-8.
+
+    Raises:
+      OSError: names the file.
+    """
     with atomic_replacement(path) as scratch:
         scratch.write_text(text, encoding="utf-8")
 
 
 def write_bytes(path: Path, content: bytes) -> None:
-    """Write a file, all of it or nothing. Raises OSError that names it."""
+    """Write bytes atomically.
+
+    Raises:
+      OSError: names the file.
+    """
     with atomic_replacement(path) as scratch:
         scratch.write_bytes(content)
 
 
 @contextlib.contextmanager
 def atomic_replacement(path: Path) -> Iterator[Path]:
-    """A file to write to, which takes the place of ``path`` at the end. Raises OSError that names ``path``, which is left as it was."""
+    """Yield a scratch file that replaces ``path`` when the context ends without an error.
+
+    Raises:
+      OSError: names ``path``, which is unchanged.
+    """
     scratch = path.with_suffix(".tmp")
     try:
         yield scratch

@@ -1,48 +1,50 @@
-"""The configuration of a run: frozen dataclasses with their ranges, built from plain mappings.
+"""The configuration of a run: frozen dataclasses, built once and passed as they are.
 
-At the edge a run is an ``ml_collections.ConfigDict`` (any field can be overridden on the command line); inside it is
-these records. ``env`` and ``algorithm`` hold a name and that task's or method's own fields.
+``RunConfig`` holds the method's and the task's own configurations as instances of their classes, so
+that a reader of ``config.algorithm.settings`` has the method's own record. ``to_dict`` gives plain
+JSON values; ``gcp_jax.experiments.run_config.resolve`` builds the record back from them.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import itertools
-import typing
 from collections.abc import Mapping
-from types import ModuleType
 from typing import Any, NamedTuple
 
 from gcp_jax import algorithms, config_fields
-from gcp_jax.algorithms import bc
+from gcp_jax.algorithms import bc, ogpo
 from gcp_jax.config_fields import (
-    FINITE,
     NON_NEGATIVE,
     POSITIVE,
     POSITIVE_INT,
     UNIT_POSITIVE,
     Bounds,
+    build_config,
+    convert,
+    field,
+    suggest,
 )
+from gcp_jax.config_fields import ConfigError as ConfigError
 from gcp_jax.core.policy import PolicyConfig
-
-
-class ConfigError(ValueError):
-    """A field that cannot be used: which, what it is, what is allowed."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Demonstrations:
-    """Scripted episodes to clone. quality: a level of the task ("expert", "mixed", "poor", "bad"); noise: the
-    demonstrator's noise itself, used instead of the quality where it is 0 or more; path: a dataset on disk
-    (``gcp-jax demos``, ``envs.datasets``) whose first ``episodes`` episodes are cloned instead."""
+    """The episodes to clone: scripted ones, or a dataset from disk."""
 
-    episodes: int = 200
-    quality: str = "mixed"
-    noise: float = -1.0
-    path: str = ""
-
-    RANGES = {"episodes": POSITIVE_INT, "noise": FINITE}
+    episodes: int = field(200, POSITIVE_INT, "episodes to clone")
+    quality: str = field(
+        "mixed", None, "the demonstrator's noise level, by the task's name for it: expert, …, bad"
+    )
+    noise: float | None = field(
+        None, NON_NEGATIVE, "the demonstrator's noise as a number, instead of a quality"
+    )
+    path: str = field(
+        "",
+        None,
+        "a dataset (gcp-jax demos) whose first episodes are cloned instead of scripted ones",
+    )
 
     def __post_init__(self) -> None:
         config_fields.check(self, "demonstrations.")
@@ -50,80 +52,79 @@ class Demonstrations:
 
 @dataclasses.dataclass(frozen=True)
 class Pretrain:
-    """Cloning. stop_at_success: cut as soon as the evaluated success reaches it (1.0: never), where a task is judged by its return, this
-    share of the demonstrations' mean return; updates: at most so many;
-    evaluate_every: updates between evaluations; rescale_actions: what the networks see as [-1, 1] is the range that the demonstrations'
-    actions span in each dimension, where tasks move in a small part of what they allow; artifact: a saved policy to start from
-    instead of cloning."""
+    """Cloning the demonstrations."""
 
-    updates: int = 4000
-    batch_size: int = 256
-    learning_rate: float = 3e-4
-    weight_decay: float = 1e-4
-    ema_decay: float = 0.995
-    stop_at_success: float = 0.45
-    evaluate_every: int = 100
-    rescale_actions: bool = False
-    artifact: str = ""
-
-    RANGES = {
-        **dict.fromkeys(("updates", "batch_size", "evaluate_every"), POSITIVE_INT),
-        **bc.Config.RANGES,
-        "stop_at_success": UNIT_POSITIVE,
-    }
+    updates: int = field(4000, POSITIVE_INT, "largest number of updates")
+    batch_size: int = field(256, POSITIVE_INT, "transitions in a batch")
+    learning_rate: float = field(1e-3, POSITIVE, "AdamW's learning rate")
+    weight_decay: float = field(1e-4, NON_NEGATIVE, "AdamW's weight decay")
+    ema_decay: float = field(0.995, Bounds(0, 1, high_open=True), "decay of the averaged weights")
+    stop_at_success: float = field(
+        0.45,
+        UNIT_POSITIVE,
+        "stop cloning once evaluated success reaches this (1: never); for tasks scored by return, "
+        "this share of the demonstrations' mean return",
+    )
+    evaluate_every: int = field(100, POSITIVE_INT, "updates between evaluations")
+    rescale_actions: bool = field(
+        False,
+        None,
+        "map the range of the demonstrations' actions to [-1, 1], for tasks that use a small part "
+        "of the allowed range",
+    )
+    saved_policy: str = field("", None, "a saved policy (folder) to start from instead of cloning")
 
     def __post_init__(self) -> None:
         config_fields.check(self, "pretrain.")
 
     @property
     def algorithm(self) -> bc.Config:
-        """The cloning method's own configuration."""
-        return bc.Config(self.learning_rate, self.weight_decay, self.ema_decay)
+        """The configuration of behaviour cloning."""
+        return bc.Config(
+            learning_rate=self.learning_rate,
+            weight_decay=self.weight_decay,
+            ema_decay=self.ema_decay,
+        )
 
 
 @dataclasses.dataclass(frozen=True)
 class Finetune:
-    """Finetuning; all sizes are for one seed. env_steps: how long; learning_starts: environment steps of the base policy before the
-    first update; envs: N; rows: L, chunks each environment runs in a segment; pool: fresh start states a segment (0: N/4);
-    utd: gradient updates per environment step; batch_size: B; capacity: environment steps the replay keeps; demo_fraction:
-    share of demonstrations in every batch of a replay. An on-policy method neither warms up nor uses utd, batch_size and capacity."""
+    """Finetuning; all sizes are for one seed. On-policy methods do not use ``learning_starts``,
+    ``utd``, ``batch_size`` and ``capacity``."""
 
-    env_steps: int = 60_000
-    learning_starts: int = 12_000
-    envs: int = 64
-    unroll_chunks: int = 8
-    reset_pool: int = 0
-    utd: float = 0.0625
-    batch_size: int = 256
-    capacity: int = 200_000
-    demo_fraction: float = 0.0
-
-    RANGES = {
-        **dict.fromkeys(
-            ("env_steps", "envs", "unroll_chunks", "batch_size", "capacity"), POSITIVE_INT
-        ),
-        **dict.fromkeys(("learning_starts", "reset_pool"), NON_NEGATIVE),
-        "utd": POSITIVE,
-        "demo_fraction": Bounds(0, 1, below=True),
-    }
+    env_steps: int = field(60_000, POSITIVE_INT, "environment steps of finetuning")
+    learning_starts: int = field(
+        12_000, NON_NEGATIVE, "environment steps of the cloned policy before the first update"
+    )
+    envs: int = field(64, POSITIVE_INT, "N: parallel environments")
+    unroll_chunks: int = field(
+        8, POSITIVE_INT, "L: action chunks that each environment runs in a segment"
+    )
+    reset_pool: int = field(
+        0, NON_NEGATIVE, "R: fresh start states of a segment; 0: a quarter of envs"
+    )
+    utd: float = field(0.125, POSITIVE, "gradient updates per environment step")
+    batch_size: int = field(256, POSITIVE_INT, "B: transitions in a batch")
+    capacity: int = field(200_000, POSITIVE_INT, "environment steps that the replay buffer keeps")
+    demo_fraction: float = field(
+        0.0, Bounds(0, 1, high_open=True), "share of demonstrations in every replayed batch"
+    )
 
     def __post_init__(self) -> None:
         config_fields.check(self, "finetune.")
 
     @property
     def reset_pool_size(self) -> int:
-        """R, fresh start states a segment."""
+        """R, fresh start states of a segment."""
         return self.reset_pool or max(self.envs // 4, 1)
 
 
 @dataclasses.dataclass(frozen=True)
 class Evaluation:
-    """episodes: fixed start states per seed; every: environment steps between evaluations of finetuning."""
+    """Evaluating a policy from fixed start states."""
 
-    episodes: int = 256
-    every: int = 8_192
-
-    RANGES = {"episodes": POSITIVE_INT, "every": POSITIVE_INT}
+    episodes: int = field(256, POSITIVE_INT, "start states, for each seed")
+    every: int = field(8_192, POSITIVE_INT, "environment steps between evaluations of finetuning")
 
     def __post_init__(self) -> None:
         config_fields.check(self, "evaluation.")
@@ -131,77 +132,98 @@ class Evaluation:
 
 @dataclasses.dataclass(frozen=True)
 class Checkpoint:
-    """every: environment steps (updates, when cloning) between checkpoints; keep: how many are kept."""
+    """Saving what a run needs to resume."""
 
-    every: int = 8_192
-    keep: int = 2
-
-    RANGES = {"every": POSITIVE_INT, "keep": POSITIVE_INT}
+    every: int = field(
+        8_192, POSITIVE_INT, "environment steps (when cloning: updates) between checkpoints"
+    )
+    keep: int = field(2, POSITIVE_INT, "newest checkpoints that are kept")
 
     def __post_init__(self) -> None:
         config_fields.check(self, "checkpoint.")
 
 
+@dataclasses.dataclass(frozen=True)
+class AlgorithmChoice:
+    """A finetuning method and its settings."""
+
+    name: str = field("ogpo", None, "the method's name")
+    module: str = field("", None, "an importable module with a method of your own")
+    settings: Any = field(ogpo.Config(), None, "an instance of the method's own Config")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Name, module and all settings, flat."""
+        return {"name": self.name, "module": self.module, **dataclasses.asdict(self.settings)}
+
+
+@dataclasses.dataclass(frozen=True)
+class EnvChoice:
+    """A task, its settings and what is randomized of it."""
+
+    name: str = field("", None, "the task's name, or SUITE:NAME")
+    module: str = field("", None, "an importable module with a task of your own")
+    settings: Any = field(None, None, "an instance of the task's own Config")
+    randomize: Any = field(None, None, "an instance of envs.randomize.Randomize")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Name, module and all settings, flat, and the section ``randomize``."""
+        return {
+            "name": self.name,
+            "module": self.module,
+            **dataclasses.asdict(self.settings),
+            "randomize": dataclasses.asdict(self.randomize),
+        }
+
+
 class Member(NamedTuple):
-    """One of the trainings that share a program: its seed, and the values of the fields that vary."""
+    """One of the trainings that share a program: its seed and the values that vary."""
 
     seed: int
     values: dict[str, float]
 
     @property
     def label(self) -> str:
-        """What tells it from members of the same seed: ``actor_lr=0.0001,clip=0.01``; empty where nothing varies."""
+        """The values as text, ``actor_lr=0.0001,clip=0.01``; empty if nothing varies."""
         return ",".join(f"{name}={value:g}" for name, value in self.values.items())
 
 
 @dataclasses.dataclass(frozen=True)
 class RunConfig:
-    """One run. seed: index of the first seed; seeds: how many, in one program; population: numeric fields of the method and the
-    values they take in this program, the first of every field together, the second of every field, …, each with all seeds; data:
-    devices that share a seed's environments and batches; writers: any of jsonl (always on), tensorboard, wandb; video: write
-    before.mp4 and after.mp4; max_nonfinite_updates: updates of a stage that may leave the finite numbers, and are skipped, before a training
-    is given up."""
+    """The configuration of one run."""
 
-    env: dict[str, Any]
-    algorithm: dict[str, Any]
+    env: EnvChoice
+    algorithm: AlgorithmChoice = AlgorithmChoice()
     policy: PolicyConfig = PolicyConfig()
     demonstrations: Demonstrations = Demonstrations()
     pretrain: Pretrain = Pretrain()
     finetune: Finetune = Finetune()
     evaluation: Evaluation = Evaluation()
     checkpoint: Checkpoint = Checkpoint()
-    seed: int = 0
-    seeds: int = 1
-    population: dict[str, Any] = dataclasses.field(default_factory=dict)
-    data_parallel: int = 1
-    run_dir: str = ""
-    writers: tuple[str, ...] = ()
-    video: bool = True
-    max_nonfinite_updates: int = 20
-
-    RANGES = {
-        "seed": Bounds(0, 2**31 - 1),
-        "seeds": POSITIVE_INT,
-        "data_parallel": POSITIVE_INT,
-        "max_nonfinite_updates": NON_NEGATIVE,
-    }
+    seed: int = field(0, Bounds(0, 2**31 - 1), "index of the first seed")
+    seeds: int = field(1, POSITIVE_INT, "seeds trained in one program")
+    population: dict[str, tuple[float, ...]] = field(
+        {},
+        None,
+        "numeric fields of the method and their values: the first values of all fields are one "
+        "member, the second values the next, …; each member is trained with all seeds in the same "
+        "program",
+    )
+    data_parallel: int = field(
+        1, POSITIVE_INT, "devices that share the environments and batches of a seed"
+    )
+    run_dir: str = field("", None, "the run folder; default: runs/ENV-METHOD/HASH")
+    writers: tuple[str, ...] = field(
+        (), None, "further writers of metrics: tensorboard, wandb; metrics.jsonl is always written"
+    )
+    video: bool = field(True, None, "write videos of the policy before and after finetuning")
+    max_nonfinite_updates: int = field(
+        20,
+        NON_NEGATIVE,
+        "skipped updates (NaN or inf) of a stage after which a training is stopped",
+    )
 
     def __post_init__(self) -> None:
         config_fields.check(self, "")
-
-    @property
-    def algorithm_config(self) -> Any:
-        """The method's own frozen Config."""
-        name, fields = split_name(self.algorithm, "algorithm")
-        fields.pop("module", None)
-        return build_config(self.algorithm_module.Config, fields, f"algorithm {name}: ")
-
-    @property
-    def algorithm_module(self) -> ModuleType:
-        """The method's module."""
-        return algorithms.load(
-            split_name(self.algorithm, "algorithm")[0], self.algorithm.get("module", "")
-        )
 
     @property
     def all_seeds(self) -> list[int]:
@@ -210,153 +232,135 @@ class RunConfig:
 
     @property
     def points(self) -> list[dict[str, float]]:
-        """The combinations of values in the population; one empty one where nothing varies."""
-        return [
-            dict(zip(self.population, point, strict=True))
-            for point in zip(*self.population.values(), strict=True)
-        ] or [{}]
+        """The combinations of values in the population; one empty combination if nothing varies."""
+        if not self.population:
+            return [{}]
+        names = list(self.population)
+        combinations = zip(*self.population.values(), strict=True)
+        return [dict(zip(names, values, strict=True)) for values in combinations]
 
     @property
     def members(self) -> list[Member]:
         """Every training of this program, point by point."""
-        return [
-            Member(seed, point) for point, seed in itertools.product(self.points, self.all_seeds)
-        ]
+        pairs = itertools.product(self.points, self.all_seeds)
+        return [Member(seed=seed, values=point) for point, seed in pairs]
 
     def of(self, point: Mapping[str, float]) -> RunConfig:
-        """The run of one point by itself."""
-        return dataclasses.replace(self, algorithm={**self.algorithm, **point}, population={})
+        """The run of one point of the population by itself.
 
-
-def split_name(section: Mapping[str, Any], where: str) -> tuple[str, dict[str, Any]]:
-    """Split {"name": …, **fields}. Raises ConfigError without a name, or where ``module`` is none."""
-    fields = dict(section)
-    if not isinstance(module := fields.get("module", ""), str):
-        raise ConfigError(
-            f"{where}.module is {module!r}; the name of an importable module is expected."
-        )
-    name = fields.pop("name", None)
-    if not isinstance(name, str) or not name:
-        raise ConfigError(f"{where}.name is missing; e.g. {where}.name='ogpo'.")
-    return name, fields
-
-
-def build_config(cls: type, values: Mapping[str, Any], where: str = "") -> Any:
-    """A frozen dataclass from a plain mapping, sections included. Raises ConfigError, in one line, for an unknown field
-    or a value of the wrong type."""
-    fields = {field.name: field for field in dataclasses.fields(cls)}
-    hints = typing.get_type_hints(cls)
-    if not isinstance(values, Mapping):
-        raise ConfigError(
-            f"{where.rstrip('.')} is {values!r}; a section with some of {', '.join(fields)} is expected."
-        )
-    for name in values:
-        if name not in fields:
-            close = difflib.get_close_matches(name, fields, n=1)
-            hint = f"did you mean {close[0]!r}? " if close else ""
-            raise ConfigError(
-                f"{where}there is no field {name!r}; {hint}allowed: {', '.join(fields)}."
-            )
-    try:
-        return cls(
-            **{
-                name: _convert(value, hints[name], f"{where}{name}")
-                for name, value in values.items()
-            }
-        )
-    except ConfigError:
-        raise
-    except (ValueError, TypeError) as error:
-        raise ConfigError(f"{error}") from error
-
-
-def _convert(value: Any, hint: Any, where: str) -> Any:
-    if isinstance(hint, type) and dataclasses.is_dataclass(hint):
-        return value if isinstance(value, hint) else build_config(hint, value, f"{where}.")
-    origin = typing.get_origin(hint)
-    if origin is tuple:
-        if isinstance(value, str) or not hasattr(value, "__iter__"):
-            raise ConfigError(f"{where} is {value!r}; a tuple is expected, e.g. (128, 128).")
-        inner = typing.get_args(hint)[0]
-        return tuple(_convert(item, inner, where) for item in value)
-    if origin is dict:
-        return dict(value)
-    if hint is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
-    if hint in (int, float, bool, str) and (
-        not isinstance(value, hint) or (hint is int and isinstance(value, bool))
-    ):
-        raise ConfigError(f"{where} is {value!r}; a value of type {hint.__name__} is expected.")
-    return value
+        Raises:
+          ConfigError: if a value is not allowed.
+        """
+        settings = dataclasses.replace(self.algorithm.settings, **point)
+        algorithm = dataclasses.replace(self.algorithm, settings=settings)
+        return dataclasses.replace(self, algorithm=algorithm, population={})
 
 
 def to_dict(config: RunConfig) -> dict[str, Any]:
-    """Plain nested dict of JSON values; ``build(Run, to_dict(c)) == c``."""
-    return dataclasses.asdict(config)
+    """The configuration as plain values for JSON.
 
-
-def resolve(values: Mapping[str, Any]) -> RunConfig:
-    """A checked Run from a plain mapping, with every field of its algorithm filled in."""
-    run = build_config(RunConfig, values)
-    name, _ = split_name(run.algorithm, "algorithm")
-    module = run.algorithm.get("module", "")
-    filled = {"name": name, "module": module, **dataclasses.asdict(run.algorithm_config)}
-    run = dataclasses.replace(run, algorithm=filled, population=_population(run))
-    for point in run.points:
-        _ = run.of(point).algorithm_config
-    return run
-
-
-_CLONED = (
-    "env",
-    "policy",
-    "demonstrations",
-    "pretrain",
-    "evaluation",
-    "seed",
-    "seeds",
-    "data_parallel",
-)
+    ``env`` and ``algorithm`` are flat: {"name", "module", and the fields of the settings}.
+    """
+    content = {each.name: getattr(config, each.name) for each in dataclasses.fields(config)}
+    for name, value in content.items():
+        if isinstance(value, (AlgorithmChoice, EnvChoice)):
+            content[name] = value.to_dict()
+        elif dataclasses.is_dataclass(value) and not isinstance(value, type):
+            content[name] = dataclasses.asdict(value)
+    return content
 
 
 def clone_config(config: RunConfig) -> RunConfig:
-    """The configuration of a run's clone alone, one for all methods: demonstrations and cloning do not depend on them."""
-    content = to_dict(config)
-    kept = {name: content[name] for name in _CLONED}
-    return resolve(
-        {"algorithm": {"name": "ogpo"}, "video": False, **kept}
-    )  # it is not finetuned, but must name some method
+    """The configuration of a run's clone alone, the same for every method.
 
-
-def _population(run: RunConfig) -> dict[str, tuple[float, ...]]:
-    """The values of each field that varies, as many for one as for another. Raises ConfigError."""
-    name, fields = (
-        run.algorithm["name"],
-        {f.name: f for f in dataclasses.fields(run.algorithm_module.Config)},
+    It keeps what demonstrations and cloning depend on; everything else has its default.
+    """
+    return RunConfig(
+        env=config.env,
+        policy=config.policy,
+        demonstrations=config.demonstrations,
+        pretrain=config.pretrain,
+        evaluation=config.evaluation,
+        seed=config.seed,
+        seeds=config.seeds,
+        data_parallel=config.data_parallel,
+        video=False,
     )
-    numeric = [field for field, about in fields.items() if type(about.default) in (int, float)]
-    found: dict[str, tuple[float, ...]] = {}
-    for field, values in run.population.items():
-        where = f"population.{field}"
-        if field not in numeric:
-            close = difflib.get_close_matches(field, numeric, n=1)
-            hint = f"did you mean {close[0]!r}? " if close else ""
-            raise ConfigError(
-                f"{where}: {name} has no numeric field {field!r}; {hint}allowed: {', '.join(numeric)}."
-            )
-        values = tuple(values) if isinstance(values, (list, tuple)) else (values,)
-        kind = type(fields[field].default)
-        found[field] = tuple(_convert(value, kind, where) for value in values)
-        if not values:
-            raise ConfigError(f"{where} has no values; give some, e.g. --config.{where}=1e-4,3e-4.")
-    if len({len(values) for values in found.values()}) > 1:
-        sizes = ", ".join(f"{field} has {len(values)}" for field, values in found.items())
-        raise ConfigError(
-            f"population: {sizes} values; the fields vary together, so each needs as many as the others."
-        )
-    points = list(zip(*found.values(), strict=True))
+
+
+def split_name(section: Any, where: str) -> tuple[str, str, dict[str, Any]]:
+    """Split {"name": …, "module": …, **fields} into these three.
+
+    Raises:
+      ConfigError: if the name is missing or the module is not a string.
+    """
+    if not isinstance(section, Mapping):
+        raise ConfigError(f"{where} is {section!r}; a section with {where}.name is expected.")
+    fields = dict(section)
+    module = fields.pop("module", "")
+    if not isinstance(module, str):
+        expected = "the name of an importable module is expected"
+        raise ConfigError(f"{where}.module is {module!r}; {expected}.")
+    name = fields.pop("name", None)
+    if not isinstance(name, str) or not name:
+        example = {"env": "reach", "algorithm": "ogpo"}[where]
+        raise ConfigError(f"{where}.name is missing; e.g. {where}.name={example!r}.")
+    return name, module, fields
+
+
+def build_algorithm_choice(section: Any) -> AlgorithmChoice:
+    """A method with its settings from {"name": …, "module": …, **settings}.
+
+    Raises:
+      ConfigError: in one line, for an unknown method or field, or a value that is not allowed.
+    """
+    name, module, fields = split_name(section, "algorithm")
+    try:
+        config = algorithms.load(name, module).Config
+    except ConfigError:
+        raise
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+    settings = build_config(config, fields, "algorithm.")
+    config_fields.check(settings, "algorithm.")  # a method of the user may not do it
+    return AlgorithmChoice(name=name, module=module, settings=settings)
+
+
+def build_population(section: Any, algorithm: AlgorithmChoice) -> dict[str, tuple[float, ...]]:
+    """The values of each field that varies, equally many for every field.
+
+    Raises:
+      ConfigError: in one line, for a field that the method lacks or that is not a number, for
+        unequal numbers of values, and for two equal members.
+    """
+    if not isinstance(section, Mapping):
+        raise ConfigError(f"population is {section!r}; a section {{field: values}} is expected.")
+    defaults = {each.name: each.default for each in dataclasses.fields(algorithm.settings)}
+    numeric = [name for name, default in defaults.items() if type(default) in (int, float)]
+    population: dict[str, tuple[float, ...]] = {}
+    for name, values in section.items():
+        where = f"population.{name}"
+        if name not in numeric:
+            lacks = f"{algorithm.name} has no numeric field {name!r}"
+            raise ConfigError(f"{where}: {lacks}; {suggest(str(name), numeric)}.")
+        listed = tuple(values) if isinstance(values, (list, tuple)) else (values,)
+        if not listed:
+            example = f"--config.{where}=1e-4,3e-4"
+            raise ConfigError(f"{where} has no values; give some, e.g. {example}.")
+        kind = type(defaults[name])
+        population[name] = tuple(convert(kind, value, where) for value in listed)
+    _check_points(population)
+    return population
+
+
+def _check_points(population: Mapping[str, tuple[float, ...]]) -> None:
+    """Raise ConfigError for unequal numbers of values, and for two equal members."""
+    if len({len(values) for values in population.values()}) > 1:
+        sizes = ", ".join(f"{name} has {len(values)}" for name, values in population.items())
+        needed = "the fields vary together, so each needs as many values as the others"
+        raise ConfigError(f"population: {sizes} values; {needed}.")
+    points = list(zip(*population.values(), strict=True))
     if len(set(points)) < len(points):
         raise ConfigError(
             "population: two members have the same values; give each combination once."
         )
-    return found

@@ -1,70 +1,266 @@
-"""What the numbers of a configuration may be.
+"""Fields of a configuration: a default, the allowed values, and a line of documentation.
 
-A frozen dataclass names the range of each of its numeric fields in ``RANGES``, to which those of its bases belong, and calls ``check`` in
-its ``__post_init__``.
+A frozen dataclass declares each of its fields with ``field`` and calls ``check`` when it is made::
+
+    @dataclasses.dataclass(frozen=True)
+    class Config:
+        samples: int = field(8, POSITIVE_INT, "N: base samples per decision")
+        mode: str = field("sac", ("sac", "td3"), "how the residual learns")
+
+        def __post_init__(self) -> None:
+            config_fields.check(self, "algorithm.")
+
+Command-line help, ``gcp-jax algorithms``, ``gcp-jax envs`` and the reference in the documentation
+are made from these declarations by ``describe``. ``build_config`` makes such a configuration from
+a plain mapping, for example from JSON.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import math
-from collections.abc import Mapping
+import types
+import typing
+from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 
+class ConfigError(ValueError):
+    """A field that cannot be used: which one, its value, and what is allowed, in one line."""
+
+
 class Bounds(NamedTuple):
-    """Finite numbers from low to high, without the ends that are open."""
+    """Finite numbers from low to high; an end is excluded if it is open."""
 
     low: float = -math.inf
     high: float = math.inf
-    above: bool = False  # low is open
-    below: bool = False  # high is open
+    low_open: bool = False
+    high_open: bool = False
 
     def __contains__(self, value: object) -> bool:
-        if not isinstance(value, (int, float)) or value - value != 0:  # inf and NaN
+        if not isinstance(value, (int, float)):
             return False
-        low = value > self.low if self.above else value >= self.low
-        return low and (value < self.high if self.below else value <= self.high)
+        if isinstance(value, float) and not math.isfinite(value):
+            return False
+        above = value > self.low if self.low_open else value >= self.low
+        below = value < self.high if self.high_open else value <= self.high
+        return above and below
 
     def __str__(self) -> str:
+        if math.isinf(self.low) and math.isinf(self.high):
+            return "finite"
         if math.isinf(self.low):
-            return (
-                "finite"
-                if math.isinf(self.high)
-                else f"{'below' if self.below else 'at most'} {self.high:g}"
-            )
+            return f"{'below' if self.high_open else 'at most'} {_text(self.high)}"
         if math.isinf(self.high):
-            if self.above:
-                return f"above {self.low:g}" if self.low else "positive"
-            return f"at least {self.low:g}"
-        return f"in {'(' if self.above else '['}{self.low:g}, {self.high:g}{')' if self.below else ']'}"
+            if self.low_open:
+                return f"above {_text(self.low)}" if self.low else "positive"
+            return f"at least {_text(self.low)}"
+        left = "(" if self.low_open else "["
+        right = ")" if self.high_open else "]"
+        return f"in {left}{_text(self.low)}, {_text(self.high)}{right}"
+
+
+def _text(number: float) -> str:
+    return str(number) if isinstance(number, int) else f"{number:g}"
 
 
 FINITE = Bounds()
 POSITIVE_INT = Bounds(1)
 NON_NEGATIVE = Bounds(0)
-POSITIVE = Bounds(0, above=True)
+POSITIVE = Bounds(0, low_open=True)
 UNIT = Bounds(0, 1)
-UNIT_POSITIVE = Bounds(0, 1, above=True)
+UNIT_POSITIVE = Bounds(0, 1, low_open=True)
+
+Choices = tuple[str, ...]
 
 
-def of(config: Any) -> dict[str, Bounds]:
-    """The range of every field of a dataclass or of one of its instances."""
-    cls = config if isinstance(config, type) else type(config)
-    found: dict[str, Bounds] = {}
-    for base in reversed(cls.__mro__):
-        found |= vars(base).get("RANGES", {})
-    return found
+def field(default: Any, allowed: Bounds | Choices | None = None, doc: str = "") -> Any:
+    """Declare a field of a configuration.
+
+    Args:
+      default: the field's default value. Every instance gets its own copy of a dict.
+      allowed: ``Bounds`` of a number, or of every number in a tuple; the choices of a string, as a
+        tuple of strings. None allows every value of the field's type, but of numbers only finite
+        ones. None as a value is allowed if it is the default.
+      doc: what the field is, in one line: symbol, unit, the authors' value in brackets.
+    """
+    metadata = {"allowed": allowed, "doc": doc}
+    if isinstance(default, dict):
+        return dataclasses.field(default_factory=lambda: dict(default), metadata=metadata)
+    return dataclasses.field(default=default, metadata=metadata)
 
 
-def check(config: Any, section: str, among: Mapping[str, Bounds] | None = None) -> None:
-    """Raise ValueError, in one line, for the first field outside its range; of a tuple every number must be inside. among: ranges
-    to go by instead of the class's own."""
-    defaults = {field.name: field.default for field in dataclasses.fields(config)}
-    for name, allowed in (of(config) if among is None else among).items():
+class FieldDescription(NamedTuple):
+    """One row of a reference of fields."""
+
+    name: str
+    default: Any
+    allowed: str  # "" if any value of the field's type is allowed
+    doc: str
+
+
+def describe(config: type | object) -> list[FieldDescription]:
+    """Every field of a configuration class as it is declared, those of its bases first."""
+    rows = []
+    for declared in dataclasses.fields(config):  # type: ignore[arg-type]
+        allowed = declared.metadata.get("allowed")
+        text = ", ".join(allowed) if _is_choices(allowed) else str(allowed or "")
+        doc = declared.metadata.get("doc", "")
+        rows.append(FieldDescription(declared.name, default_of(declared), text, doc))
+    return rows
+
+
+def default_of(declared: dataclasses.Field[Any]) -> Any:
+    """The default value of a field; ``dataclasses.MISSING`` if it has none."""
+    if declared.default_factory is not dataclasses.MISSING:
+        return declared.default_factory()
+    return declared.default
+
+
+def allowed_values(config: type | object, name: str) -> Bounds | Choices | None:
+    """What ``field`` declared as allowed for a field of a configuration or of its class."""
+    declared = {each.name: each for each in dataclasses.fields(config)}  # type: ignore[arg-type]
+    allowed: Bounds | Choices | None = declared[name].metadata.get("allowed")
+    return allowed
+
+
+def _is_choices(allowed: Bounds | Choices | None) -> bool:
+    return isinstance(allowed, tuple) and not isinstance(allowed, Bounds)
+
+
+def check(config: Any, section: str) -> None:
+    """Check every field of a configuration against what its declaration allows.
+
+    Args:
+      config: an instance of a dataclass whose fields were declared by ``field``.
+      section: what precedes a field's name in the message, e.g. ``"algorithm."``.
+
+    Raises:
+      ConfigError: in one line, for the first field whose value is not allowed.
+    """
+    for declared in dataclasses.fields(config):
+        value = getattr(config, declared.name)
+        default = default_of(declared)
+        allowed = declared.metadata.get("allowed")
+        if value is None and default is None:
+            continue
+        if _is_choices(allowed):
+            if value not in allowed:
+                raise ConfigError(
+                    f"{section}{declared.name} is {value!r}; allowed: {', '.join(allowed)}."
+                )
+            continue
+        if allowed is None and _holds_numbers(value):
+            allowed = FINITE
+        if allowed is not None and not _inside(value, allowed):
+            raise ConfigError(
+                f"{section}{declared.name} is {value}; it must be {allowed} (default: {default})."
+            )
+
+
+def check_bounds(config: Any, section: str, bounds: Mapping[str, Bounds]) -> None:
+    """Check fields against bounds that depend on other fields of the same configuration.
+
+    Raises:
+      ConfigError: in one line, for the first field outside its bounds.
+    """
+    for name, allowed in bounds.items():
         value = getattr(config, name)
-        if any(
-            number not in allowed for number in (value if isinstance(value, tuple) else (value,))
-        ):
-            hint = f" (default: {defaults[name]})" if among is None else ""
-            raise ValueError(f"{section}{name} is {value}; it must be {allowed}{hint}.")
+        if not _inside(value, allowed):
+            raise ConfigError(f"{section}{name} is {value}; it must be {allowed}.")
+
+
+def _holds_numbers(value: Any) -> bool:
+    """True for a float or a non-empty tuple of them."""
+    numbers = value if isinstance(value, tuple) else (value,)
+    return bool(numbers) and all(isinstance(number, float) for number in numbers)
+
+
+def _inside(value: Any, allowed: Bounds) -> bool:
+    numbers = value if isinstance(value, tuple) else (value,)
+    return all(number in allowed for number in numbers)
+
+
+def suggest(name: str, allowed: Iterable[str]) -> str:
+    """The end of a message about an unknown name: the closest allowed name, then all of them."""
+    names = list(allowed)
+    close = difflib.get_close_matches(name, names, n=1)
+    hint = f"did you mean {close[0]!r}? " if close else ""
+    return f"{hint}allowed: {', '.join(names)}"
+
+
+def build_config(cls: type, values: Mapping[str, Any], section: str = "") -> Any:
+    """A frozen dataclass from a plain mapping; sections that are dataclasses are built as well.
+
+    Args:
+      cls: the configuration's class.
+      values: field: value. Lists become tuples and whole numbers become floats where the field
+        says so; fields that are absent have their defaults.
+      section: what precedes a field's name in the message, e.g. ``"algorithm."``.
+
+    Raises:
+      ConfigError: in one line, for an unknown field or a value that is not allowed.
+    """
+    fields = [declared.name for declared in dataclasses.fields(cls)]
+    hints = typing.get_type_hints(cls)
+    if not isinstance(values, Mapping):
+        expected = f"a section with some of {', '.join(fields)} is expected"
+        raise ConfigError(
+            f"{section.rstrip('.') or 'the configuration'} is {values!r}; {expected}."
+        )
+    for name in values:
+        if name not in fields:
+            unknown = f"{section}{name}"
+            raise ConfigError(f"there is no field {unknown!r}; {suggest(str(name), fields)}.")
+    converted = {name: convert(hints[name], x, f"{section}{name}") for name, x in values.items()}
+    try:
+        return cls(**converted)
+    except ConfigError:
+        raise
+    except (ValueError, TypeError) as error:
+        raise ConfigError(str(error)) from error
+
+
+def convert(hint: Any, value: Any, where: str) -> Any:
+    """A value as a field's type hint wants it.
+
+    Raises:
+      ConfigError: in one line, for a value of another type. ``where`` is the field's dotted name.
+    """
+    if isinstance(hint, type) and dataclasses.is_dataclass(hint):
+        return value if isinstance(value, hint) else build_config(hint, value, f"{where}.")
+    origin = typing.get_origin(hint)
+    if origin in (typing.Union, types.UnionType):
+        if value is None:
+            return None
+        [hint] = [kind for kind in typing.get_args(hint) if kind is not type(None)]
+        return convert(hint, value, where)
+    if origin is tuple:
+        return _convert_tuple(typing.get_args(hint), value, where)
+    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+        return _to_float(value, where)
+    if hint not in (int, float, bool, str):
+        return value
+    if not isinstance(value, hint) or (hint is int and isinstance(value, bool)):
+        expected = f"a value of type {hint.__name__} is expected"
+        raise ConfigError(f"{where} is {value!r}; {expected}.")
+    return value
+
+
+def _convert_tuple(hints: tuple[Any, ...], value: Any, where: str) -> tuple[Any, ...]:
+    if isinstance(value, str) or not isinstance(value, Iterable):
+        raise ConfigError(f"{where} is {value!r}; a tuple is expected, e.g. (128, 128).")
+    items = tuple(value)
+    if hints[-1] is Ellipsis:
+        hints = hints[:1] * len(items)
+    if len(hints) != len(items):
+        raise ConfigError(f"{where} is {items!r}; a tuple of {len(hints)} is expected.")
+    return tuple(convert(hint, item, where) for hint, item in zip(hints, items, strict=True))
+
+
+def _to_float(value: int, where: str) -> float:
+    try:
+        return float(value)
+    except OverflowError as error:
+        raise ConfigError(f"{where} is {value}; it is too large for a float.") from error

@@ -1,11 +1,19 @@
-"""Sweeps: many runs from one file, on this machine, on Ray or on SLURM.
+"""The top floor: sweeps of many runs, on this machine, on Ray or on SLURM, and the command line.
 
-A sweep file::
+A sweep is a Python file, given to ``gcp-jax sweep``::
 
-    from launch import Sweep, grid
+    from gcp_jax.launch import Sweep, grid
 
     def get_sweep():
-        return Sweep("experiments/configs/peg_insert.py", axes=(grid("finetune.utd", (0.0625, 0.125)),), seeds=4)
+        return Sweep(
+            "experiments/configs/peg_insert.py",
+            axes=(grid("finetune.utd", (0.0625, 0.125)),),
+            seeds=4,
+        )
+
+``spec`` and ``axes`` declare a sweep, ``expand`` lists its runs, ``launcher`` does them through a
+backend, ``status`` and ``sweep_page`` read the folder. What one run does belongs to
+``gcp_jax.run``, and nothing below this package imports it.
 """
 
 from gcp_jax.launch.axes import choice, drawn, grid, integers, log_uniform, uniform, zipped

@@ -1,27 +1,35 @@
-"""The launcher: hands runs to a backend, tries again what failed, and asks a plan what comes next. It schedules nothing itself."""
+"""The launcher: submits runs to a backend, retries those that fail, and asks a scheduler for more.
+
+It places nothing itself; where and when a job runs is decided by the backend.
+"""
 
 from __future__ import annotations
 
 import concurrent.futures
-import json
 import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
-from gcp_jax.atomic_files import write_json
-from gcp_jax.config import ConfigError, clone_config, resolve, to_dict
-from gcp_jax.launch import worker as working
-from gcp_jax.launch.spec import RunSpec, Sweep
+from gcp_jax.config import clone_config, to_dict
+from gcp_jax.experiments import run_config
+from gcp_jax.launch import worker
+from gcp_jax.launch.expand import RunSpec
+from gcp_jax.launch.spec import TRAIN, Sweep
 from gcp_jax.launch.worker import Job, JobResult
-from gcp_jax.run import training
+from gcp_jax.run.folder import config_hash
 
 Future = concurrent.futures.Future[JobResult]
+Request = tuple[RunSpec, int]  # a run, and the environment steps at which it pauses (0: never)
 
 
 class Backend(Protocol):
-    """Where runs are done. submit queues one attempt; its Future gives the outcome, or the exception by which its worker died."""
+    """Where jobs run.
+
+    ``submit`` queues one attempt at each job. A future holds the attempt's result, or the exception
+    that ended its worker.
+    """
 
     def submit(self, jobs: Sequence[Job]) -> list[Future]: ...
 
@@ -29,71 +37,76 @@ class Backend(Protocol):
 
 
 class Scheduler(Protocol):
-    """What to run. start: the first runs, with the environment steps at which each pauses (0: never); after: what follows when one
-    has ended, its outcome told."""
+    """Which runs to do.
 
-    def start(self) -> list[tuple[RunSpec, int]]: ...
+    ``start`` returns the first runs. ``after`` returns the runs to add when one has ended.
+    """
 
-    def after(self, run: RunSpec, outcome: JobResult) -> list[tuple[RunSpec, int]]: ...
+    def start(self) -> list[Request]: ...
 
-
-class Everything:
-    """All runs of a sweep, to their ends."""
-
-    def __init__(self, runs: Sequence[RunSpec]) -> None:
-        self.runs = runs
-
-    def start(self) -> list[tuple[RunSpec, int]]:
-        return [(run, 0) for run in self.runs]
-
-    def after(self, run: RunSpec, outcome: JobResult) -> list[tuple[RunSpec, int]]:
-        return []
+    def after(self, run: RunSpec, result: JobResult) -> list[Request]: ...
 
 
 class LaunchSummary(NamedTuple):
-    """How a launch ended: runs by their outcome, and the errors of those that failed."""
+    """How a launch ended."""
 
     finished: int
-    skipped: int
-    failed: dict[str, str]
+    skipped: int  # finished by an earlier launch
+    failed: dict[str, str]  # the last error, by run id
 
 
-def folder_of(sweep_folder: Path, run: str) -> Path:
-    """Where a run lies."""
-    return sweep_folder / "runs" / run
+def run_folder(sweep_folder: Path, run_id: str) -> Path:
+    """Return the folder of a run."""
+    return sweep_folder / "runs" / run_id
 
 
-def finished(run: Path) -> bool:
-    """Has this run, or clone, come to its end?"""
-    return (run / "summary.json").exists()
+def is_finished(folder: Path) -> bool:
+    """Return whether the run, or clone, in this folder has finished."""
+    return (folder / "summary.json").exists()
+
+
+def clone_id(run: RunSpec, entry_point: str = TRAIN) -> str:
+    """Return the id of the shared clone that a run starts from.
+
+    "" if the run starts from a saved policy, or is not a training.
+    """
+    if run.config.pretrain.saved_policy or entry_point != TRAIN:
+        return ""
+    return config_hash(clone_config(run.config))
 
 
 def launch(
     sweep: Sweep,
-    plan: Scheduler,
+    scheduler: Scheduler,
     folder: Path,
     backend: Backend,
     *,
     retries: int,
-    told: Callable[[str], None] = print,
+    log: Callable[[str], None] = print,
 ) -> LaunchSummary:
-    """Do what is left of a sweep. Runs that share a clone wait for it; one that fails is tried ``retries`` more times; none stops
-    the others. KeyboardInterrupt leaves everything as it is: launching again goes on."""
-    book = _JobLedger(sweep, folder, backend, retries, told)
-    book.add(plan.start())
-    while book.pending:
+    """Do what is left of a sweep.
+
+    Runs that share a clone wait for it. A run that fails is retried ``retries`` times and does not
+    stop the others. After a KeyboardInterrupt the next launch continues from the run folders.
+    """
+    ledger = _JobLedger(sweep, folder, backend, retries, log)
+    ledger.add(scheduler.start())
+    while ledger.pending:
         done, _ = concurrent.futures.wait(
-            book.pending, return_when=concurrent.futures.FIRST_COMPLETED
+            ledger.pending, return_when=concurrent.futures.FIRST_COMPLETED
         )
         for future in done:
-            for run, outcome in book.ended(future):
-                book.add(plan.after(run, outcome))
-        book.flush()
-    return LaunchSummary(book.finished, book.skipped, book.failed)
+            for run, result in ledger.collect(future):
+                ledger.add(scheduler.after(run, result))
+        ledger.submit_ready()
+    return LaunchSummary(ledger.finished, ledger.skipped, ledger.failed)
 
 
 class _JobLedger:
-    """What is queued, waiting for a clone, tried how often, and how it ended."""
+    """Jobs that are ready, waiting for a clone, or pending; attempts made; and how runs ended.
+
+    Jobs are paired with their run, or with None if they only make a clone.
+    """
 
     def __init__(
         self,
@@ -101,160 +114,118 @@ class _JobLedger:
         folder: Path,
         backend: Backend,
         retries: int,
-        told: Callable[[str], None],
+        log: Callable[[str], None],
     ) -> None:
-        self.sweep, self.folder, self.backend, self.retries, self.told = (
-            sweep,
-            folder,
-            backend,
-            retries,
-            told,
-        )
+        self.sweep = sweep
+        self.folder = folder
+        self.backend = backend
+        self.retries = retries
+        self.log = log
         self.pending: dict[Future, tuple[RunSpec | None, Job]] = {}
-        self.finished = self.skipped = 0
+        self.finished = 0
+        self.skipped = 0
         self.failed: dict[str, str] = {}
-        self._tries: dict[str, int] = {}
+        self._attempts: dict[str, int] = {}
         self._ready: list[tuple[RunSpec | None, Job]] = []
         self._waiting: dict[str, list[tuple[RunSpec, Job]]] = {}  # by the folder of the clone
 
-    def add(self, wanted: Iterable[tuple[RunSpec, int]]) -> None:
-        """Queue runs that are not finished, and the clones they need first."""
-        for run, until in wanted:
-            if finished(folder_of(self.folder, run.id)):
+    def add(self, requests: Iterable[Request]) -> None:
+        """Queue runs that are not finished, after the clones they need."""
+        for run, until in requests:
+            if is_finished(run_folder(self.folder, run.id)):
                 self.skipped += 1
                 continue
             job = self._job(run, until)
-            if not job.clone or finished(Path(job.clone)):
+            if not job.clone or is_finished(Path(job.clone)):
                 self._ready.append((run, job))
                 continue
             if job.clone not in self._waiting:
+                self._waiting[job.clone] = []
                 self._ready.append((None, _clone_job(job)))
-            self._waiting.setdefault(job.clone, []).append((run, job))
-        self.flush()
+            self._waiting[job.clone].append((run, job))
+        self.submit_ready()
 
-    def flush(self) -> None:
-        """Hand over what is ready, all of it at once: a backend may make one array of it."""
-        ready, self._ready = self._ready, []
-        if ready:
-            futures = self.backend.submit([job for _, job in ready])
-            self.pending.update(zip(futures, ready, strict=True))
+    def submit_ready(self) -> None:
+        """Submit all jobs that are ready in one call, so that a backend can make one array."""
+        ready = self._ready
+        self._ready = []
+        if not ready:
+            return
+        futures = self.backend.submit([job for _, job in ready])
+        self.pending.update(zip(futures, ready, strict=True))
 
-    def ended(self, future: Future) -> list[tuple[RunSpec, JobResult]]:
-        """Note how an attempt ended; the runs that are over by it, and how."""
+    def collect(self, future: Future) -> list[tuple[RunSpec, JobResult]]:
+        """Record how an attempt ended. Returns the runs that have ended because of it."""
         run, job = self.pending.pop(future)
-        outcome = self._outcome(future, job)
-        if outcome.how == "stopped":
-            self.told(f"{job.id} was stopped and saved; it goes on when there is room")
+        result = self._result(future, job)
+        if result.status == "stopped":
+            self.log(f"{job.id} was stopped and saved; it resumes when there is room")
             self._ready.append((run, job))
             return []
-        if outcome.how in ("failed", "died"):
-            tried = self._tries[job.id] = self._tries.get(job.id, 0) + 1
-            self.told(
-                f"{job.id} {outcome.how} (attempt {tried} of {self.retries + 1}): {outcome.error}"
-            )
-            if tried <= self.retries:
-                self._ready.append((run, job))
-                return []
+        if result.status in ("failed", "died") and self._retry(run, job, result):
+            return []
         waiting = self._waiting.pop(job.folder, [])
         if run is not None:
-            return [self._over(run, outcome)]
-        if outcome.how == "finished":
+            return [self._record(run, result)]
+        if result.status == "finished":
             self._ready += waiting
             return []
-        return [
-            self._over(each, JobResult("failed", f"its clone {job.id}: {outcome.error}"))
-            for each, _ in waiting
-        ]
+        failure = JobResult("failed", f"its clone {job.id}: {result.error}")
+        return [self._record(waiting_run, failure) for waiting_run, _ in waiting]
 
-    def _over(self, run: RunSpec, outcome: JobResult) -> tuple[RunSpec, JobResult]:
-        if outcome.how == "finished":
+    def _retry(self, run: RunSpec | None, job: Job, result: JobResult) -> bool:
+        """Log a failed attempt and queue another, if one is left."""
+        attempts = self._attempts.get(job.id, 0) + 1
+        self._attempts[job.id] = attempts
+        total = self.retries + 1
+        self.log(f"{job.id} {result.status} (attempt {attempts} of {total}): {result.error}")
+        if attempts >= total:
+            return False
+        self._ready.append((run, job))
+        return True
+
+    def _record(self, run: RunSpec, result: JobResult) -> tuple[RunSpec, JobResult]:
+        if result.status == "finished":
             self.finished += 1
-        elif outcome.how != "paused":
-            self.failed[run.id] = outcome.error
-        return run, outcome
+        elif result.status != "paused":
+            self.failed[run.id] = result.error
+        return run, result
 
-    def _outcome(self, future: Future, job: Job) -> JobResult:
+    def _result(self, future: Future, job: Job) -> JobResult:
+        """Return the result of an attempt; if its worker died, record that in the run folder."""
         error = future.exception()
         if error is None:
             return future.result()
-        outcome = JobResult("died", f"its worker died ({working.told(error)})")
-        working.note(Path(job.folder), ended=time.time(), outcome=outcome.how, error=outcome.error)
-        return outcome
+        result = JobResult("died", f"its worker died ({worker.error_line(error)})")
+        worker.log_attempt(
+            Path(job.folder), ended=time.time(), outcome=result.status, error=result.error
+        )
+        return result
 
     def _job(self, run: RunSpec, until: int) -> Job:
-        clone = clone_of(run, self.sweep.work)
+        clone = clone_id(run, self.sweep.entry_point)
         return Job(
             id=run.id,
-            folder=str(folder_of(self.folder, run.id)),
+            folder=str(run_folder(self.folder, run.id)),
             config=to_dict(run.config),
             command=run.command,
-            work=self.sweep.work,
+            entry_point=self.sweep.entry_point,
             until=until,
             clone=str(self.folder / "clones" / clone) if clone else "",
         )
 
 
-def clone_of(run: RunSpec, work: str = Job._field_defaults["work"]) -> str:
-    """The name of the clone that a run starts from; "" where it brings a policy of its own, or is no training."""
-    own = run.config.pretrain.artifact or work != Job._field_defaults["work"]
-    return "" if own else training.config_hash(clone_config(run.config))
-
-
 def _clone_job(job: Job) -> Job:
-    config = clone_config(resolve(job.config))
-    return Job(Path(job.clone).name, job.clone, to_dict(config), job.command, clones=True)
+    """Return the job that makes the clone of another."""
+    return Job(
+        id=Path(job.clone).name,
+        folder=job.clone,
+        config=to_dict(clone_config(run_config.resolve(job.config))),
+        command=job.command,
+        clone_only=True,
+    )
 
 
-def describe(runs: Sequence[RunSpec], folder: Path, *, file: str, command: str) -> None:
-    """``sweep.json``: every run of the sweep by its id, those of earlier launches included. Raises ConfigError where the folder's
-    is of another version."""
-    path = folder / "sweep.json"
-    content: dict[str, Any] = {
-        "format": FORMAT,
-        "file": file,
-        "commands": [command],
-        "versions": training.package_versions(),
-        "commit": training.git_commit(),
-        "runs": {run.id: _about(run) for run in runs},
-    }
-    folder.mkdir(parents=True, exist_ok=True)
-    if path.exists():
-        there = read(folder)
-        content["runs"] = {**there["runs"], **content["runs"]}
-        content["commands"] = [*there["commands"], command]
-    write_json(path, content)
-
-
-def register(runs: Sequence[RunSpec], folder: Path) -> None:
-    """Add runs that came up later, as a search's do, to ``sweep.json``."""
-    there = read(folder)
-    new = {run.id: _about(run) for run in runs if run.id not in there["runs"]}
-    if new:
-        write_json(folder / "sweep.json", {**there, "runs": {**there["runs"], **new}})
-
-
-def _about(run: RunSpec) -> dict[str, Any]:
-    return {"values": run.values, "command": run.command}
-
-
-FORMAT = 1
-
-
-def read(folder: Path) -> dict[str, Any]:
-    """``sweep.json`` of a sweep's folder. Raises ConfigError where there is none, or one of another version."""
-    path = folder / "sweep.json"
-    if not path.is_file():
-        raise ConfigError(
-            f"{folder} holds no sweep (there is no sweep.json); name the --run_dir of a gcp-jax sweep."
-        )
-    found: dict[str, Any] = json.loads(path.read_text())
-    if found.get("format") != FORMAT:
-        raise ConfigError(
-            f"{folder} holds a sweep of format {found.get('format')}, this version reads {FORMAT}; choose another --run_dir."
-        )
-    return found
-
-
-def to_stderr(line: str) -> None:
-    """How a launcher speaks."""
+def log_to_stderr(line: str) -> None:
+    """Print a line of the launcher."""
     print(line, file=sys.stderr, flush=True)

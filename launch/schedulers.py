@@ -1,5 +1,8 @@
-"""What a sweep runs next: all of it, the survivors of successive halving, or what Optuna asks for. All three are resumed from the
-runs' folders (and Optuna's journal): nothing is held in the launcher."""
+"""Which runs of a sweep to do next: all, the best of successive halving, or Optuna's proposals.
+
+Every scheduler can resume from the run folders (and Optuna's journal): the launcher keeps no state
+of its own.
+"""
 
 from __future__ import annotations
 
@@ -10,84 +13,124 @@ from typing import Any
 
 from gcp_jax.atomic_files import write_text
 from gcp_jax.config import ConfigError
-from gcp_jax.launch import spec as sweeps
 from gcp_jax.launch.axes import Choice, Point, UniformRange
-from gcp_jax.launch.launcher import Everything, Scheduler, finished, folder_of, register
-from gcp_jax.launch.spec import Halving, RunSpec, Search, Sweep
+from gcp_jax.launch.expand import RunSpec, expand, list_points
+from gcp_jax.launch.launcher import Request, Scheduler, is_finished, run_folder
+from gcp_jax.launch.manifest import add_runs
+from gcp_jax.launch.spec import Halving, Search, Sweep
 from gcp_jax.launch.worker import JobResult
 from gcp_jax.run import metrics
-from gcp_jax.stats.statistics import score
+from gcp_jax.stats.eval_rows import score
 
-Wanted = list[tuple[RunSpec, int]]
+DROPPED = "dropped.txt"  # in the folder of a run that successive halving stopped
 
 
-def make(sweep: Sweep, runs: Sequence[RunSpec], folder: Path) -> Scheduler:
-    """The plan that a sweep asks for; runs: all of them, where it is no search."""
+def make_scheduler(sweep: Sweep, runs: Sequence[RunSpec], folder: Path) -> Scheduler:
+    """Return the scheduler a sweep asks for.
+
+    Args:
+      sweep: the sweep.
+      runs: all its runs; not used by a search, which makes its own.
+      folder: the sweep's folder.
+    """
     if sweep.search:
-        return Searched(sweep, sweep.search, folder)
-    return Halved(sweep.halving, runs, folder) if sweep.halving else Everything(runs)
+        return SearchScheduler(sweep, sweep.search, folder)
+    if sweep.halving:
+        return HalvingScheduler(sweep.halving, runs, folder)
+    return AllRunsScheduler(runs)
 
 
-class Halved:
-    """Successive halving, rung by rung: nobody goes on before the last has come to the rung, so that who goes on does not depend on
-    who was quick. A run that failed is the worst of its rung."""
+class AllRunsScheduler:
+    """All runs of a sweep, to their ends."""
+
+    def __init__(self, runs: Sequence[RunSpec]) -> None:
+        self.runs = runs
+
+    def start(self) -> list[Request]:
+        """Return every run."""
+        return [(run, 0) for run in self.runs]
+
+    def after(self, run: RunSpec, result: JobResult) -> list[Request]:
+        """Return nothing."""
+        return []
+
+
+class HalvingScheduler:
+    """Successive halving, rung by rung.
+
+    A rung is decided only when every run has reached it, so the choice does not depend on
+    wall-clock speed. A run that failed ranks last.
+    """
 
     def __init__(self, halving: Halving, runs: Sequence[RunSpec], folder: Path) -> None:
-        self._halving, self._folder = halving, folder
-        self._rung, self._racing, self._awaited = 0, list(runs), set[str]()
+        self._halving = halving
+        self._folder = folder
+        self._rung = 0  # index of the rung that is being decided
+        self._candidates = list(runs)
+        self._awaited: set[str] = set()  # ids of runs that have not reached the rung
 
-    def start(self) -> Wanted:
-        """The runs of the first rung at which somebody is still awaited."""
-        return self._next()
+    def start(self) -> list[Request]:
+        """Return the runs of the first rung that some run has not reached."""
+        return self._next_requests()
 
-    def after(self, run: RunSpec, outcome: JobResult) -> Wanted:
-        """Nothing, until the last one has come."""
+    def after(self, run: RunSpec, result: JobResult) -> list[Request]:
+        """Return the runs of the next rung, once all have reached this one."""
         self._awaited.discard(run.id)
         if self._awaited or self._rung == len(self._halving.rungs):
             return []
-        self._cut()
-        return self._next()
+        self._drop_worst()
+        return self._next_requests()
 
-    def _next(self) -> Wanted:
+    def _next_requests(self) -> list[Request]:
         rungs = self._halving.rungs
         while self._rung < len(rungs):
-            self._awaited = {
-                run.id for run in self._racing if self._score(run) is None and not self._over(run)
-            }
-            if self._awaited:
-                return [(run, rungs[self._rung]) for run in self._racing if run.id in self._awaited]
-            self._cut()
-        return [(run, 0) for run in self._racing]
+            below = [run for run in self._candidates if self._must_reach_rung(run)]
+            self._awaited = {run.id for run in below}
+            if below:
+                return [(run, rungs[self._rung]) for run in below]
+            self._drop_worst()
+        return [(run, 0) for run in self._candidates]
 
-    def _cut(self) -> None:
-        """Drop all but the best 1/keep of the rung."""
+    def _must_reach_rung(self, run: RunSpec) -> bool:
+        return self._score(run) is None and not (self._run_folder(run) / DROPPED).exists()
+
+    def _drop_worst(self) -> None:
+        """Keep the best 1/keep of the candidates, and mark the folders of the others."""
         rung = self._halving.rungs[self._rung]
-        ranked = sorted(self._racing, key=self._standing, reverse=True)
-        kept = ranked[: max(len(ranked) // self._halving.keep, 1)]
-        for place, run in enumerate(ranked):
-            if run not in kept and not finished(folder_of(self._folder, run.id)):
-                text = f"dropped at {rung:,} env steps: place {place + 1} of {len(ranked)}, the first {len(kept)} went on\n"
-                write_text(folder_of(self._folder, run.id) / "dropped.txt", text)
-        self._racing, self._rung = kept, self._rung + 1
+        ranked = sorted(self._candidates, key=self._rank_key, reverse=True)
+        count = max(len(ranked) // self._halving.keep, 1)
+        kept = ranked[:count]
+        for place, run in enumerate(ranked, start=1):
+            if place <= count or is_finished(self._run_folder(run)):
+                continue
+            write_text(
+                self._run_folder(run) / DROPPED,
+                f"dropped at {rung:,} env steps: place {place} of {len(ranked)}, "
+                f"the first {count} continued\n",
+            )
+        self._candidates = kept
+        self._rung += 1
 
-    def _standing(self, run: RunSpec) -> float:
-        found = self._score(run)
-        return float("-inf") if found is None else found
+    def _rank_key(self, run: RunSpec) -> float:
+        run_score = self._score(run)
+        return float("-inf") if run_score is None else run_score
 
     def _score(self, run: RunSpec) -> float | None:
-        """Its mean score at the first evaluation from this rung on; None before that."""
+        """Return the mean score at the first evaluation at or after the rung; None before it."""
         rung = self._halving.rungs[self._rung]
-        reached = [row for row in _evaluations(self._folder, run) if row["env_steps"] >= rung]
-        first = min((row["env_steps"] for row in reached), default=0)
+        reached = [row for row in _finetune_rows(self._folder, run) if row["env_steps"] >= rung]
+        if not reached:
+            return None
+        first = min(row["env_steps"] for row in reached)
         scores = [score(row) for row in reached if row["env_steps"] == first]
-        return sum(scores) / len(scores) if scores else None
+        return sum(scores) / len(scores)
 
-    def _over(self, run: RunSpec) -> bool:
-        return (folder_of(self._folder, run.id) / "dropped.txt").exists()
+    def _run_folder(self, run: RunSpec) -> Path:
+        return run_folder(self._folder, run.id)
 
 
-class Searched:
-    """Points that Optuna asks for, a few at a time; ``optuna.journal`` in the sweep's folder holds every trial."""
+class SearchScheduler:
+    """Points proposed by Optuna, a few at a time. ``optuna.journal`` holds every trial."""
 
     def __init__(self, sweep: Sweep, search: Search, folder: Path) -> None:
         try:
@@ -99,83 +142,86 @@ class Searched:
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         folder.mkdir(parents=True, exist_ok=True)
         storage = JournalStorage(JournalFileBackend(str(folder / "optuna.journal")))
-        self._optuna, self._sweep, self._search, self._folder = optuna, sweep, search, folder
+        self._optuna = optuna
+        self._sweep = sweep
+        self._search = search
+        self._folder = folder
         self._study = optuna.create_study(
             storage=storage, study_name="sweep", direction="maximize", load_if_exists=True
         )
-        self._awaited: dict[int, set[str]] = {}  # runs of a trial that have not ended
-        self._runs: dict[int, list[RunSpec]] = {}
+        self._awaited: dict[int, set[str]] = {}  # by trial, ids of runs that have not ended
+        self._runs: dict[int, list[RunSpec]] = {}  # by trial
 
-    def start(self) -> Wanted:
-        """The trials that a launcher before this one left open, and new ones up to ``parallel``."""
-        states = self._optuna.trial.TrialState
-        wanted: Wanted = []
-        for trial in self._study.get_trials(states=(states.RUNNING,)):
-            wanted += self._open(trial.number, trial.user_attrs["point"])
-        return wanted + self._more()
+    def start(self) -> list[Request]:
+        """Return the runs of trials that an earlier launcher left open, and of new trials."""
+        running = self._optuna.trial.TrialState.RUNNING
+        requests: list[Request] = []
+        for trial in self._study.get_trials(states=(running,)):
+            requests += self._open_trial(trial.number, trial.user_attrs["point"])
+        return requests + self._new_trials()
 
-    def after(self, run: RunSpec, outcome: JobResult) -> Wanted:
-        """A new trial for every one that has come to its end."""
+    def after(self, run: RunSpec, result: JobResult) -> list[Request]:
+        """Return the runs of a new trial for each trial that has ended."""
         for number, awaited in list(self._awaited.items()):
             awaited.discard(run.id)
-            self._close(number)
-        return self._more()
+            self._close_trial(number)
+        return self._new_trials()
 
-    def _more(self) -> Wanted:
-        wanted: Wanted = []
-        while (
-            len(self._awaited) < self._search.parallel
-            and len(self._study.trials) < self._search.trials
-        ):
-            self._study.sampler = self._sampler(len(self._study.trials))
+    def _new_trials(self) -> list[Request]:
+        """Open trials until ``parallel`` are open or ``trials`` have been proposed."""
+        requests: list[Request] = []
+        while len(self._awaited) < self._search.parallel:
+            proposed = len(self._study.trials)
+            if proposed >= self._search.trials:
+                break
+            self._study.sampler = self._sampler(proposed)
             trial = self._study.ask()
             point = {name: _suggest(trial, name, kind) for name, kind in self._search.space.items()}
             trial.set_user_attr("point", point)
-            wanted += self._open(trial.number, point)
-        return wanted
+            requests += self._open_trial(trial.number, point)
+        return requests
 
-    def _open(self, number: int, point: Point) -> Wanted:
-        """The runs of a trial that are not finished; one whose runs are all there is closed at once."""
-        runs = [
-            run
-            for base in sweeps.points(self._sweep)
-            for run in sweeps.runs(self._sweep, {**base, **point})
-        ]
-        register(runs, self._folder)
-        self._awaited[number] = {run.id for run in runs if not self._finished(run)}
-        wanted = [(run, 0) for run in runs if run.id in self._awaited[number]]
+    def _open_trial(self, number: int, point: Point) -> list[Request]:
+        """Return the unfinished runs of a trial; close it at once if there are none."""
+        runs: list[RunSpec] = []
+        for base in list_points(self._sweep):
+            runs += expand(self._sweep, base | point)
+        add_runs(runs, self._folder)
+        unfinished = [run for run in runs if not self._is_finished(run)]
         self._runs[number] = runs
-        self._close(number)
-        return wanted
+        self._awaited[number] = {run.id for run in unfinished}
+        self._close_trial(number)
+        return [(run, 0) for run in unfinished]
 
-    def _close(self, number: int) -> None:
-        """Tell Optuna the mean score of a trial whose runs have all ended; one of which none finished has failed."""
+    def _close_trial(self, number: int) -> None:
+        """Report the mean score of a trial whose runs have ended; it failed if none finished."""
         if self._awaited.get(number) != set():
             return
         del self._awaited[number]
-        scores = [
-            s
-            for run in self._runs[number]
-            if self._finished(run)
-            for s in _final(self._folder, run)
-        ]
-        failed = self._optuna.trial.TrialState.FAIL
+        scores: list[float] = []
+        for run in self._runs[number]:
+            if self._is_finished(run):
+                scores += _final_scores(self._folder, run)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             if scores:
                 self._study.tell(number, sum(scores) / len(scores), skip_if_finished=True)
             else:
+                failed = self._optuna.trial.TrialState.FAIL
                 self._study.tell(number, state=failed, skip_if_finished=True)
 
-    def _finished(self, run: RunSpec) -> bool:
-        return finished(folder_of(self._folder, run.id))
+    def _is_finished(self, run: RunSpec) -> bool:
+        return is_finished(run_folder(self._folder, run.id))
 
     def _sampler(self, trial: int) -> Any:
-        """A sampler whose randomness follows from the seed and the trial's number: resuming draws the same."""
-        kinds = {"tpe": "TPESampler", "gp": "GPSampler", "random": "RandomSampler"}
-        return getattr(self._optuna.samplers, kinds[self._search.sampler])(
-            seed=self._search.seed * 100_003 + trial
-        )
+        """Return a sampler seeded by the trial's number: a resumed search proposes the same."""
+        samplers = self._optuna.samplers
+        classes = {
+            "tpe": samplers.TPESampler,
+            "gp": samplers.GPSampler,
+            "random": samplers.RandomSampler,
+        }
+        return classes[self._search.sampler](seed=self._search.seed * 100_003 + trial)
 
 
 def _suggest(trial: Any, name: str, kind: UniformRange | Choice) -> Any:
@@ -186,11 +232,11 @@ def _suggest(trial: Any, name: str, kind: UniformRange | Choice) -> Any:
     return float(f"{trial.suggest_float(name, kind.low, kind.high, log=kind.log):.6g}")
 
 
-def _evaluations(folder: Path, run: RunSpec) -> list[dict[str, Any]]:
-    path = folder_of(folder, run.id) / "eval.jsonl"
-    return [row for row in metrics.rows(path) if row["stage"] == "finetune"]
+def _finetune_rows(folder: Path, run: RunSpec) -> list[dict[str, Any]]:
+    rows = metrics.rows(run_folder(folder, run.id) / "eval.jsonl")
+    return [row for row in rows if row["stage"] == "finetune"]
 
 
-def _final(folder: Path, run: RunSpec) -> list[float]:
-    rows = _evaluations(folder, run)
+def _final_scores(folder: Path, run: RunSpec) -> list[float]:
+    rows = _finetune_rows(folder, run)
     return [score(row) for row in rows if row["env_steps"] == rows[-1]["env_steps"]]

@@ -1,4 +1,4 @@
-"""Where a sweep stands, from its folder alone: any machine that sees the disk can ask."""
+"""The state of a sweep, read from its folder alone: any machine that sees the disk can ask."""
 
 from __future__ import annotations
 
@@ -6,126 +6,137 @@ import json
 import os
 import time
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from rich.table import Table
 
-from gcp_jax.launch import launcher
 from gcp_jax.launch.axes import Point
+from gcp_jax.launch.launcher import is_finished, run_folder
+from gcp_jax.launch.manifest import read_manifest
+from gcp_jax.launch.schedulers import DROPPED
 from gcp_jax.run import metrics
-from gcp_jax.stats.statistics import MISSING, pooled, score_name_of
+from gcp_jax.stats.eval_rows import pooled_score, score_name_of
+from gcp_jax.stats.intervals import MISSING
 
-SILENT = 90.0  # seconds without a sign of life after which a run is no longer running
+SILENT_SECONDS = 90.0  # without a heartbeat, after which a run no longer counts as running
 STATES = ("running", "waiting", "paused", "finished", "dropped", "failed")
-_TAIL = 1 << 16  # bytes
+UNFINISHED = ("running", "waiting", "paused")
+_TAIL_BYTES = 1 << 16  # of a file, in which its last row is looked for
 
 
 class RunStatus(NamedTuple):
-    """One run: its state, environment steps of a seed done and in all, newest score told with its interval, that of the policy
-    it started from, seconds left if it can be foretold, seconds spent on it so far, and the error of its last attempt."""
+    """The state of one run."""
 
     id: str
-    values: Point
-    state: str
-    done: int
-    total: int
-    score: str
-    before: str
-    left: float | None
-    spent: float
-    error: str
+    values: Point  # what distinguishes the run
+    state: str  # one of STATES
+    env_steps: int  # of one seed, done
+    total_env_steps: int  # of one seed, in all; 0 if unknown
+    score: str  # the latest, with its interval
+    base_score: str  # of the policy that finetuning started from
+    seconds_left: float | None  # estimated; None if unknown
+    seconds_spent: float  # of all attempts that have ended
+    error: str  # of the last attempt, or why the run was dropped
 
 
-def standings(folder: Path) -> list[RunStatus]:
-    """Every run of a sweep's folder. Raises ConfigError where that is no sweep."""
-    known = launcher.read(folder)["runs"]
-    return [
-        standing(launcher.folder_of(folder, name), about["values"]) for name, about in known.items()
-    ]
+def sweep_status(folder: Path) -> list[RunStatus]:
+    """Return the state of every run of a sweep.
+
+    Raises:
+      ConfigError: if the folder holds no sweep.
+    """
+    runs = read_manifest(folder)["runs"]
+    return [run_status(run_folder(folder, name), entry["values"]) for name, entry in runs.items()]
 
 
-def standing(folder: Path, values: Point) -> RunStatus:
-    """One run's."""
+def run_status(folder: Path, values: Point) -> RunStatus:
+    """Return the state of the run in ``folder``."""
     evals = metrics.rows(folder / "eval.jsonl")
-    newest, done = _newest(folder / "metrics.jsonl"), 0
-    if newest.get("stage") == "finetune":
-        done = newest["env_steps"]
-    total = _total(folder)
+    newest = _last_row(folder / "metrics.jsonl")
+    done = newest["env_steps"] if newest.get("stage") == "finetune" else 0
+    total = _total_env_steps(folder)
     state, error = _state(folder)
-    left = None
+    seconds_left = None
     if state == "running" and done and newest.get("train_seconds"):
-        left = (total - done) * newest["train_seconds"] / done
+        seconds_left = (total - done) * newest["train_seconds"] / done
     return RunStatus(
         id=folder.name,
         values=values,
         state=state,
-        done=done,
-        total=total,
-        score=_told(evals, "finetune"),
-        before=_told(evals, "base"),
-        left=left,
-        spent=_spent(folder),
+        env_steps=done,
+        total_env_steps=total,
+        score=_latest_score(evals, "finetune"),
+        base_score=_latest_score(evals, "base"),
+        seconds_left=seconds_left,
+        seconds_spent=_seconds_spent(folder),
         error=error,
     )
 
 
-def cloning(folder: Path) -> int:
-    """Clones that are being made, for which runs wait."""
-    return sum(_alive(clone) for clone in folder.glob("clones/*"))
+def count_active_clones(folder: Path) -> int:
+    """Return how many shared clones of a sweep are being made."""
+    return sum(_is_alive(clone) for clone in folder.glob("clones/*"))
 
 
-def table(found: Iterable[RunStatus], clones: int = 0) -> Table:
-    """As a person reads it: counts above, a line for each run. clones: that are being made."""
-    found = list(found)
-    title = headline(found) + (f" · {clones} shared clones being made" if clones else "")
-    drawn = Table(title=title, title_justify="left", box=None, pad_edge=False)
-    for name in ("run", "state", "steps", "before", "now", "left", "what"):
-        drawn.add_column(
-            name, overflow="fold" if name == "what" else "ellipsis", no_wrap=name != "what"
-        )
-    for run in found:
-        steps = f"{run.done:,}/{run.total:,}" if run.total else MISSING
-        what = label(run.values) + (
-            f" · {run.error}" if run.error and run.state != "finished" else ""
-        )
-        drawn.add_row(run.id, run.state, steps, run.before, run.score, clock(run.left), what)
-    return drawn
+def status_table(runs: Iterable[RunStatus], active_clones: int = 0) -> Table:
+    """Return a table of a line for each run, with the counts as its title."""
+    runs = list(runs)
+    title = headline(runs)
+    if active_clones:
+        title += f" · {active_clones} shared clones being made"
+    table = Table(title=title, title_justify="left", box=None, pad_edge=False)
+    for name in ("run", "state", "steps", "before", "now", "left"):
+        table.add_column(name, overflow="ellipsis", no_wrap=True)
+    table.add_column("what", overflow="fold")
+    for run in runs:
+        steps = MISSING
+        if run.total_env_steps:
+            steps = f"{run.env_steps:,}/{run.total_env_steps:,}"
+        what = values_label(run.values)
+        if run.error and run.state != "finished":
+            what += f" · {run.error}"
+        left = format_seconds(run.seconds_left)
+        table.add_row(run.id, run.state, steps, run.base_score, run.score, left, what)
+    return table
 
 
-def headline(found: list[RunStatus]) -> str:
-    """``24 runs: 6 running, 10 waiting, 8 finished · about 0:12:30 left``"""
-    counts = Counter(run.state for run in found)
-    told = ", ".join(f"{counts[state]} {state}" for state in STATES if counts[state])
-    seconds = left(found)
-    return f"{len(found)} runs: {told}" + (
-        f" · about {clock(seconds)} left" if seconds is not None else ""
-    )
+def headline(runs: Sequence[RunStatus]) -> str:
+    """Return ``24 runs: 6 running, 10 waiting, 8 finished · about 0:12:30 left``."""
+    counts = Counter(run.state for run in runs)
+    states = ", ".join(f"{counts[state]} {state}" for state in STATES if counts[state])
+    text = f"{len(runs)} runs: {states}"
+    seconds = sweep_seconds_left(runs)
+    if seconds is not None:
+        text += f" · about {format_seconds(seconds)} left"
+    return text
 
 
-def left(found: list[RunStatus]) -> float | None:
-    """Seconds until all is done, if as many run at a time as now and each takes what the finished ones took; None where nothing
-    runs or nothing is finished."""
-    took = [run.spent for run in found if run.state == "finished"]
-    running = [run for run in found if run.state == "running"]
-    if not took or not running:
+def sweep_seconds_left(runs: Sequence[RunStatus]) -> float | None:
+    """Return the estimated seconds until all runs have finished.
+
+    It assumes that as many run at a time as now, and that each takes the mean time of the finished
+    ones. None if no run is running or none has finished.
+    """
+    finished = [run.seconds_spent for run in runs if run.state == "finished"]
+    running = [run for run in runs if run.state == "running"]
+    if not finished or not running:
         return None
-    each = sum(took) / len(took)
-    waiting = each * sum(run.state in ("waiting", "paused") for run in found)
-    return (waiting + sum(each if run.left is None else run.left for run in running)) / len(running)
+    mean = sum(finished) / len(finished)
+    waiting = mean * sum(run.state in ("waiting", "paused") for run in runs)
+    started = sum(mean if run.seconds_left is None else run.seconds_left for run in running)
+    return (waiting + started) / len(running)
 
 
-def label(values: Point) -> str:
-    """``critic_lr=0.001, utd=0.125``: fields by their last name."""
-    return (
-        ", ".join(f"{name.rpartition('.')[2]}={_short(value)}" for name, value in values.items())
-        or "as configured"
-    )
+def values_label(values: Point) -> str:
+    """Return ``critic_lr=0.001, utd=0.125``: fields by their last name."""
+    parts = [f"{name.rpartition('.')[2]}={_short(value)}" for name, value in values.items()]
+    return ", ".join(parts) or "as configured"
 
 
-def clock(seconds: float | None) -> str:
-    """h:mm:ss"""
+def format_seconds(seconds: float | None) -> str:
+    """Return ``h:mm:ss``."""
     if seconds is None:
         return MISSING
     minutes, rest = divmod(round(seconds), 60)
@@ -141,38 +152,43 @@ def _short(value: Any) -> str:
 
 
 def _state(folder: Path) -> tuple[str, str]:
-    if launcher.finished(folder):
+    """Return the state of a run, and its error or the reason why it was dropped."""
+    if is_finished(folder):
         return "finished", ""
-    if (folder / "dropped.txt").exists():
-        return "dropped", (folder / "dropped.txt").read_text().strip()
+    if (folder / DROPPED).exists():
+        return "dropped", (folder / DROPPED).read_text().strip()
     attempts = metrics.rows(folder / "attempts.jsonl")
     last = attempts[-1] if attempts else {}
-    how, error = last.get("outcome", ""), last.get("error", "")
-    if "outcome" not in last and _alive(folder):
-        return "running", ""
-    if how in ("failed", "died"):
-        return "failed", error
-    return ("paused", "") if how == "paused" else ("waiting", "")
+    if "outcome" not in last:
+        return ("running" if _is_alive(folder) else "waiting"), ""
+    if last["outcome"] in ("failed", "died"):
+        return "failed", last.get("error", "")
+    if last["outcome"] == "paused":
+        return "paused", ""
+    return "waiting", ""
 
 
-def _spent(folder: Path) -> float:
-    """Seconds of all attempts that have ended."""
-    spent, began = 0.0, None
+def _seconds_spent(folder: Path) -> float:
+    """Return the seconds of all attempts that have ended."""
+    spent = 0.0
+    began = None
     for row in metrics.rows(folder / "attempts.jsonl"):
         began = row.get("began", began)
         if "ended" in row and began is not None:
-            spent, began = spent + row["ended"] - began, None
+            spent += row["ended"] - began
+            began = None
     return spent
 
 
-def _alive(folder: Path) -> bool:
+def _is_alive(folder: Path) -> bool:
+    """Return whether a worker has touched the folder's ``alive`` recently."""
     try:
-        return time.time() - os.stat(folder / "alive").st_mtime < SILENT
+        return time.time() - os.stat(folder / "alive").st_mtime < SILENT_SECONDS
     except FileNotFoundError:
         return False
 
 
-def _total(folder: Path) -> int:
+def _total_env_steps(folder: Path) -> int:
     path = folder / "config.json"
     try:
         return int(json.loads(path.read_text())["config"]["finetune"]["env_steps"])
@@ -180,19 +196,21 @@ def _total(folder: Path) -> int:
         return 0
 
 
-def _told(evals: list[dict[str, Any]], stage: str) -> str:
-    """The newest score of a stage over all seeds and members, with its interval."""
+def _latest_score(evals: list[dict[str, Any]], stage: str) -> str:
+    """Return the latest score of a stage over all seeds and members, with its interval."""
     rows = [row for row in evals if row["stage"] == stage]
-    newest = [row for row in rows if row["env_steps"] == rows[-1]["env_steps"]]
-    interval = pooled(newest)
-    return interval.told(score_name_of(newest[0])) if interval else MISSING
+    latest = [row for row in rows if row["env_steps"] == rows[-1]["env_steps"]]
+    interval = pooled_score(latest)
+    if interval is None:
+        return MISSING
+    return interval.format(score_name_of(latest[0]))
 
 
-def _newest(path: Path) -> dict[str, Any]:
-    """The last whole row of a file that may be long; {} without any."""
+def _last_row(path: Path) -> dict[str, Any]:
+    """Return the last complete row of a JSON-lines file without reading all of it; {} if none."""
     try:
         with open(path, "rb") as file:
-            file.seek(max(os.path.getsize(path) - _TAIL, 0))
+            file.seek(max(os.path.getsize(path) - _TAIL_BYTES, 0))
             lines = file.read().decode("utf-8", "replace").split("\n")
     except FileNotFoundError:
         return {}

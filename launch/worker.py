@@ -1,8 +1,10 @@
-"""What a worker does with one run, on whichever machine: once, into the run's own folder, which says all there is to know.
+"""What a worker process does with one run, on any machine.
+
+Every attempt is recorded in the run folder:
 
 attempts.jsonl   a row when an attempt begins (host, pid) and one when it ends (outcome, error)
-alive            touched every few seconds while an attempt goes on
-log.txt          what the run said
+alive            touched every few seconds during an attempt
+log.txt          standard output and standard error of all attempts
 error.txt        the traceback of the last failure
 """
 
@@ -24,167 +26,189 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-BEAT = 10.0  # seconds between signs of life
-PATIENCE = 600.0  # seconds to wait for another process to let go of a run's folder
-_SET_PARENT_DEATH_SIGNAL = 1  # prctl(2)
+from gcp_jax.launch.spec import TRAIN
+
+BEAT_SECONDS = 10.0  # between two touches of ``alive``
+LOCK_TIMEOUT_SECONDS = 600.0  # to wait for another process to release a run folder
+LOCK_POLL_SECONDS = 0.2
+_PR_SET_PDEATHSIG = 1  # prctl(2)
 
 
 class Job(NamedTuple):
-    """One attempt at a run, in plain values. until: environment steps at which it pauses, 0 for none; clone: the run folder whose
-    clone it starts from, "" for its own; clones: it is that clone itself, and is not finetuned."""
+    """One attempt at a run, in plain values."""
 
     id: str
-    folder: str
+    folder: str  # the run folder
     config: dict[str, Any]
-    command: str
-    work: str = "gcp_jax.launch.worker:train"
-    until: int = 0
-    clone: str = ""
-    clones: bool = False
+    command: str  # that repeats the run alone
+    entry_point: str = TRAIN  # "module:function", called with the job
+    until: int = 0  # environment steps at which the run pauses; 0: it does not
+    clone: str = ""  # run folder of the shared clone to start from; "": clone in the run itself
+    clone_only: bool = False  # stop after cloning
 
 
 class JobResult(NamedTuple):
-    """How an attempt ended: "finished", "paused" (at ``until``), "stopped" (by a signal, after saving), "failed" or "died"."""
+    """How an attempt ended."""
 
-    how: str
+    status: str  # "finished", "paused" (at ``until``), "stopped" (by a signal), "failed" or "died"
     error: str = ""
 
 
-def prepare(environment: Mapping[str, str], devices: int, cores: Collection[int] = ()) -> None:
-    """Before a worker process does anything: its devices and cores (all, if none are named), the compilation cache, and to end with
-    whoever started it."""
+def prepare_process(
+    environment: Mapping[str, str], devices: int, cores: Collection[int] = ()
+) -> None:
+    """Set up a worker process before it does anything else.
+
+    Args:
+      environment: variables to set, e.g. those that select accelerators.
+      devices: virtual CPU devices of a run.
+      cores: the CPU cores that the process may use; empty: all.
+    """
     os.environ.update(environment)
     if cores:
         os.sched_setaffinity(0, cores)
-    with contextlib.suppress(
-        OSError, AttributeError
-    ):  # Linux only; elsewhere an orphan ends with its run
-        ctypes.CDLL(None).prctl(_SET_PARENT_DEATH_SIGNAL, signal.SIGTERM)
+    # End with the launcher. Linux only: elsewhere an orphan ends when its run does.
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
     from gcp_jax.experiments import runtime
-    from gcp_jax.launch.cli.main import compilation_cache
 
     runtime.prepare_cpu(devices)
-    compilation_cache()
+    runtime.compilation_cache()
 
 
-def work(job: Job) -> JobResult:
-    """Do one attempt. It raises nothing: what went wrong is the outcome, and in the folder."""
-    from gcp_jax.atomic_files import write_text
-    from gcp_jax.run.training import Interrupted, Paused
-
+def run_job(job: Job) -> JobResult:
+    """Make one attempt at a run. Raises nothing: errors are in the result and in the run folder."""
     folder = Path(job.folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with _alone(folder), _beating(folder), _logged(folder / "log.txt"):
-            note(folder, began=time.time(), host=socket.gethostname(), pid=os.getpid())
-            outcome = JobResult("finished")
-            try:
-                _entry(job.work)(job)
-            except Paused:
-                outcome = JobResult("paused")
-            except Interrupted as stop:
-                outcome = JobResult("stopped", str(stop))
-            except Exception as error:
-                outcome = JobResult("failed", told(error))
-                print(traceback.format_exc(), file=sys.stderr)
-                write_text(folder / "error.txt", traceback.format_exc())
-            note(folder, ended=time.time(), outcome=outcome.how, error=outcome.error)
-            return outcome
+        with _exclusive(folder), _heartbeat(folder), _output_to(folder / "log.txt"):
+            log_attempt(folder, began=time.time(), host=socket.gethostname(), pid=os.getpid())
+            result = _call_entry_point(job, folder)
+            log_attempt(folder, ended=time.time(), outcome=result.status, error=result.error)
+            return result
     except OSError as error:
-        return JobResult("failed", told(error))
+        return JobResult("failed", error_line(error))
+
+
+def _call_entry_point(job: Job, folder: Path) -> JobResult:
+    from gcp_jax.atomic_files import write_text
+    from gcp_jax.run.errors import Interrupted, Paused
+
+    try:
+        _load_entry_point(job.entry_point)(job)
+    except Paused:
+        return JobResult("paused")
+    except Interrupted as stop:
+        return JobResult("stopped", str(stop))
+    except Exception as error:
+        print(traceback.format_exc(), file=sys.stderr)
+        write_text(folder / "error.txt", traceback.format_exc())
+        return JobResult("failed", error_line(error))
+    return JobResult("finished")
 
 
 def train(job: Job) -> None:
-    """A run as ``gcp-jax train`` does it: clone, finetune, evaluate; or only the clone. ``gcp-jax report RUN`` draws its page."""
+    """The default entry point: clone, finetune and evaluate as ``gcp-jax train`` does.
+
+    No report is written; ``gcp-jax report RUN`` writes it.
+    """
     import jax
 
-    from gcp_jax import config as configs
     from gcp_jax.atomic_files import write_json
-    from gcp_jax.experiments import assemble
+    from gcp_jax.experiments import assemble, run_config
     from gcp_jax.run.training import Training
 
-    config, folder = configs.resolve(job.config), Path(job.folder)
+    config = run_config.resolve(job.config)
+    folder = Path(job.folder)
     if job.clone:
-        _adopt(Path(job.clone), folder)
+        _adopt_clone(Path(job.clone), folder)
     training = Training(config, assemble.make_task(config), folder, job.command)
     try:
-        if job.clones:
+        if job.clone_only:
             training.pretrain()
             write_json(folder / "summary.json", {})
         else:
-            training.run(until=job.until)
+            training.run(pause_at=job.until)
     finally:
         jax.clear_caches()
 
 
-def told(error: BaseException) -> str:
-    """An error in one line."""
-    words = " ".join(str(error).split())
-    return (
-        words
-        if isinstance(error, (ValueError, RuntimeError)) and words
-        else f"{type(error).__name__}: {words}"
-    )
+def error_line(error: BaseException) -> str:
+    """Return an error as one line."""
+    message = " ".join(str(error).split())
+    if isinstance(error, (ValueError, RuntimeError)) and message:
+        return message
+    return f"{type(error).__name__}: {message}"
 
 
-def note(folder: Path, **row: Any) -> None:
-    """Append a row to the run's attempts; where the disk is full, nothing of it stays."""
+def log_attempt(folder: Path, **row: Any) -> None:
+    """Append a row to ``attempts.jsonl``.
+
+    Raises:
+      OSError: if the disk is full; nothing of the row is kept.
+    """
+    line = json.dumps(row).encode() + b"\n"
     with open(folder / "attempts.jsonl", "ab", buffering=0) as file:
-        before, line = file.seek(0, os.SEEK_END), json.dumps(row).encode() + b"\n"
+        end = file.seek(0, os.SEEK_END)
         if file.write(line) < len(line):
-            file.truncate(before)
+            file.truncate(end)
             raise OSError(f"cannot write {file.name}: the disk is full")
 
 
-def _entry(name: str) -> Callable[[Job], None]:
+def _load_entry_point(name: str) -> Callable[[Job], None]:
     module, _, function = name.partition(":")
-    found: Callable[[Job], None] = getattr(importlib.import_module(module), function)
-    return found
+    loaded: Callable[[Job], None] = getattr(importlib.import_module(module), function)
+    return loaded
 
 
-def _adopt(clone: Path, folder: Path) -> None:
-    """Take over a finished clone as if the run had made it: it would have made the same. The policy comes last, whole."""
-    own = folder / "policy" / "base"
-    if own.exists():
+def _adopt_clone(clone: Path, folder: Path) -> None:
+    """Copy a finished clone into a run folder, as if the run had made it itself.
+
+    The policy is copied last and atomically: if it is there, the adoption is complete.
+    """
+    base = folder / "policy" / "base"
+    if base.exists():
         return
     for name in ("metrics.jsonl", "eval.jsonl"):
         shutil.copyfile(clone / name, folder / name)
     scratch = folder / "policy" / ".base"
     shutil.rmtree(scratch, ignore_errors=True)
     shutil.copytree(clone / "policy" / "base", scratch)
-    os.replace(scratch, own)
+    os.replace(scratch, base)
 
 
 @contextlib.contextmanager
-def _alone(folder: Path) -> Iterator[None]:
-    """Wait until no other worker is at this run: one that has lost its launcher still saves before it ends."""
-    from gcp_jax.run.training import RunError, run_folder_lock
+def _exclusive(folder: Path) -> Iterator[None]:
+    """Wait until no other worker uses the run folder: one that lost its launcher saves first."""
+    from gcp_jax.run.errors import RunError
+    from gcp_jax.run.folder import run_folder_lock
 
-    patient = time.monotonic() + PATIENCE
-    with contextlib.ExitStack() as held:
+    deadline = time.monotonic() + LOCK_TIMEOUT_SECONDS
+    with contextlib.ExitStack() as stack:
         while True:
             try:
-                held.enter_context(run_folder_lock(folder, ".worker"))
+                stack.enter_context(run_folder_lock(folder, ".worker"))
                 break
             except RunError:
-                if time.monotonic() > patient:
+                if time.monotonic() > deadline:
                     raise OSError(
-                        f"{folder} has been in use by another process for {PATIENCE:.0f} s"
+                        f"{folder} has been in use by another process for "
+                        f"{LOCK_TIMEOUT_SECONDS:.0f} s"
                     ) from None
-                time.sleep(0.2)
+                time.sleep(LOCK_POLL_SECONDS)
         yield
 
 
 @contextlib.contextmanager
-def _beating(folder: Path) -> Iterator[None]:
-    """Signs of life, while the body goes on."""
+def _heartbeat(folder: Path) -> Iterator[None]:
+    """Touch ``alive`` every ``BEAT_SECONDS`` while the body runs, and remove it afterwards."""
     ended = threading.Event()
 
     def beat() -> None:
         while True:
             with contextlib.suppress(OSError):
                 (folder / "alive").touch()
-            if ended.wait(BEAT):
+            if ended.wait(BEAT_SECONDS):
                 return
 
     thread = threading.Thread(target=beat, daemon=True)
@@ -199,9 +223,10 @@ def _beating(folder: Path) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _logged(path: Path) -> Iterator[None]:
-    """Everything the process says goes to a file, what compiled code says included."""
-    kept = os.dup(1), os.dup(2)
+def _output_to(path: Path) -> Iterator[None]:
+    """Append the process's output to a file, at the level of file descriptors: that of compiled
+    code is included."""
+    saved = (os.dup(1), os.dup(2))
     with open(path, "ab") as file:
         try:
             _flush()
@@ -210,9 +235,9 @@ def _logged(path: Path) -> Iterator[None]:
             yield
         finally:
             _flush()
-            for number, own in zip((1, 2), kept, strict=True):
-                os.dup2(own, number)
-                os.close(own)
+            for number, original in zip((1, 2), saved, strict=True):
+                os.dup2(original, number)
+                os.close(original)
 
 
 def _flush() -> None:

@@ -130,4 +130,4 @@ def two_modes(devices, optimized):
     cloning = loop.build_learner(algorithm, specs, mesh=devices(), seeds=1)
     train = cloning.init(jnp.arange(1), {"normalizer": Normalizer(jnp.zeros(1), jnp.ones(1))})
     train, _ = cloning.compile(train, optimized).segment(train)
-    return TwoModes(policy, algorithm.export(jax.tree.map(lambda x: x[0], train.state)), mode, std)
+    return TwoModes(policy, algorithm.export(jax.tree.map(lambda x: x[0], train.learner.state)), mode, std)

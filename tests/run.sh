@@ -1,12 +1,29 @@
 #!/usr/bin/env bash
-# Every check of the project on a machine that has only Python: one file more at a time than it has cores, since some wait for
-# processes of their own, and four at most. Without arguments coverage is measured too, and must hold; arguments go to pytest.
+# The checks of the project, on a machine that has only Python.
+#
+#   bash tests/run.sh               the everyday check: lint, types, import contracts, fast tests
+#   bash tests/run.sh --all         everything: slow tests, tests with processes, coverage, documentation
+#   bash tests/run.sh ARGUMENTS     lint and types, then pytest with these arguments
+#
+# One pytest worker more than there are cores, because some tests wait for processes; four at most.
 set -euo pipefail
 cd "$(dirname "$0")/.."
-. experiments/venv.sh "[test]"
-"$venv/bin/python" -m ruff check .
-"$venv/bin/python" -m ruff format --check .
-"$venv/bin/python" -m mypy
-[ $# -gt 0 ] || set -- --cov --cov-report=term
+extras="[test]"
+if [ "${1:-}" = "--all" ]; then
+  extras="[test,docs]"
+fi
+. experiments/venv.sh "$extras"
+bin=$venv/bin
+"$bin/python" -m ruff check .
+"$bin/python" -m ruff format --check .
+"$bin/python" -m mypy
+"$bin/lint-imports"
 workers=$(($(getconf _NPROCESSORS_ONLN) + 1))
-exec "$venv/bin/python" -m pytest --numprocesses="$workers" --maxprocesses=4 --dist=loadfile --no-loadscope-reorder "$@"
+pytest=("$bin/python" -m pytest --numprocesses="$workers" --maxprocesses=4 --dist=loadfile
+  --no-loadscope-reorder)
+if [ "${1:-}" = "--all" ]; then
+  shift
+  "$bin/mkdocs" build --strict --quiet --site-dir build/site
+  exec "${pytest[@]}" -m "" --cov --cov-report=term "$@"
+fi
+exec "${pytest[@]}" "$@"

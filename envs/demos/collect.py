@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
@@ -18,40 +17,49 @@ from gcp_jax.types import Step
 
 Array = jax.Array
 
-REFERENCES = 32  # episodes of each
+REFERENCES = 32  # episodes of each reference
 REFERENCE_STREAM = 0x72656673
 
 
 class Info(NamedTuple):
-    """Facts of the episodes: success [E] bool, mode [E] int32, length [E] int32 in control steps, diverged [E] bool."""
+    """Facts of the episodes."""
 
-    success: Array
-    mode: Array
-    length: Array
-    diverged: Array
+    success: Array  # [E] bool
+    mode: Array  # [E] int32, which way the demonstrator took
+    length: Array  # [E] int32, control steps
+    diverged: Array  # [E] bool
 
 
 class Collected(NamedTuple):
-    """Demonstrations, time-major with leaves [T, E, ...] where T is the horizon, and what they are measured against: episodes
-    [T, R, ...] of the clean demonstrator and of uniformly random actions. An episode that ended is frozen for the rest of T and
-    its steps are marked not executed."""
+    """Demonstrations and what they are measured against.
 
-    steps: Step
+    Steps are time-major with leaves [T, E, ...], where T is the horizon. An episode that ended is
+    frozen for the rest of T and its steps are marked not executed.
+    """
+
+    steps: Step  # [T, E, ...]
     info: Info
-    clean: Step
-    random: Step
+    clean: Step  # [T, R, ...] episodes of the clean demonstrator
+    random: Step  # [T, R, ...] episodes of uniformly random actions
 
     def facts(self) -> dict[str, Any]:
-        """What to tell of them, on the host: ``facts`` of the episodes, and their quality against the references."""
-        return {
-            **facts(self.info),
-            **quality.measured(self.steps, clean=self.clean, random=self.random),
-        }
+        """Counts of the episodes, and their quality against the references. On the host."""
+        measured = quality.measured(self.steps, clean=self.clean, random=self.random)
+        return {**facts(self.info), **measured}
 
 
 def collect(env: Env, noise: float, key: Array, episodes: int) -> Collected:
-    """``episodes`` episodes by the demonstrator at ``noise`` (0 = clean), and at most ``REFERENCES`` of each reference; ``key`` is
-    consumed. Raises ValueError without a demonstrator."""
+    """Episodes of the demonstrator, and at most ``REFERENCES`` of each reference.
+
+    Args:
+      env: a task with a demonstrator.
+      noise: of the demonstrator; 0 is clean.
+      key: a random key; consumed.
+      episodes: of the demonstrator.
+
+    Raises:
+      ValueError: if the task has no demonstrator.
+    """
     make = env.demonstrator
     if make is None:
         raise ValueError(
@@ -62,22 +70,29 @@ def collect(env: Env, noise: float, key: Array, episodes: int) -> Collected:
     def program(keys: Array, noise: Array, random: Array) -> tuple[Step, Info]:
         return jax.vmap(partial(_episode, env, make), out_axes=(1, 0))(keys, noise, random)
 
-    few = min(episodes, REFERENCES)
-    keys = [
-        jax.random.split(key, episodes),
-        jax.random.split(jax.random.fold_in(key, REFERENCE_STREAM), 2 * few),
-    ]
-    levels = np.repeat(np.asarray([noise, 0.0, 0.0], np.float32), [episodes, few, few])
-    steps, info = program(jnp.concatenate(keys), levels, np.arange(len(levels)) >= episodes + few)
-    demonstrated, clean, random = (
-        jax.tree.map(lambda x, a=a, b=b: x[:, a:b], steps)
-        for a, b in itertools.pairwise((0, episodes, episodes + few, episodes + 2 * few))
+    references = min(episodes, REFERENCES)
+    clean_end = episodes + references
+    reference_key = jax.random.fold_in(key, REFERENCE_STREAM)
+    keys = [jax.random.split(key, episodes), jax.random.split(reference_key, 2 * references)]
+    counts = [episodes, references, references]
+    noises = np.repeat(np.asarray([noise, 0.0, 0.0], np.float32), counts)
+    is_random = np.arange(len(noises)) >= clean_end
+    steps, info = program(jnp.concatenate(keys), noises, is_random)
+
+    def episodes_between(first: int, end: int) -> Step:
+        episodes: Step = jax.tree.map(lambda x: x[:, first:end], steps)
+        return episodes
+
+    return Collected(
+        steps=episodes_between(0, episodes),
+        info=jax.tree.map(lambda x: x[:episodes], info),
+        clean=episodes_between(episodes, clean_end),
+        random=episodes_between(clean_end, clean_end + references),
     )
-    return Collected(demonstrated, jax.tree.map(lambda x: x[:episodes], info), clean, random)
 
 
 def facts(info: Info) -> dict[str, Any]:
-    """How many episodes, their success, and how many took each way."""
+    """Number of episodes, their success rate, and how many took each way."""
     mode = np.asarray(info.mode)
     return {
         "episodes": len(mode),
@@ -89,21 +104,30 @@ def facts(info: Info) -> dict[str, Any]:
 def _episode(
     env: Env, make: Callable[[Any], Demonstrator], key: Array, noise: Array, random: Array
 ) -> tuple[Step, Info]:
-    """(Step with leaves [T, ...], Info with leaves []): one episode, frozen after its end; of random actions where ``random``."""
+    """One episode, frozen after its end; of random actions if ``random`` [] bool.
+
+    Returns:
+      Steps with leaves [T, ...] and facts with leaves [].
+    """
     env, demonstrator = time_limit(guard(env)), make(noise)
 
     def one(carry: tuple[State, Any], key: Array) -> tuple[tuple[State, Any], Step]:
         state, memory = carry
-        action, remembered = demonstrator.act(memory, state, key)
-        anywhere = jax.random.uniform(
-            jax.random.fold_in(key, REFERENCE_STREAM), action.shape, minval=-1.0
-        )
-        new, record = recorded(env, state, jnp.where(random, anywhere, action))
-        return (new, remembered), record
+        demonstrated, memory = demonstrator.act(memory, state, key)
+        uniform_key = jax.random.fold_in(key, REFERENCE_STREAM)
+        uniform = jax.random.uniform(uniform_key, demonstrated.shape, minval=-1.0)
+        new, record = recorded(env, state, jnp.where(random, uniform, demonstrated))
+        return (new, memory), record
 
     reset_key, plan_key, act_key = jax.random.split(key, 3)
     start = env.reset(reset_key)
     memory = demonstrator.init(plan_key, start)
     keys = jax.random.split(act_key, env.specs.horizon)
     (end, memory), steps = jax.lax.scan(one, (start, memory), keys)
-    return steps, Info(end.success, demonstrator.mode(memory), end.time, end.diverged)
+    info = Info(
+        success=end.success,
+        mode=demonstrator.mode(memory),
+        length=end.time,
+        diverged=end.diverged,
+    )
+    return steps, info

@@ -1,7 +1,8 @@
-"""What a set of demonstrations offers a learner: how well it does the task, and how much of states and actions it shows.
+"""Quality of demonstrations: how well they do the task, how many states and actions they cover.
 
-Trajectory quality and state-action coverage of Schweighofer et al. 2022 (arXiv 2111.04714). The paper's references are an
-online agent's; here they are episodes of the task's clean demonstrator and of uniformly random actions. Plain numpy.
+Trajectory quality and state-action coverage of Schweighofer et al. 2022 (arXiv 2111.04714). The
+paper's references are an online agent's; here they are episodes of the task's clean demonstrator
+and of uniformly random actions. Plain numpy.
 """
 
 from __future__ import annotations
@@ -22,12 +23,15 @@ HASH_SEED = 0
 
 
 def measured(steps: Step, *, clean: Step, random: Step) -> dict[str, float | None]:
-    """``return`` (mean, undiscounted), ``trajectory_quality`` and ``coverage`` of episodes [T, E, ...] against the references."""
-    given, best, worst = (float(returns(part).mean()) for part in (steps, clean, random))
-    quality = trajectory_quality(given, clean=best, random=worst)
+    """``return`` (mean, undiscounted), ``trajectory_quality`` and ``coverage`` of episodes.
+
+    All arguments have leaves [T, E, ...]; ``clean`` and ``random`` are the references.
+    """
+    mean, best, worst = (float(returns(part).mean()) for part in (steps, clean, random))
+    quality = trajectory_quality(mean, clean=best, random=worst)
     reference = np.concatenate([visited(clean), visited(random)])
     return {
-        "return": round(given, 3),
+        "return": round(mean, 3),
         "trajectory_quality": None if quality is None else round(quality, 3),
         "coverage": round(coverage(visited(steps), reference), 3),
     }
@@ -35,44 +39,57 @@ def measured(steps: Step, *, clean: Step, random: Step) -> dict[str, float | Non
 
 def returns(steps: Step) -> Floats:
     """[E]: the sum of each episode's rewards, undiscounted."""
-    return np.sum(np.where(steps.executed, steps.reward, 0.0), axis=0, dtype=np.float64)
+    totals: Floats = np.sum(np.where(steps.executed, steps.reward, 0.0), axis=0, dtype=np.float64)
+    return totals
 
 
 def visited(steps: Step) -> Floats:
     """[N, O + A]: observation and action of every executed step."""
     both = np.concatenate([np.asarray(steps.obs), np.asarray(steps.action)], -1)
-    return both[np.asarray(steps.executed)].astype(np.float64)
+    pairs: Floats = both[np.asarray(steps.executed)].astype(np.float64)
+    return pairs
 
 
 def trajectory_quality(mean: float, *, clean: float, random: float) -> float | None:
-    """TQ: the mean return, where random actions have 0 and the clean demonstrator has 1; None where these are equal."""
-    return (mean - random) / (clean - random) if clean != random else None
+    """TQ: the mean return, scaled so that random actions have 0 and the clean demonstrator 1.
+
+    None if these are equal.
+    """
+    if clean == random:
+        return None
+    return (mean - random) / (clean - random)
 
 
 def coverage(pairs: Floats, reference: Floats) -> float:
-    """SACo: distinct state-action pairs [N, D] over those of the ``reference`` [M, D], each expected among min(N, M) of its pairs.
+    """SACo: distinct state-action pairs [N, D] over those of the ``reference`` [M, D].
 
-    Pairs are the same where they lie on the same side of all of ``PLANES`` random hyperplanes (Charikar 2002; Tang et al. 2017 count
-    states so), each midway between two of the reference, whose standard deviation is the unit of each dimension.
+    Each count is that expected among min(N, M) of its pairs. Two pairs are the same if they lie on
+    the same side of all of ``PLANES`` random hyperplanes (Charikar 2002; Tang et al. 2017 count
+    states so). Each plane is midway between two pairs of the reference, whose standard deviation is
+    the unit of each dimension.
     """
     scale = reference.std(0)
-    scale = np.where(scale > 1e-9, scale, np.inf)  # what never changes tells nothing apart
-    source = np.random.default_rng(HASH_SEED)
-    normal = source.standard_normal((reference.shape[1], PLANES)) / scale[:, None]
-    through = reference[source.integers(len(reference), size=(2, PLANES))].mean(0)
+    scale = np.where(scale > 1e-9, scale, np.inf)  # a constant dimension separates nothing
+    rng = np.random.default_rng(HASH_SEED)
+    normal = rng.standard_normal((reference.shape[1], PLANES)) / scale[:, None]
+    through = reference[rng.integers(len(reference), size=(2, PLANES))].mean(0)
     offset = np.einsum("kd,dk->k", through, normal)
+    bits = 1 << np.arange(PLANES)
     counts = [
-        np.unique((x @ normal > offset) @ (1 << np.arange(PLANES)), return_counts=True)[1]
-        for x in (pairs, reference)
+        np.unique((x @ normal > offset) @ bits, return_counts=True)[1] for x in (pairs, reference)
     ]
     drawn = min(len(pairs), len(reference))
     return rarefied(counts[0], drawn) / rarefied(counts[1], drawn)
 
 
 def rarefied(counts: NDArray[Any], drawn: int) -> float:
-    """The expected number of distinct kinds among ``drawn`` of all individuals, without replacement (Hurlbert 1971).
+    """The expected number of distinct kinds among ``drawn`` individuals, without replacement.
 
-    counts: how many individuals each kind has; ``Σ_i 1 − C(N − N_i, n) / C(N, n)``.
+    See Hurlbert 1971: ``Σ_i 1 − C(N − N_i, n) / C(N, n)``.
+
+    Args:
+      counts: N_i, how many individuals each kind has.
+      drawn: n.
     """
     total, rest = counts.sum(), counts.sum() - counts
     missed = np.exp(_log_choose(rest, drawn) - _log_choose(total, drawn))
@@ -80,6 +97,6 @@ def rarefied(counts: NDArray[Any], drawn: int) -> float:
 
 
 def _log_choose(n: Any, k: int) -> Any:
-    """log C(n, k); of no meaning where n < k."""
+    """log C(n, k); of no meaning if n < k."""
     n = np.maximum(n, k)
     return special.gammaln(n + 1) - special.gammaln(k + 1) - special.gammaln(n - k + 1)

@@ -1,15 +1,18 @@
 """Demonstrations on disk: a folder of plain numpy arrays, memory-mapped and checked on load.
 
-    dataset.json     format, env (its name and settings), obs_dim, action_dim, horizon, episodes, steps, and free facts
-    obs.npy          [S, O] float32     all steps of all episodes, one episode after the other
-    action.npy       [S, A] float32     in [-1, 1]
-    next_obs.npy     [S, O] float32     the true successor, also at an episode's end
-    reward.npy       [S] float32
-    terminated.npy, truncated.npy, success.npy    [S] bool
-    start.npy        [E] int64          the first step of each episode; the next episode's is its end
-    mode.npy         [E] int32          which way the demonstrator took; -1 where nobody knows
+| file | array | content |
+|---|---|---|
+| dataset.json | | format, env (its name and settings), the sizes below, and free facts |
+| obs.npy | [S, O] float32 | all steps of all episodes, one episode after the other |
+| action.npy | [S, A] float32 | in [-1, 1] |
+| next_obs.npy | [S, O] float32 | the true successor, also at an episode's end |
+| reward.npy | [S] float32 | |
+| terminated.npy, truncated.npy, success.npy | [S] bool | |
+| start.npy | [E] int64 | first step of each episode; the next episode's is its end |
+| mode.npy | [E] int32 | which way the demonstrator took; -1 if unknown |
 
-``dataset.json`` is written last: a folder without it was not finished.
+Sizes in dataset.json: obs_dim (O), action_dim (A), horizon, episodes (E), steps (S). It is written
+last: a folder without it was not finished.
 """
 
 from __future__ import annotations
@@ -29,7 +32,7 @@ FORMAT = 1
 CHECKED_AT_ONCE = 65_536  # rows, so that a large file is never in memory as a whole
 
 _STEP = ("obs", "action", "next_obs", "reward", "terminated", "truncated", "success")
-_KIND = dict.fromkeys(_STEP, np.dtype(np.float32)) | dict.fromkeys(_STEP[4:], np.dtype(bool))
+_DTYPES = dict.fromkeys(_STEP, np.dtype(np.float32)) | dict.fromkeys(_STEP[4:], np.dtype(bool))
 _SIZES = ("obs_dim", "action_dim", "horizon", "episodes", "steps")
 
 
@@ -38,12 +41,12 @@ class DatasetError(ValueError):
 
 
 class Dataset(NamedTuple):
-    """Memory-mapped arrays as in the module's docstring; steps: name -> [S, ...]."""
+    """Memory-mapped arrays as in the module's docstring."""
 
-    steps: dict[str, np.ndarray]
-    start: np.ndarray
-    mode: np.ndarray
-    facts: dict[str, Any]
+    steps: dict[str, np.ndarray]  # name -> [S, ...]
+    start: np.ndarray  # [E]
+    mode: np.ndarray  # [E]
+    facts: dict[str, Any]  # dataset.json
 
     @property
     def length(self) -> np.ndarray:
@@ -57,98 +60,104 @@ class Dataset(NamedTuple):
 
 
 def check_free(folder: Path) -> None:
-    """Raises FileExistsError where ``folder`` holds anything: a dataset is never overwritten."""
+    """Raise FileExistsError if ``folder`` holds anything: a dataset is never overwritten."""
     if folder.exists() and any(folder.iterdir()):
         raise FileExistsError(f"{folder} exists and is not empty; choose another --out.")
 
 
 def write(folder: Path, steps: Step, info: Info, facts: Mapping[str, Any]) -> Dataset:
-    """Keep demonstrations, leaves [T, E, ...] as ``demonstrations.collect`` returns them on the host, and read them back.
+    """Write demonstrations and read them back.
 
-    facts: plain values, ``env`` among them. Raises FileExistsError where ``folder`` holds anything.
+    Args:
+      folder: where to; it must be empty.
+      steps: leaves [T, E, ...], as ``collect`` returns them, on the host.
+      info: facts of the episodes.
+      facts: plain values for dataset.json, ``env`` among them.
+
+    Raises:
+      FileExistsError: if ``folder`` holds anything.
     """
     check_free(folder)
     folder.mkdir(parents=True, exist_ok=True)
     executed = np.asarray(steps.executed).T  # [E, T]: one episode after the other
     for name in _STEP:
-        np.save(
-            folder / f"{name}.npy", np.swapaxes(np.asarray(getattr(steps, name)), 0, 1)[executed]
-        )
+        by_episode = np.swapaxes(np.asarray(getattr(steps, name)), 0, 1)
+        np.save(folder / f"{name}.npy", by_episode[executed])
     length = executed.sum(1)
     np.save(folder / "start.npy", (np.cumsum(length) - length).astype(np.int64))
     np.save(folder / "mode.npy", np.asarray(info.mode, np.int32))
-    sizes = {
+    description = {
+        "format": FORMAT,
         "obs_dim": steps.obs.shape[-1],
         "action_dim": steps.action.shape[-1],
         "horizon": int(executed.shape[1]),
         "episodes": int(executed.shape[0]),
         "steps": int(length.sum()),
+        **facts,
     }
-    (folder / "dataset.json").write_text(
-        json.dumps({"format": FORMAT, **sizes, **facts}, indent=1) + "\n"
-    )
+    (folder / "dataset.json").write_text(json.dumps(description, indent=1) + "\n")
     return read(folder)
 
 
 def read(folder: Path) -> Dataset:
-    """Open a dataset and check every row of it. Raises DatasetError in one line."""
-    description = folder / "dataset.json"
-    if not description.is_file():
+    """Open a dataset and check every row of it.
+
+    Raises:
+      DatasetError: in one line, at the first thing that is wrong.
+    """
+    facts = _read_description(folder)
+    arrays = {name: _open(folder, name) for name in (*_STEP, "start", "mode")}
+    columns = {"obs": "obs_dim", "next_obs": "obs_dim", "action": "action_dim"}
+    for name in _STEP:
+        shape = [facts["steps"]]
+        if name in columns:
+            shape.append(facts[columns[name]])
+        _check_rows(folder / f"{name}.npy", name, arrays[name], tuple(shape))
+    _check_episodes(folder, arrays["start"], arrays["mode"], facts)
+    return Dataset(
+        steps={name: arrays[name] for name in _STEP},
+        start=arrays["start"],
+        mode=arrays["mode"],
+        facts=facts,
+    )
+
+
+def _read_description(folder: Path) -> dict[str, Any]:
+    """The content of dataset.json, checked."""
+    path = folder / "dataset.json"
+    if not path.is_file():
         raise DatasetError(f"{folder} has no dataset.json: it is no dataset, or was not finished.")
     try:
-        facts = json.loads(description.read_text())
+        facts = json.loads(path.read_text())
     except (ValueError, RecursionError) as error:
-        raise DatasetError(f"{description} is damaged: {error}.") from error
-    _require(isinstance(facts, dict), description, "is no JSON object")
+        raise DatasetError(f"{path} is damaged: {error}.") from error
+    if not isinstance(facts, dict):
+        raise DatasetError(f"{path} is no JSON object.")
+    version = facts.get("format")
+    _require(version == FORMAT, path, f"has format {version}, must be {FORMAT}")
+    for name in _SIZES:
+        size = facts.get(name)
+        is_count = isinstance(size, int) and not isinstance(size, bool) and size > 0
+        _require(is_count, path, f"has {name} {size!r}, must be a whole number above 0")
+    return facts
+
+
+def _check_episodes(
+    folder: Path, start: np.ndarray, mode: np.ndarray, facts: Mapping[str, Any]
+) -> None:
+    """Check the arrays with one row per episode."""
+    start_path, mode_path = folder / "start.npy", folder / "mode.npy"
+    episodes, horizon = facts["episodes"], facts["horizon"]
     _require(
-        facts.get("format") == FORMAT,
-        description,
-        f"has format {facts.get('format')}, must be {FORMAT}",
+        start.shape == (episodes,), start_path, f"has shape {start.shape}, must be ({episodes},)"
     )
-    for size in _SIZES:
-        whole = (
-            isinstance(facts.get(size), int)
-            and not isinstance(facts[size], bool)
-            and facts[size] > 0
-        )
-        _require(
-            whole, description, f"has {size} {facts.get(size)!r}, must be a whole number above 0"
-        )
-    arrays = {name: _open(folder, name) for name in (*_STEP, "start", "mode")}
-    widths = {"obs": ("obs_dim",), "next_obs": ("obs_dim",), "action": ("action_dim",)}
-    for name in _STEP:
-        shape = (facts["steps"], *(facts[size] for size in widths.get(name, ())))
-        _check_rows(folder / f"{name}.npy", name, arrays[name], shape)
-    start, steps = arrays["start"], facts["steps"]
-    _require(
-        start.shape == (facts["episodes"],),
-        folder / "start.npy",
-        f"has shape {start.shape}, must be ({facts['episodes']},)",
-    )
-    _require(
-        arrays["mode"].shape == start.shape,
-        folder / "mode.npy",
-        f"has shape {arrays['mode'].shape}, must be {start.shape}",
-    )
-    _require(start.dtype.kind == "i", folder / "start.npy", f"is {start.dtype}, must be int64")
-    _require(
-        arrays["mode"].dtype.kind == "i",
-        folder / "mode.npy",
-        f"is {arrays['mode'].dtype}, must be int32",
-    )
-    length = np.diff(start, append=steps)
-    ordered = (
-        len(start) > 0
-        and start[0] == 0
-        and (length > 0).all()
-        and (length <= facts["horizon"]).all()
-    )
-    _require(
-        ordered,
-        folder / "start.npy",
-        f"must rise from 0 by 1 to {facts['horizon']} steps an episode",
-    )
-    return Dataset({name: arrays[name] for name in _STEP}, start, arrays["mode"], facts)
+    _require(mode.shape == start.shape, mode_path, f"has shape {mode.shape}, must be {start.shape}")
+    _require(start.dtype.kind == "i", start_path, f"is {start.dtype}, must be int64")
+    _require(mode.dtype.kind == "i", mode_path, f"is {mode.dtype}, must be int32")
+    length = np.diff(start, append=facts["steps"])
+    begins_at_0 = len(start) > 0 and start[0] == 0
+    ordered = begins_at_0 and (length > 0).all() and (length <= horizon).all()
+    _require(ordered, start_path, f"must rise from 0 by 1 to {horizon} steps an episode")
 
 
 def _require(holds: Any, path: Path, complaint: str) -> None:
@@ -167,11 +176,12 @@ def _open(folder: Path, name: str) -> np.ndarray:
 
 
 def _check_rows(path: Path, name: str, array: np.ndarray, shape: tuple[int, ...]) -> None:
-    found = f"{array.dtype}{list(array.shape)}"
+    """Check shape, dtype and every number of an array of steps."""
+    dtype = _DTYPES[name]
     _require(
-        array.shape == shape and array.dtype == _KIND[name],
+        array.shape == shape and array.dtype == dtype,
         path,
-        f"is {found}, must be {_KIND[name]}{list(shape)}",
+        f"is {array.dtype}{list(array.shape)}, must be {dtype}{list(shape)}",
     )
     for first in range(0, len(array), CHECKED_AT_ONCE):
         rows = array[first : first + CHECKED_AT_ONCE]
@@ -179,7 +189,8 @@ def _check_rows(path: Path, name: str, array: np.ndarray, shape: tuple[int, ...]
             bad = ~(np.abs(rows) <= 1.0)
             allowed = "in [-1, 1]"
         else:
-            bad, allowed = ~np.isfinite(rows), "finite"
+            bad = ~np.isfinite(rows)
+            allowed = "finite"
         if bad.any():
             row = first + int(np.argwhere(bad)[0][0])
             raise DatasetError(
@@ -188,11 +199,19 @@ def _check_rows(path: Path, name: str, array: np.ndarray, shape: tuple[int, ...]
 
 
 def padded(dataset: Dataset) -> tuple[Step, Info]:
-    """As ``demonstrations.collect`` returns them: leaves [T, E, ...], where T is the longest episode; what an episode lacks
-    is its last row again, not executed."""
+    """The dataset as ``collect`` returns it: leaves [T, E, ...], where T is the longest episode.
+
+    A shorter episode is filled with its last row, marked not executed.
+    """
     length = dataset.length
-    rows = dataset.start + np.minimum(np.arange(length.max())[:, None], length - 1)  # [T, E]
-    executed = np.arange(length.max())[:, None] < length
-    step: dict[str, Any] = {name: values[rows] for name, values in dataset.steps.items()}
-    episode: tuple[Any, ...] = (dataset.solved, dataset.mode, length, np.zeros(len(length), bool))
-    return Step(**step, executed=executed), Info(*episode)  # type: ignore[arg-type]  # numpy stands for an Array
+    time = np.arange(length.max())[:, None]
+    rows = dataset.start + np.minimum(time, length - 1)  # [T, E]
+    steps: dict[str, Any] = {name: values[rows] for name, values in dataset.steps.items()}
+    facts: dict[str, Any] = {  # numpy stands for jax arrays
+        "success": dataset.solved,
+        "mode": dataset.mode,
+        "length": length,
+        "diverged": np.zeros(len(length), bool),
+    }
+    steps["executed"] = time < length
+    return Step(**steps), Info(**facts)

@@ -1,0 +1,3 @@
+"""Simulation shared by the tasks: MJX scenes and control steps (``mjx``), and the pieces of reset,
+step and demonstrator that do not depend on the robot (``common``). Robots belong in ``robots``, the
+scene of one task in ``tasks``."""

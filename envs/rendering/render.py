@@ -1,7 +1,8 @@
 """Pictures and videos of a task's states, without a display. Host side only.
 
-MuJoCo chooses its OpenGL library once, at its first import, from MUJOCO_GL. Drawing therefore runs in a child process
-(``envs.draw``) that is started with the right one, and the caller's process is left as it is.
+MuJoCo chooses its OpenGL library once, at its first import, from MUJOCO_GL. Drawing therefore runs
+in a child process (``rendering.worker``) that is started with the right one; the caller's process
+is left as it is.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ import numpy as np
 from gcp_jax.envs.protocol import Env, Scene, State
 from gcp_jax.envs.rendering import worker
 
-BACKENDS = ("egl", "osmesa")  # tried in this order where MUJOCO_GL is unset
+BACKENDS = ("egl", "osmesa")  # tried in this order if MUJOCO_GL is unset
 
 
 class RenderingUnavailable(RuntimeError):
@@ -30,7 +31,9 @@ class RenderingUnavailable(RuntimeError):
 def frames(env: Env, states: State, *, width: int = 480, height: int = 360) -> np.ndarray:
     """Draw ``states`` (leaves [T, ...]) as uint8 [T, height, width, 3].
 
-    Raises ValueError for a task without a scene, RenderingUnavailable where no OpenGL library is found.
+    Raises:
+      ValueError: if the task has no scene.
+      RenderingUnavailable: if no OpenGL library is found.
     """
     if env.scene is None:
         raise ValueError(f"environment {env.specs.name!r} has no scene to draw; give its Env one")
@@ -42,11 +45,15 @@ def frames(env: Env, states: State, *, width: int = 480, height: int = 360) -> n
         mujoco.mj_saveModel(scene.model, str(model))
         np.savez(poses, allow_pickle=False, **_poses(scene, states))
         _draw([str(model), str(poses), str(drawn), scene.camera, str(width), str(height)])
-        return np.load(drawn)
+        pictures: np.ndarray = np.load(drawn)
+        return pictures
 
 
 def _poses(scene: Scene, states: State) -> dict[str, np.ndarray]:
-    """The MjData fields of each drawn state, stacked. A scene draws no keys, so they do not go through numpy."""
+    """The MjData fields of each drawn state, stacked.
+
+    Random keys, which cannot go through numpy, are dropped: rendering does not use them.
+    """
     states = jax.tree.map(np.asarray, states._replace(key=states.time))
     count = len(states.time)
     poses = [scene.pose(jax.tree.map(lambda x, t=t: x[t], states)) for t in range(count)]
@@ -54,7 +61,10 @@ def _poses(scene: Scene, states: State) -> dict[str, np.ndarray]:
 
 
 def _draw(arguments: list[str]) -> None:
-    """Run the child with the first OpenGL library that works; a set MUJOCO_GL is the only one tried."""
+    """Run the child with the first OpenGL library that works.
+
+    If MUJOCO_GL is set, only that one is tried.
+    """
     chosen = os.environ.get("MUJOCO_GL")
     for backend in (chosen,) if chosen else BACKENDS:
         command = [sys.executable, worker.__file__, *arguments]
@@ -79,7 +89,11 @@ def picture(path: str | Path, pixels: np.ndarray) -> None:
 
 
 def video(path: str | Path, pictures: np.ndarray, fps: float) -> None:
-    """Write ``pictures`` uint8 [T, height, width, 3] as a video; raises RenderingUnavailable without ffmpeg."""
+    """Write ``pictures`` uint8 [T, height, width, 3] as a video.
+
+    Raises:
+      RenderingUnavailable: without ffmpeg.
+    """
     import mediapy
 
     mediapy.set_ffmpeg(_ffmpeg())
@@ -88,13 +102,14 @@ def video(path: str | Path, pictures: np.ndarray, fps: float) -> None:
 
 def _ffmpeg() -> str:
     """The system's ffmpeg, or the one a wheel brings."""
-    found = shutil.which("ffmpeg")
-    if found:
-        return found
+    system_ffmpeg = shutil.which("ffmpeg")
+    if system_ffmpeg:
+        return system_ffmpeg
     try:
         import imageio_ffmpeg
     except ImportError:
         raise RenderingUnavailable(
             "no ffmpeg to write a video with: pip install imageio-ffmpeg"
         ) from None
-    return imageio_ffmpeg.get_ffmpeg_exe()
+    ffmpeg: str = imageio_ffmpeg.get_ffmpeg_exe()
+    return ffmpeg

@@ -1,7 +1,7 @@
-"""The child process of ``envs.render``: draws poses of a model to an array. Needs only MuJoCo and numpy.
+"""The child process of ``rendering.render``: draws poses of a model to an array.
 
-python draw.py MODEL.mjb POSES.npz FRAMES.npy CAMERA WIDTH HEIGHT, with MUJOCO_GL set. Exits with NO_OPENGL where that
-library cannot make a context.
+Run it as ``python worker.py MODEL.mjb POSES.npz FRAMES.npy CAMERA WIDTH HEIGHT`` with MUJOCO_GL
+set. It needs only MuJoCo and numpy, and exits with NO_OPENGL if that library cannot make a context.
 """
 
 from __future__ import annotations
@@ -16,7 +16,10 @@ NO_OPENGL = 3
 def draw(
     model_path: str, poses_path: str, frames_path: str, camera: str, width: int, height: int
 ) -> None:
-    """Write uint8 [T, height, width, 3]; every array of the poses is an MjData field with a leading [T]."""
+    """Write frames as uint8 [T, height, width, 3].
+
+    Every array of the poses is an MjData field with a leading [T].
+    """
     import mujoco
 
     model = mujoco.MjModel.from_binary_path(model_path)
@@ -32,8 +35,8 @@ def draw(
     np.save(frames_path, frames)
 
 
-def _opens() -> bool:
-    """Whether the OpenGL library named by MUJOCO_GL makes a context here."""
+def _has_opengl() -> bool:
+    """True if the OpenGL library named by MUJOCO_GL makes a context here."""
     try:
         import mujoco
 
@@ -47,7 +50,7 @@ def _opens() -> bool:
 
 
 if __name__ == "__main__":
-    if not _opens():
+    if not _has_opengl():
         sys.exit(NO_OPENGL)
     model, poses, frames, camera, width, height = sys.argv[1:]
     draw(model, poses, frames, camera, int(width), int(height))

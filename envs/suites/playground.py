@@ -1,6 +1,7 @@
-"""MuJoCo Playground's dm_control suite by the prefix ``playground:``, e.g. ``playground:CheetahRun`` (arXiv 2502.08844).
+"""MuJoCo Playground's dm_control suite by the prefix ``playground:``: ``playground:CheetahRun``.
 
-Its locomotion and manipulation scenes want meshes that it downloads at first use; they are not offered here.
+See arXiv 2502.08844. Its locomotion and manipulation scenes need meshes that it downloads at first
+use; they are not offered here.
 """
 
 from __future__ import annotations
@@ -9,16 +10,21 @@ import dataclasses
 import functools
 from typing import Any
 
-from gcp_jax.envs import Definition
+from gcp_jax import config_fields
+from gcp_jax.config_fields import POSITIVE_INT, field
+from gcp_jax.envs import TaskDefinition
 from gcp_jax.envs.protocol import Env
 from gcp_jax.envs.suites.adapter import adapt
 
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """horizon: control steps of an episode."""
+    """Settings of any task of the suite."""
 
-    horizon: int = 1000
+    horizon: int = field(1000, POSITIVE_INT, "control steps of an episode")
+
+    def __post_init__(self) -> None:
+        config_fields.check(self, "env.")
 
 
 def _suite() -> Any:
@@ -36,27 +42,33 @@ def names() -> tuple[str, ...]:
     return tuple(sorted(_suite().ALL_ENVS))
 
 
-def definition(name: str) -> Definition:
-    """The task called ``name``. Raises ValueError where there is none, ImportError without playground."""
+def definition(name: str) -> TaskDefinition:
+    """The task called ``name``.
+
+    Raises:
+      ValueError: if there is none.
+      ImportError: if playground is not installed.
+    """
     if name not in names():
         raise ValueError(
-            f"playground's dm_control suite has no environment {name!r}; allowed: {', '.join(names())}."
+            f"playground's dm_control suite has no environment {name!r}; "
+            f"allowed: {', '.join(names())}."
         )
-    return Definition(Config, functools.partial(_make, name), {})
+    return TaskDefinition(config=Config, make=functools.partial(_make, name), quality={})
 
 
 def _make(name: str, config: Config) -> Env:
     try:
-        made = _suite().load(name, config_overrides={"impl": "jax"})
+        suite_env = _suite().load(name, config_overrides={"impl": "jax"})
     except AttributeError as error:  # it lags behind MuJoCo's own interface in a few tasks
         raise ValueError(
             f"this version of playground cannot make {name} with this version of MuJoCo: {error}"
         ) from error
     return adapt(
-        made,
+        suite_env,
         name=f"playground:{name}",
         model_field="_mjx_model",
         horizon=config.horizon,
-        model=made.mj_model,
+        model=suite_env.mj_model,
         qpos=lambda state: state.data.qpos,
     )

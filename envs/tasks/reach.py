@@ -1,7 +1,17 @@
-"""reach: a point in the plane must go round a disc to a goal; left or right, never straight. No physics engine.
+"""reach: move a point in the plane round a disc to a goal; left or right, never straight.
 
-A move that would enter the disc is not made, so the average of the two ways stands still in front of it. Lengths
-are in units of the half-width of the arena. Compiles in a second: the task for tests and first runs.
+There is no physics engine. A move that would enter the disc is not made, so the average of the two
+ways stands still in front of it. Lengths are in units of the half-width of the arena. Compiles in a
+second: the task for tests and first runs.
+
+Observation [4]:
+
+| index | content | unit |
+|---|---|---|
+| 0–1 | position of the point | half-widths |
+| 2–3 | position of the goal | half-widths |
+
+Action [2]: move in x and y, in units of ``max_step``.
 """
 
 from __future__ import annotations
@@ -12,6 +22,8 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from gcp_jax import config_fields
+from gcp_jax.config_fields import FINITE, NON_NEGATIVE, POSITIVE, POSITIVE_INT, field
 from gcp_jax.envs.physics.common import (
     add_action_noise,
     clip_step_towards,
@@ -29,46 +41,53 @@ QUALITY = {"expert": 0.0, "mixed": 1.0, "poor": 2.5, "bad": 5.0}  # success 100 
 class Config:
     """Lengths in half-widths of the arena, which is [-1, 1]²."""
 
-    horizon: int = 24  # control steps
-    speed: float = 0.12  # length per control step at action 1, per axis
-    disc: float = 0.35  # radius of the obstacle around the origin
-    tolerance: float = 0.1  # distance to the goal that counts as reached
-    start_y: float = 0.2  # starts are drawn in ±start_y at x = -0.8
-    goal_y: float = 0.3  # goals are drawn in ±goal_y at x = 0.8
-    bonus: float = 5.0  # reward on top of the −1 of the step of success
+    horizon: int = field(24, POSITIVE_INT, "control steps of an episode")
+    max_step: float = field(0.12, POSITIVE, "move per control step at action 1, per axis")
+    disc_radius: float = field(0.35, NON_NEGATIVE, "radius of the obstacle around the origin")
+    tolerance: float = field(0.1, POSITIVE, "distance from the goal that counts as success")
+    start_y_spread: float = field(0.2, NON_NEGATIVE, "starts are drawn in ± this at x = -0.8")
+    goal_y_spread: float = field(0.3, NON_NEGATIVE, "goals are drawn in ± this at x = 0.8")
+    bonus: float = field(5.0, FINITE, "reward at success, on top of the -1 of every step")
+
+    def __post_init__(self) -> None:
+        config_fields.check(self, "env.")
 
 
 class Physics(NamedTuple):
-    """position, goal: [2]."""
+    """What the task carries."""
 
-    position: Array
-    goal: Array
+    position: Array  # [2]
+    goal: Array  # [2]
 
 
 class Plan(NamedTuple):
-    """What a demonstrator drew: side [] int32, 0 passes below and 1 above; error [2] of where it believes the goal."""
+    """What a demonstrator drew."""
 
-    side: Array
-    error: Array
+    side: Array  # [] int32: 0 passes below the disc, 1 above
+    error: Array  # [2] of where it believes the goal to be
+
+
+def observe(physics: Physics) -> Array:
+    """The observation [4]; see the module."""
+    return jnp.concatenate([physics.position, physics.goal])
 
 
 def make(config: Config) -> Env:
-    """obs [4]: position, goal. action [2]: a move in units of ``speed``."""
-
-    def observe(physics: Physics) -> Array:
-        return jnp.concatenate([physics.position, physics.goal])
+    """Build the task."""
 
     def reset(key: Array) -> State:
         start_key, goal_key, state_key = jax.random.split(key, 3)
-        start_y = jax.random.uniform(start_key, minval=-config.start_y, maxval=config.start_y)
-        goal_y = jax.random.uniform(goal_key, minval=-config.goal_y, maxval=config.goal_y)
-        physics = Physics(jnp.stack([-0.8, start_y]), jnp.stack([0.8, goal_y]))
+        start_spread, goal_spread = config.start_y_spread, config.goal_y_spread
+        start_y = jax.random.uniform(start_key, minval=-start_spread, maxval=start_spread)
+        goal_y = jax.random.uniform(goal_key, minval=-goal_spread, maxval=goal_spread)
+        physics = Physics(position=jnp.stack([-0.8, start_y]), goal=jnp.stack([0.8, goal_y]))
         return initial_state(physics, observe(physics), state_key)
 
     def step(state: State, action: Array) -> State:
         position, goal = state.physics
-        moved = jnp.clip(position + config.speed * jnp.clip(action, -1.0, 1.0), -1.0, 1.0)
-        physics = Physics(jnp.where(jnp.linalg.norm(moved) < config.disc, position, moved), goal)
+        moved = jnp.clip(position + config.max_step * jnp.clip(action, -1.0, 1.0), -1.0, 1.0)
+        blocked = jnp.linalg.norm(moved) < config.disc_radius
+        physics = Physics(position=jnp.where(blocked, position, moved), goal=goal)
         success = jnp.linalg.norm(physics.position - goal) < config.tolerance
         return next_state(
             state, physics=physics, obs=observe(physics), success=success, bonus=config.bonus
@@ -86,21 +105,25 @@ def make(config: Config) -> Env:
 
 
 def demonstrator(config: Config, noise: float) -> Demonstrator:
-    """Passes the disc below or above. Noise misplaces the goal once per episode and shakes every action."""
+    """Pass the disc below or above it.
+
+    Noise misplaces the goal once per episode (0.1 std per unit) and disturbs every action (0.2 std
+    per unit).
+    """
     corners = jnp.array([[0.0, -0.55], [0.0, 0.55]])
 
     def init(key: Array, state: State) -> Plan:
         side_key, error_key = jax.random.split(key)
         return Plan(
-            jax.random.randint(side_key, (), 0, 2), 0.1 * noise * jax.random.normal(error_key, (2,))
+            side=jax.random.randint(side_key, (), 0, 2),
+            error=0.1 * noise * jax.random.normal(error_key, (2,)),
         )
 
     def act(plan: Plan, state: State, key: Array) -> tuple[Array, Plan]:
         position, goal = state.physics
-        before = position[0] < -0.5 * config.speed
-        aim = jnp.where(before, corners[plan.side], goal + plan.error)
-        return add_action_noise(
-            clip_step_towards(aim - position, config.speed), key, 0.2 * noise
-        ), plan
+        before_disc = position[0] < -0.5 * config.max_step
+        aim = jnp.where(before_disc, corners[plan.side], goal + plan.error)
+        action = clip_step_towards(aim - position, config.max_step)
+        return add_action_noise(action, key, 0.2 * noise), plan
 
     return Demonstrator(init, act, mode=lambda plan: plan.side, modes=2)

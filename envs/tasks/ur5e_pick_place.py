@@ -1,7 +1,29 @@
-"""ur5e_pick_place: a UR5e grasps a cube and brings it to a goal in the air behind a post. Left or right of it.
+"""ur5e_pick_place: a UR5e grasps a cube and brings it, left or right of a post, to a goal.
 
-The arm, the gripper and their control are those of ``envs.ur5e``. The cube lies turned, so that the gripper must turn
-with it. The origin is the foot of the post, 0.45 m in front of the arm, x away from the arm, z up.
+The arm, the gripper and their commands are those of ``robots.ur5e``. The cube lies turned, and the
+gripper must turn with it. The goal is in the air. The origin is the foot of the post, 0.45 m in
+front of the arm, x away from the arm, z up.
+
+Observation [33], all of order one:
+
+| index | content | unit |
+|---|---|---|
+| 0–2 | cube from tool | 50 mm |
+| 3–5 | goal from cube | 100 mm |
+| 6–8 | position of the cube | 100 mm |
+| 9–11 | x axis of the cube in the tool's frame | 1 |
+| 12–14 | velocity of the cube | 0.3 m/s |
+| 15–17 | velocity of the tool | 0.3 m/s |
+| 18 | yaw rate of the tool | 1 rad/s |
+| 19 | yaw of the tool | 0.5 rad |
+| 20–22 | lead of the commanded position over the tool | 30 mm |
+| 23 | lead of the commanded yaw | 0.2 rad |
+| 24 | lead of the commanded opening | 10 mm |
+| 25–26 | opening of each finger | 42.7 mm |
+| 27–32 | joints of the arm from home | 0.5 rad |
+
+Action [5]: change of the commanded tool position (0–2), yaw (3) and opening (4), in units of
+``max_step_mm``, ``max_yaw_step`` and ``max_grip_step_mm``.
 """
 
 from __future__ import annotations
@@ -13,18 +35,21 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from gcp_jax import config_fields
+from gcp_jax.config_fields import FINITE, NON_NEGATIVE, POSITIVE, POSITIVE_INT, field
 from gcp_jax.envs.physics.common import (
     add_action_noise,
-    box,
     clip_step_towards,
     initial_state,
     next_state,
-    yaw_axes,
+    quaternion_axes,
+    sample_box_mm,
+    way_round,
     yaw_quaternion,
 )
-from gcp_jax.envs.physics.mjx import CONTROL_DT, Body, at_rest
+from gcp_jax.envs.physics.mjx import CONTROL_DT, Backend, Body, at_rest
 from gcp_jax.envs.protocol import Demonstrator, Env, EnvSpecs, Scene, State
-from gcp_jax.envs.robots import ur5e
+from gcp_jax.envs.robots import two_finger_hand, ur5e
 from gcp_jax.envs.robots.ur5e import CLOSED, LEAD, OPEN, SPEED, SQUEEZE, Tool
 
 Array = jax.Array
@@ -34,7 +59,7 @@ QUALITY = {"expert": 0.0, "mixed": 1.4, "poor": 2.1, "bad": 3.0}  # success 100 
 HALF = 0.02  # metres, half the side of the cube
 LIMITS = np.array(
     [[-0.18, -0.16, 0.015, -0.8, CLOSED], [0.16, 0.16, 0.16, 0.8, OPEN]]
-)  # metres, radians; command
+)  # metres and radians, smallest and largest command
 
 NEAR = 0.05  # metres of one unit of relative position in the observation
 FAR = 0.1  # metres of one unit of position in the arena
@@ -42,45 +67,58 @@ FAR = 0.1  # metres of one unit of position in the arena
 
 @dataclass(frozen=True)
 class Config:
-    """Lengths in millimetres, as the names say; boxes of starts and goals as their middle and half-widths."""
+    """Starts and goals are boxes, given by their middle and half-widths (spread)."""
 
-    tolerance_mm: float = 10.0  # distance of the cube from the goal that counts as there
-    still: float = 0.1  # m/s the cube may move when it is there
-    speed_mm: float = (
-        8.0  # the commanded position moves this far per control step at action 1, per axis
+    tolerance_mm: float = field(10.0, POSITIVE, "mm, distance from the goal that counts as success")
+    max_speed: float = field(0.1, POSITIVE, "m/s, fastest cube that counts as success")
+    max_step_mm: float = field(
+        8.0, POSITIVE, "mm per control step and axis of the commanded position at action 1"
     )
-    turn: float = 0.05  # radians, the same of the commanded yaw
-    grip_mm: float = 4.0  # the same of the commanded opening, at each finger
-    hand_mm: tuple[float, float, float] = (-120.0, 0.0, 100.0)
-    hand_spread_mm: tuple[float, float, float] = (20.0, 30.0, 15.0)
-    hand_yaw: float = 0.2  # radians, the gripper starts turned by up to this
-    cube_mm: tuple[float, float] = (-120.0, 0.0)
-    cube_spread_mm: tuple[float, float] = (20.0, 35.0)
-    cube_yaw: float = 0.5  # radians, the cube lies turned by up to this
-    goal_mm: tuple[float, float, float] = (110.0, 0.0, 75.0)
-    goal_spread_mm: tuple[float, float, float] = (15.0, 35.0, 20.0)
-    friction: float = 1.0
-    horizon: int = 120  # control steps
-    bonus: float = 5.0  # reward on top of the −1 of the step of success
+    max_yaw_step: float = field(
+        0.05, NON_NEGATIVE, "rad per control step of the commanded yaw at action 1"
+    )
+    max_grip_step_mm: float = field(
+        4.0, POSITIVE, "mm per control step of the commanded opening of each finger at action 1"
+    )
+    hand_mm: tuple[float, float, float] = field((-120.0, 0.0, 100.0), FINITE, "mm, tool's starts")
+    hand_spread_mm: tuple[float, float, float] = field(
+        (20.0, 30.0, 15.0), NON_NEGATIVE, "mm, half-widths of the tool's starts"
+    )
+    hand_yaw_spread: float = field(
+        0.2, NON_NEGATIVE, "rad, the gripper starts turned by up to this"
+    )
+    cube_mm: tuple[float, float] = field((-120.0, 0.0), FINITE, "mm, cube's starts")
+    cube_spread_mm: tuple[float, float] = field(
+        (20.0, 35.0), NON_NEGATIVE, "mm, half-widths of the cube's starts"
+    )
+    cube_yaw_spread: float = field(0.5, NON_NEGATIVE, "rad, the cube lies turned by up to this")
+    goal_mm: tuple[float, float, float] = field((110.0, 0.0, 75.0), FINITE, "mm, goals")
+    goal_spread_mm: tuple[float, float, float] = field(
+        (15.0, 35.0, 20.0), NON_NEGATIVE, "mm, half-widths of the goals"
+    )
+    friction: float = field(1.0, POSITIVE, "coefficient of friction of all contacts")
+    horizon: int = field(120, POSITIVE_INT, "control steps of an episode")
+    bonus: float = field(5.0, FINITE, "reward at success, on top of the -1 of every step")
+
+    def __post_init__(self) -> None:
+        config_fields.check(self, "env.")
 
 
 class Physics(NamedTuple):
-    """body: cube, arm, fingers; tool: where it is in ``body``; target [5]: commanded position, yaw, opening; goal [3];
-    metres and radians."""
+    """What the task carries."""
 
-    body: Body
-    tool: Tool
-    target: Array
-    goal: Array
+    body: Body  # cube, arm, fingers
+    tool: Tool  # where it is in ``body``
+    command: Array  # [5] metres and radians: commanded position, yaw and opening
+    goal: Array  # [3] metres
 
 
 class Plan(NamedTuple):
-    """What a demonstrator drew: side [] int32, 0 carries right of the post and 1 left; the errors [3] in metres of where
-    it sees the cube and the goal."""
+    """What a demonstrator drew."""
 
-    side: Array
-    cube_error: Array
-    goal_error: Array
+    side: Array  # [] int32: 0 carries on the right of the post, 1 on the left
+    cube_error: Array  # [3] metres, of where it sees the cube
+    goal_error: Array  # [3] metres, of where it sees the goal
 
 
 _WORLD = f"""
@@ -107,57 +145,48 @@ def cube(body: Body) -> Array:
     return body.qpos[:3]
 
 
-def heading(body: Body) -> Array:
+def cube_x_axis(body: Body) -> Array:
     """The cube's own x axis in the world, [3]."""
-    return yaw_axes(body.qpos[3:7])[0]
+    return quaternion_axes(body.qpos[3:7])[0]
 
 
 def observe(robot: ur5e.Robot, physics: Physics) -> Array:
-    """[33]: cube from tool, goal from cube, cube, its x axis in the tool's frame, its velocity, then 18 numbers of the
-    arm (``ur5e.proprioception``); all of order one."""
-    body, tool, target, goal = physics
+    """The observation [33]; see the module."""
+    body, tool, command, goal = physics
     parts = (
         (cube(body) - tool.position) / NEAR,
         (goal - cube(body)) / FAR,
         cube(body) / FAR,
-        tool.rotation.T @ heading(body),
+        tool.rotation.T @ cube_x_axis(body),
         body.qvel[:3] / SPEED,
-        ur5e.proprioception(robot, body, tool, target),
+        ur5e.proprioception(robot, body, tool, command),
     )
     return jnp.concatenate(parts)
 
 
-def make(config: Config) -> Env:
-    """action [5]: how the commanded position, yaw and opening change, in units of ``speed_mm``, ``turn``, ``grip_mm``."""
-    touching = ur5e.touching(_TOUCHING, config.friction)
-    home = 0.001 * np.asarray(config.hand_mm)
-    robot = ur5e.robot("ur5e_pick_place", world=_WORLD, pairs=touching, home=home)
-    pace = np.array([*[0.001 * config.speed_mm] * 3, config.turn, 0.001 * config.grip_mm])
-
-    def reset(key: Array) -> State:
-        hand_key, turn_key, cube_key, yaw_key, goal_key, state_key = jax.random.split(key, 6)
-        offset = box(hand_key, (0.0, 0.0, 0.0), config.hand_spread_mm)
-        turn = jax.random.uniform(turn_key, minval=-config.hand_yaw, maxval=config.hand_yaw)
-        yaw = jax.random.uniform(yaw_key, minval=-config.cube_yaw, maxval=config.cube_yaw)
-        place = box(cube_key, config.cube_mm, config.cube_spread_mm)
-        qpos = jnp.concatenate(
-            [place, jnp.full(1, HALF), yaw_quaternion(yaw), ur5e.start(robot, offset, turn, OPEN)]
-        )
-        body = at_rest(qpos, ur5e.NV)
-        tool = ur5e.sense(robot, body)
-        goal = box(goal_key, config.goal_mm, config.goal_spread_mm)
-        physics = Physics(body, tool, ur5e.held(body, tool), goal)
-        return initial_state(physics, observe(robot, physics), state_key)
+def make(config: Config, backend: Backend = "mjx") -> Env:
+    """Build the task."""
+    robot = ur5e.make_robot(
+        "ur5e_pick_place",
+        world=_WORLD,
+        pairs=ur5e.contact_pairs(_TOUCHING, config.friction),
+        home_mm=config.hand_mm,
+        backend=backend,
+    )
+    grip_step = 0.001 * config.max_grip_step_mm
+    max_step = np.array([0.001 * config.max_step_mm] * 3 + [config.max_yaw_step, grip_step])
 
     def step(state: State, action: Array) -> State:
-        body, tool, target, goal = state.physics
-        moved = ur5e.driven(robot, body, tool, target, action, pace=pace, limits=LIMITS, lead=LEAD)
-        physics = Physics(*moved, goal)
+        body, tool, command, goal = state.physics
+        body, tool, command = ur5e.control_step(
+            robot, body, tool, command, action, max_step=max_step, limits=LIMITS, lead=LEAD
+        )
+        physics = Physics(body=body, tool=tool, command=command, goal=goal)
         return next_state(
             state,
             physics=physics,
             obs=observe(robot, physics),
-            success=placed(config, physics),
+            success=succeeded(config, physics),
             bonus=config.bonus,
         )
 
@@ -167,15 +196,18 @@ def make(config: Config) -> Env:
         action_dim=5,
         horizon=config.horizon,
         control_dt=CONTROL_DT,
-        success=f"the cube within {config.tolerance_mm} mm of the goal, slower than {config.still} m/s",
+        success=(
+            f"the cube within {config.tolerance_mm} mm of the goal, "
+            f"slower than {config.max_speed} m/s"
+        ),
     )
     return Env(
-        reset,
+        lambda key: _reset(config, robot, key),
         step,
         specs,
         demonstrator=lambda noise: demonstrator(config, noise),
         scene=lambda: Scene(
-            ur5e.drawn("ur5e_pick_place", world=_WORLD),
+            ur5e.render_model("ur5e_pick_place", world=_WORLD),
             _pose,
             "main",
             simulated=robot.simulation.model,
@@ -183,67 +215,94 @@ def make(config: Config) -> Env:
     )
 
 
-def _pose(state: State) -> dict[str, np.ndarray]:
-    return {"qpos": ur5e.drawn_qpos(state.physics.body.qpos), "mocap_pos": state.physics.goal[None]}
-
-
-def placed(config: Config, physics: Physics) -> Array:
-    """[] bool: the cube is at the goal and slow."""
-    away = jnp.linalg.norm(cube(physics.body) - physics.goal)
-    return (away < 0.001 * config.tolerance_mm) & (
-        jnp.linalg.norm(physics.body.qvel[:3]) < config.still
+def _reset(config: Config, robot: ur5e.Robot, key: Array) -> State:
+    """The start of an episode."""
+    keys = jax.random.split(key, 6)
+    hand_key, hand_yaw_key, cube_key, cube_yaw_key, goal_key, state_key = keys
+    offset = sample_box_mm(hand_key, (0.0, 0.0, 0.0), config.hand_spread_mm)
+    hand_spread, cube_spread = config.hand_yaw_spread, config.cube_yaw_spread
+    hand_yaw = jax.random.uniform(hand_yaw_key, minval=-hand_spread, maxval=hand_spread)
+    cube_yaw = jax.random.uniform(cube_yaw_key, minval=-cube_spread, maxval=cube_spread)
+    parts = (
+        sample_box_mm(cube_key, config.cube_mm, config.cube_spread_mm),
+        jnp.full(1, HALF),
+        yaw_quaternion(cube_yaw),
+        ur5e.start_qpos(robot, offset, hand_yaw, OPEN),
     )
+    body = at_rest(jnp.concatenate(parts), ur5e.NV)
+    tool = ur5e.sense(robot, body)
+    physics = Physics(
+        body=body,
+        tool=tool,
+        command=ur5e.measured_command(body, tool),
+        goal=sample_box_mm(goal_key, config.goal_mm, config.goal_spread_mm),
+    )
+    return initial_state(physics, observe(robot, physics), state_key)
+
+
+def _pose(state: State) -> dict[str, np.ndarray]:
+    qpos = ur5e.render_qpos(state.physics.body.qpos)
+    return {"qpos": qpos, "mocap_pos": state.physics.goal[None]}
+
+
+def succeeded(config: Config, physics: Physics) -> Array:
+    """[] bool: the cube is at the goal and slow."""
+    distance = jnp.linalg.norm(cube(physics.body) - physics.goal)
+    slow = jnp.linalg.norm(physics.body.qvel[:3]) < config.max_speed
+    success: Array = (distance < 0.001 * config.tolerance_mm) & slow
+    return success
 
 
 def demonstrator(config: Config, noise: float) -> Demonstrator:
-    """Turns as the cube lies, comes down over it, closes, carries it round the post to the goal; starts over when it
-    loses the cube.
+    """Turn as the cube lies, come down over it, close, carry it round the post to the goal.
 
-    Noise misplaces cube and goal once per episode (3 mm std per unit) and shakes every action (0.1 std per unit).
+    A lost cube is grasped again. Noise misplaces cube and goal once per episode (3 mm std per unit)
+    and disturbs every action (0.1 std per unit).
     """
-    speed, turn, grip = 0.001 * config.speed_mm, config.turn, 0.001 * config.grip_mm
+    max_step, max_grip_step = 0.001 * config.max_step_mm, 0.001 * config.max_grip_step_mm
 
     def init(key: Array, state: State) -> Plan:
         side_key, cube_key, goal_key = jax.random.split(key, 3)
-        side = jax.random.randint(side_key, (), 0, 2)
         return Plan(
-            side, *(0.003 * noise * jax.random.normal(k, (3,)) for k in (cube_key, goal_key))
+            side=jax.random.randint(side_key, (), 0, 2),
+            cube_error=0.003 * noise * jax.random.normal(cube_key, (3,)),
+            goal_error=0.003 * noise * jax.random.normal(goal_key, (3,)),
         )
 
     def act(plan: Plan, state: State, key: Array) -> tuple[Array, Plan]:
-        body, tool, target, goal = state.physics
-        seen = cube(body) + plan.cube_error
-        offset = seen - tool.position
-        aside, askew = jnp.hypot(offset[0], offset[1]), _quarter(heading(body)) - tool.yaw
-        around = (jnp.abs(offset[2]) < 0.01) & (aside < 0.01)
-        gripped = around & (jnp.min(ur5e.openings(body)) - target[4] > 0.6 * SQUEEZE)
-        above = seen.at[2].add(
-            jnp.minimum(0.06, 4.0 * jnp.maximum(aside + 0.05 * jnp.abs(askew) - 0.006, 0.0))
+        body, tool, command, goal = state.physics
+        grasp = cube(body) + plan.cube_error
+        offset = grasp - tool.position
+        yaw_error = _nearest_grasp_yaw(cube_x_axis(body)) - tool.yaw
+        around = two_finger_hand.is_around(offset, 0.01)
+        gripped = around & (jnp.min(ur5e.openings(body)) - command[4] > 0.6 * SQUEEZE)
+        distance = jnp.hypot(offset[0], offset[1]) + 0.05 * jnp.abs(yaw_error)
+        above = two_finger_hand.hover_above(grasp, distance, height=0.06, margin=0.006)
+        waypoint = way_round(
+            cube(body),
+            goal + plan.goal_error,
+            2.0 * plan.side - 1.0,
+            before_x=-0.11,
+            after_x=0.09,
+            detour=0.11,
+            clear=0.09,
+            passed_x=0.07,
         )
-        carried = _carry(cube(body), goal + plan.goal_error, 2.0 * plan.side - 1.0) - offset
-        aim = jnp.where(gripped, carried, above)
-        yaw = jnp.where(gripped, target[3], tool.yaw + askew)
-        fingers = jnp.where(around, CLOSED, OPEN)
+        aim = jnp.where(gripped, waypoint - offset, above)
+        yaw = jnp.where(gripped, command[3], tool.yaw + yaw_error)
+        opening = jnp.where(around, CLOSED, OPEN)
         parts = (
-            clip_step_towards(aim - target[:3], speed),
-            clip_step_towards((yaw - target[3])[None], turn),
-            clip_step_towards((fingers - target[4])[None], grip),
+            clip_step_towards(aim - command[:3], max_step),
+            clip_step_towards((yaw - command[3])[None], config.max_yaw_step),
+            clip_step_towards((opening - command[4])[None], max_grip_step),
         )
         return add_action_noise(jnp.concatenate(parts), key, 0.1 * noise), plan
 
     return Demonstrator(init, act, mode=lambda plan: plan.side, modes=2)
 
 
-def _quarter(axis: Array) -> Array:
-    """The yaw [] nearest to 0 at which the gripper closes on two sides of a cube with the x axis ``axis`` [3]."""
+def _nearest_grasp_yaw(x_axis: Array) -> Array:
+    """The yaw [] nearest to 0 at which the gripper grasps a cube with ``x_axis`` [3]."""
     quarter = 0.5 * jnp.pi
-    yaw = jnp.arctan2(axis[1], axis[0])
+    yaw = jnp.arctan2(x_axis[1], x_axis[0])
     return yaw - quarter * jnp.round(yaw / quarter)
-
-
-def _carry(place: Array, goal: Array, way: Array) -> Array:
-    """Where the cube at ``place`` [3] should go next on its way round the post, ``way`` [] −1 right or +1 left."""
-    detour, clear = 0.11, 0.09
-    aside = jnp.stack([jnp.float32(-0.11), way * detour, goal[2]])
-    past = jnp.stack([jnp.float32(0.09), way * detour, goal[2]])
-    return jnp.where(place[0] > 0.07, goal, jnp.where(way * place[1] < clear, aside, past))

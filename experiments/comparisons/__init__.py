@@ -1,1 +1,1 @@
-"""Benchmark files."""
+"""Benchmark files for ``gcp-jax benchmark --file``."""

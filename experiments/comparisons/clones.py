@@ -1,14 +1,16 @@
-"""Seven methods from clones of three qualities: very poor (5–15 % success), poor (30–50 %) and good (70–80 %).
+"""Seven methods from clones of three qualities: very poor (5–15 %), poor (30–50 %), good (70–80 %).
 
     gcp-jax benchmark --file=experiments/comparisons/clones.py --run_dir=runs/clones
 
-2 tasks × 3 clones × 7 methods (OGPO twice) × 3 seeds, about 2.5 minutes a run on 2 CPU cores; see the README for what came out.
-The tasks are tighter than their defaults: half a millimetre of clearance, 6 mm of tolerance. The clones are poor because they saw
-few demonstrations, nearly clean ones: they lack the right action more than that it drowns in noise.
+2 tasks × 3 clones × 7 methods (OGPO twice) × 3 seeds, about 2.5 minutes a run on 2 CPU cores;
+docs/results/learning.md has what came out. The tasks are tighter than their defaults: half a
+millimetre of clearance, 6 mm of tolerance. The clones are poor because they were made from few,
+nearly clean demonstrations: they miss the right action rather than drown in noise.
 
-Batches are half of the tasks' own configurations', OGPO draws chains from 32 states and QC chooses among 8, so that an update of one
-method takes about as long as of another. EXPO, QC and OGPO deploy as they act, the best of several samples by their critics;
-``ogpo_alone`` deploys its policy without them.
+Batches are half of those in the tasks' own configurations, OGPO draws chains from 32 states and QC
+chooses among 8 samples, so that an update takes about equally long in every method. EXPO, QC and
+OGPO are evaluated as they act, with the best of several samples by their critics; ``ogpo_alone`` is
+evaluated without the critics.
 """
 
 from typing import Any
@@ -48,7 +50,7 @@ def get_config() -> dict[str, Any]:
         "seeds": 3,
         "steps": 20_480,
         "common": {
-            "data": 2,
+            "data_parallel": 2,
             "pretrain.stop_at_success": 1.0,
             "pretrain.evaluate_every": 600,
             "evaluation.every": 4_096,

@@ -1,1 +1,1 @@
-"""Configurations, one a task."""
+"""Configuration files for ``--config``: each has ``get_config()``, which returns a ConfigDict."""

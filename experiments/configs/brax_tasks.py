@@ -1,9 +1,9 @@
-"""A locomotion task of brax: cloned from its shaken demonstrator, then OGPO+CA, judged by its return.
+"""A locomotion task of brax: clone its noisy demonstrator, then OGPO+CA, scored by return.
 
-    gcp-jax train --config=experiments/configs/brax_tasks.py:hopper --config.run_dir=runs/hopper
+    gcp-jax train --config=experiments/configs/brax_tasks.py:hopper --run_dir=runs/hopper
 
-As ``poor.py``, but that nothing succeeds there, so that OGPO has no success buffer, that a reward in every step wants the authors'
-discount, and that episodes are ten times as long.
+It differs from ``poor.py`` in three points. Nothing succeeds, so OGPO has no success buffer. Every
+step has a reward, so the discount is the authors'. Episodes are ten times as long.
 """
 
 import ml_collections

@@ -1,21 +1,21 @@
-"""Any task with a demonstrator: cloned from its poor demonstrations (about a third succeed), then OGPO+CA.
+"""Any task with a demonstrator: clone its poor demonstrations (a third succeed), then OGPO+CA.
 
-    gcp-jax train --config=experiments/configs/poor.py:nut_on_peg --config.run_dir=runs/nut_on_peg
+    gcp-jax train --config=experiments/configs/poor.py:nut_on_peg --run_dir=runs/nut_on_peg
 
-What came out, with the budget of each task, is in the README's table. Cloning is not cut at a success rate: a clone is as
-good as its demonstrations make it. Adroit's chunks are 112 and 120 numbers, about as many as the default net is wide, and its arm
-moves in a small part of what its commands span: a net four times as wide, on the range of the demonstrations, clones them.
+Cloning is not stopped at a success rate: the demonstrations limit the clone. The chunks of the
+Adroit tasks have 112 and 120 numbers, about as many as the default network is wide, and the arm
+uses a small part of its command range. Those tasks get a network four times as wide, and actions
+rescaled to the range of the demonstrations. docs/results/poor_demos.md has what came out.
 """
 
 import ml_collections
 
-from gcp_jax.experiments.assemble import apply_many_env_preset, defaults
+from gcp_jax.experiments.run_config import defaults
 
 
 def get_config(task: str = "nut_on_peg") -> ml_collections.ConfigDict:
     """The configuration of ``task``."""
     config = defaults(env=task, algorithm="ogpo")
-    apply_many_env_preset(config)
     config.demonstrations.quality = "poor"
     if task.startswith("adroit"):
         config.policy.hidden = (512, 512, 512)

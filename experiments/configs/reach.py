@@ -1,19 +1,18 @@
-"""Go round a disc to a goal, without a physics engine: the whole path in about two minutes; for first looks and tests.
+"""Go round a disc to a goal, without a physics engine: a whole run in about two minutes.
 
-The command:
+    gcp-jax train --config=experiments/configs/reach.py --run_dir=runs/reach
 
-    gcp-jax train --config=experiments/configs/reach.py --config.run_dir=runs/reach
+For first looks and for tests.
 """
 
 import ml_collections
 
-from gcp_jax.experiments.assemble import apply_many_env_preset, defaults
+from gcp_jax.experiments.run_config import defaults
 
 
 def get_config() -> ml_collections.ConfigDict:
     """The task's configuration."""
     config = defaults(env="reach", algorithm="ogpo")
-    apply_many_env_preset(config)
     config.pretrain.stop_at_success = 0.35
     config.pretrain.evaluate_every = 50
     config.policy.hidden = (64, 64)

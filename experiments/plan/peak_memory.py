@@ -1,4 +1,7 @@
-"""How much memory a program will need, from its jaxpr alone: what is alive at once, if XLA fuses chains of elementwise operations."""
+"""How much memory a program will need, from its jaxpr alone.
+
+The estimate is what is alive at once if XLA fuses chains of elementwise operations.
+"""
 
 from __future__ import annotations
 
@@ -8,41 +11,57 @@ from typing import Any
 import numpy as np
 from jax.extend.core import Literal, jaxprs_in_params
 
-_NAMES = """
-abs add add_any and broadcast_in_dim ceil clamp convert_element_type copy cos div eq erf exp exp2 expm1 floor ge gt integer_pow
-iota is_finite le log log1p logistic lt max min mul ne neg not or pad pow pvary real rem reshape round rsqrt select_n shift_left
-shift_right_arithmetic shift_right_logical sign sin slice sqrt square squeeze stop_gradient sub tan tanh transpose xor
+_FUSED_NAMES = """
+abs add add_any and broadcast_in_dim ceil clamp convert_element_type copy cos div eq erf exp exp2
+expm1 floor ge gt integer_pow iota is_finite le log log1p logistic lt max min mul ne neg not or pad
+pow pvary real rem reshape round rsqrt select_n shift_left shift_right_arithmetic
+shift_right_logical sign sin slice sqrt square squeeze stop_gradient sub tan tanh transpose xor
 random_wrap random_unwrap
 """
-FUSED = frozenset(_NAMES.split())
-"""Operations whose result needs no place of its own where a single other operation takes it."""
+FUSED = frozenset(_FUSED_NAMES.split())  # need no memory if a single other operation reads them
+KEY_BYTES = 8  # of a random key
 
 
 def temporaries(jaxpr: Any) -> int:
-    """Bytes alive at once, over all devices, of what a program makes between its inputs and its outputs; of a loop, those of
-    one turn."""
-    uses = Counter(v for eqn in jaxpr.eqns for v in eqn.invars if not isinstance(v, Literal))
-    last = {
-        v: i for i, eqn in enumerate(jaxpr.eqns) for v in eqn.invars if not isinstance(v, Literal)
-    }
-    kept = {v for v in jaxpr.outvars if not isinstance(v, Literal)}
+    """Bytes alive at once, over all devices, of the values between a program's inputs and outputs.
+
+    Of a loop, the values of one turn count.
+    """
+    uses: Counter[Any] = Counter()
+    last_use: dict[Any, int] = {}
+    for index, equation in enumerate(jaxpr.eqns):
+        for variable in _variables(equation.invars):
+            uses[variable] += 1
+            last_use[variable] = index
+    outputs = set(_variables(jaxpr.outvars))
     alive: dict[Any, int] = {}
-    most = 0
-    for i, eqn in enumerate(jaxpr.eqns):
-        inside = max((temporaries(inner) for inner in jaxprs_in_params(eqn.params)), default=0)
-        if eqn.primitive.name == "shard_map":
-            inside *= eqn.params["mesh"].size
-        for v in eqn.outvars:
-            fused = eqn.primitive.name in FUSED and uses[v] == 1
-            if v not in kept and v in last and not fused:
-                alive[v] = size(v)
-        most = max(most, sum(alive.values()) + inside)
-        for v in [v for v in alive if last[v] == i]:
-            del alive[v]
-    return most
+    peak = 0
+    for index, equation in enumerate(jaxpr.eqns):
+        is_fused = equation.primitive.name in FUSED
+        for variable in equation.outvars:
+            if variable in outputs or variable not in last_use:
+                continue
+            if not (is_fused and uses[variable] == 1):
+                alive[variable] = size(variable)
+        peak = max(peak, sum(alive.values()) + _inside(equation))
+        for variable in [x for x in alive if last_use[x] == index]:
+            del alive[variable]
+    return peak
 
 
-def size(v: Any) -> int:
-    """Bytes of a variable; a key is two words."""
-    item = getattr(v.aval.dtype, "itemsize", 8)
-    return int(np.prod(v.aval.shape, dtype=np.int64)) * int(item)
+def _variables(values: Any) -> list[Any]:
+    return [value for value in values if not isinstance(value, Literal)]
+
+
+def _inside(equation: Any) -> int:
+    """Bytes alive at once inside an equation that holds programs of its own."""
+    inner = max((temporaries(jaxpr) for jaxpr in jaxprs_in_params(equation.params)), default=0)
+    if equation.primitive.name == "shard_map":
+        inner *= equation.params["mesh"].size
+    return inner
+
+
+def size(variable: Any) -> int:
+    """Bytes of a variable."""
+    item = getattr(variable.aval.dtype, "itemsize", KEY_BYTES)
+    return int(np.prod(variable.aval.shape, dtype=np.int64)) * int(item)

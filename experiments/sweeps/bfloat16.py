@@ -1,9 +1,7 @@
-"""What computing in bfloat16 does to learning: OGPO+CA on ``reach`` in float32 and in bfloat16, each from its own clone, 4 seeds each.
+"""OGPO+CA on ``reach`` computed in float32 and in bfloat16, each from its own clone, 4 seeds each.
 
-The commands:
-
-    gcp-jax sweep experiments/sweeps/bfloat16.py
-    gcp-jax report runs/sweeps/bfloat16
+gcp-jax sweep experiments/sweeps/bfloat16.py
+gcp-jax report runs/sweeps/bfloat16
 """
 
 from gcp_jax.launch import Sweep, grid

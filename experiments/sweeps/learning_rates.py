@@ -1,6 +1,6 @@
-"""The critic's learning rate and the updates per environment step of OGPO+CA on ``peg_insert``: 2 programs of 3 × 2 trainings.
+"""OGPO+CA on ``peg_insert``: the critic's learning rate and the updates per environment step.
 
-The commands:
+Two programs of 3 × 2 trainings.
 
     gcp-jax sweep experiments/sweeps/learning_rates.py --dry-run
     gcp-jax sweep experiments/sweeps/learning_rates.py
@@ -11,7 +11,7 @@ from gcp_jax.launch import Sweep, grid
 
 
 def get_sweep() -> Sweep:
-    """The learning rates share a program, as do the seeds; the updates per step, which shape it, do not."""
+    """Learning rates and seeds share a program; updates per step shape it, so they do not."""
     return Sweep(
         config="experiments/configs/peg_insert.py",
         axes=(

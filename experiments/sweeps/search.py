@@ -1,6 +1,6 @@
-"""Three numbers of OGPO+CA on ``peg_insert`` by Optuna's TPE: 24 trials of 2 seeds, 4 trials at a time.
+"""Three hyper-parameters of OGPO+CA on ``peg_insert`` by Optuna's TPE.
 
-The command:
+24 trials of 2 seeds, 4 trials at a time.
 
     gcp-jax sweep experiments/sweeps/search.py
 """
@@ -9,7 +9,7 @@ from gcp_jax.launch import Search, Sweep, log_uniform, uniform
 
 
 def get_sweep() -> Sweep:
-    """Each trial is judged by the mean success of its seeds at the end."""
+    """A trial's score is the mean final success of its seeds."""
     return Sweep(
         config="experiments/configs/peg_insert.py",
         fields={"video": False},

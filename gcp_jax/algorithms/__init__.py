@@ -1,71 +1,94 @@
-"""Methods by name, or from a module of the user's own (``algorithm.module``).
+"""The finetuning methods, by name or from a user's own module, and behavior cloning.
 
-A module holds a frozen ``Config`` with a field ``gamma`` and ``make(config, policy, source) -> Algorithm``, and where it wants other than
-plain replayed transitions one of
+A file here holds the equations of one method, with its settings beside them; the loop that runs
+them is ``gcp_jax.learner``. What several methods share is in ``gcp_jax.core``.
 
-    replay_needs(config)   off-policy: what its replay must carry, as keywords of ``sources.replay``, ``gamma`` among them
-    rollout_needs(config)  on-policy: keywords of ``sources.rollout``: ``gamma``, ``epochs``, ``minibatches``
+Every method is a module with
+
+    Config                          a frozen dataclass of its settings; ``gamma`` is one of them
+    make(config, policy, source)    builds its ``Algorithm``
+
+and, if it needs them,
+
+    replay_needs(config)    off-policy: what its replay must carry besides plain transitions, as
+                            keywords of ``batch_sources.replay``, ``gamma`` among them
+    rollout_needs(config)   on-policy: keywords of ``batch_sources.on_policy``: ``gamma``,
+                            ``epochs`` and ``minibatches``
+    RUN_DEFAULTS            {dotted field: value} of the run's defaults that this method changes
+
+``load`` finds the module by the method's name, or any importable module with these parts
+(``algorithm.module`` of a run's configuration).
 """
 
 from __future__ import annotations
 
-import difflib
 import importlib
 from types import ModuleType
 from typing import Any
 
+from gcp_jax.config_fields import suggest
+
 _NAMES = ("ogpo", "dppo", "dsrl", "residual", "expo", "qc", "fql")
-_PARTS = ("Config", "make")
+_REQUIRED = ("Config", "make")
 
 
 def names() -> tuple[str, ...]:
-    """The finetuning methods ``load`` knows."""
+    """The names of the finetuning methods of this library."""
     return _NAMES
 
 
 def load(name: str, module: str = "") -> ModuleType:
-    """The module of a method: one of ours by its name, or the importable ``module`` whatever its name.
+    """Return the module of a method.
 
-    Raises ValueError, in one line, for a name that does not exist or a module that is not a method.
+    Args:
+      name: one of ``names()``; not used if ``module`` is given.
+      module: the importable name of a user's own module, or "".
+
+    Raises:
+      ValueError: in one line, if there is no such method or the module is not one.
     """
     if module:
-        return _own(module)
+        return _load_user_module(module)
     if name not in _NAMES:
-        close = difflib.get_close_matches(name, _NAMES, n=1)
-        hint = f"did you mean {close[0]!r}? " if close else ""
         raise ValueError(
-            f"no algorithm is called {name!r}; {hint}allowed: {', '.join(_NAMES)}, "
+            f"no algorithm is called {name!r}; {suggest(name, _NAMES)}, "
             "or a module of your own by --config.algorithm.module=NAME."
         )
     return importlib.import_module(f"gcp_jax.algorithms.{name}")
 
 
 def on_policy(module: ModuleType) -> bool:
-    """Does the method learn from each segment only once?"""
+    """Whether a method learns from each segment only once."""
     return hasattr(module, "rollout_needs")
 
 
 def replay_needs(module: ModuleType, config: Any) -> dict[str, Any]:
-    """Keywords of ``sources.replay`` for an off-policy method."""
-    return (
-        dict(module.replay_needs(config))
-        if hasattr(module, "replay_needs")
-        else {"gamma": config.gamma}
-    )
+    """The keywords of ``batch_sources.replay`` for an off-policy method."""
+    if hasattr(module, "replay_needs"):
+        return dict(module.replay_needs(config))
+    return {"gamma": config.gamma}
 
 
-def _own(module: str) -> ModuleType:
+def run_defaults(module: ModuleType) -> dict[str, Any]:
+    """The defaults of a run that a method changes: {dotted field: value}."""
+    return dict(getattr(module, "RUN_DEFAULTS", {}))
+
+
+def _load_user_module(module: str) -> ModuleType:
+    root = module.split(".")[0]
     try:
-        found = importlib.import_module(module)
+        loaded = importlib.import_module(module)
     except ModuleNotFoundError as error:
-        if error.name != module.split(".")[0] and error.name != module:
-            raise
+        if error.name not in (root, module):
+            raise  # it is the module's own import that failed
         raise ValueError(
-            f"algorithm.module is {module!r}, which cannot be imported; put {module.split('.')[0]}.py in the current folder or on PYTHONPATH."
+            f"algorithm.module is {module!r}, which cannot be imported; put {root}.py in the "
+            "current folder or on PYTHONPATH."
         ) from error
-    missing = [part for part in _PARTS if not hasattr(found, part)]
+    missing = [part for part in _REQUIRED if not hasattr(loaded, part)]
     if missing:
         raise ValueError(
-            f"algorithm.module {module!r} is not a method: it lacks {', '.join(missing)} (see docs/add_an_algorithm.md)."
+            f"algorithm.module {module!r} is not a method: it lacks {', '.join(missing)} "
+            "(see docs/guides/add_a_method.md)."
         )
-    return found
+    return loaded

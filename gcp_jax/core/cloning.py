@@ -1,54 +1,71 @@
-"""A base policy that keeps cloning the replay while something else improves on it: the part QC, EXPO and FQL share."""
+"""Behavior cloning of the replay, for methods whose base policy keeps learning (QC, EXPO, FQL)."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import dataclasses
 from typing import NamedTuple
 
 import jax.numpy as jnp
 import optax
 
-from gcp_jax.core.critic import clipped_adam
+from gcp_jax.core import optim
 from gcp_jax.core.policy import Policy
-from gcp_jax.mesh import gradient_step
 from gcp_jax.types import Array, PyTree, Transition
 
 
 class BCState(NamedTuple):
-    """Network, its average (which samples), optimizer."""
+    """A cloned policy's network, its average, which is what samples, and its optimizer's state."""
 
-    net: PyTree
-    target: PyTree
-    opt: PyTree
+    params: PyTree
+    target_params: PyTree
+    opt_state: PyTree
 
 
-class BCUpdater(NamedTuple):
-    """init:    (net) -> CloneState
-    improve: (state, normalized obs [B, O], transitions, key) -> (state, metrics), one step on the policy's imitation loss
-    """
+@dataclasses.dataclass(frozen=True)
+class BCUpdater:
+    """Behavior cloning of the chunks in the replay, with averaged parameters."""
 
-    init: Callable[[PyTree], BCState]
-    improve: Callable[[BCState, Array, Transition, Array], tuple[BCState, dict[str, Array]]]
+    policy: Policy
+    optimizer: optax.GradientTransformation
+    tau: float  # averaging rate
+
+    def init(self, params: PyTree) -> BCState:
+        """Start from the parameters of a policy's network."""
+        return BCState(params=params, target_params=params, opt_state=self.optimizer.init(params))
+
+    def loss(
+        self, params: PyTree, obs: Array, transitions: Transition, key: Array
+    ) -> tuple[Array, dict[str, Array]]:
+        """The policy's cloning loss, with metrics, for normalized obs [B, O]."""
+        losses = self.policy.bc_loss(params, obs, transitions.action, transitions.mask, key)
+        loss = jnp.mean(losses)
+        return loss, {"imitation_loss": loss}
+
+    def update(
+        self, state: BCState, obs: Array, transitions: Transition, key: Array
+    ) -> tuple[BCState, dict[str, Array]]:
+        """Take one step on ``loss`` and move the average: (state, metrics).
+
+        Args:
+          state: the policy's state.
+          obs: the transitions' observations, normalized, [B, O].
+          transitions: whose actions are cloned, in raw units, masked by ``mask``.
+          key: a random key; consumed.
+        """
+        params, opt_state, metrics = optim.gradient_step(
+            lambda params: self.loss(params, obs, transitions, key),
+            state.params,
+            state.opt_state,
+            self.optimizer,
+            name="base",
+        )
+        target_params = optax.incremental_update(params, state.target_params, self.tau)
+        new_state = BCState(params=params, target_params=target_params, opt_state=opt_state)
+        return new_state, metrics
 
 
 def make_bc_updater(
-    policy: Policy, *, learning_rate: float, ema: float, grad_clip: float
+    policy: Policy, *, learning_rate: float, tau: float, grad_clip: float
 ) -> BCUpdater:
-    """Cloning of the chunks a replay holds; ema: rate of the average."""
-    optimizer = clipped_adam(learning_rate, grad_clip)
-
-    def init(net: PyTree) -> BCState:
-        return BCState(net, net, optimizer.init(net))
-
-    def improve(
-        state: BCState, obs: Array, data: Transition, key: Array
-    ) -> tuple[BCState, dict[str, Array]]:
-        def loss(net: PyTree) -> tuple[Array, dict[str, Array]]:
-            value = jnp.mean(policy.bc_loss(net, obs, data.action, data.mask, key))
-            return value, {"imitation_loss": value}
-
-        net, opt, metrics = gradient_step(loss, state.net, state.opt, optimizer)
-        metrics["base_gradient_norm"] = metrics.pop("gradient_norm")
-        return BCState(net, optax.incremental_update(net, state.target, ema), opt), metrics
-
-    return BCUpdater(init, improve)
+    """Build the cloning of ``policy``, by Adam on clipped gradients with averaging rate ``tau``."""
+    return BCUpdater(policy=policy, optimizer=optim.clipped_adam(learning_rate, grad_clip), tau=tau)

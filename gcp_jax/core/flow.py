@@ -1,23 +1,22 @@
-"""Flow matching: the only place with flow maths.
+"""Flow matching.
 
-Noise is at t = 0, data at t = 1, and the straight path is ``x_t = (1−t) z + t a``. A *velocity* is a callable
-``(x [..., D], t [...]) -> [..., D]`` with the observation already bound; chains are ``chain``'s.
+Noise is at t = 0, data at t = 1, and the straight path is ``x_t = (1−t) z + t a``. The network is
+a velocity v: ``(x [..., D], t [...]) -> [..., D]`` with the observation bound.
 
-References: Lipman et al. 2023 (arXiv 2210.02747) for flow matching; OGPO (arXiv 2605.03065) for the tapered SDE.
+References: Lipman et al. 2023 (arXiv 2210.02747) for flow matching; OGPO (arXiv 2605.03065) for the
+tapered SDE.
 """
 
 from __future__ import annotations
 
 import dataclasses
 
-import jax
 import jax.numpy as jnp
 
 from gcp_jax import config_fields
-from gcp_jax.config_fields import POSITIVE, POSITIVE_INT
+from gcp_jax.config_fields import POSITIVE, POSITIVE_INT, field
 from gcp_jax.core.denoising import DenoisingFn, DeterministicStep, StochasticStep
-
-Array = jax.Array
+from gcp_jax.types import Array
 
 SCHEMES = ("paper", "marginal")
 
@@ -26,18 +25,15 @@ SCHEMES = ("paper", "marginal")
 class FlowSampler:
     """How a flow is integrated.
 
-    steps: K, denoising steps on the grid t_i = i/K.
-    sigma: σ of the tapered noise σ_t = σ·sqrt(1−t).
-    scheme: "paper" adds noise of standard deviation σ_t at each step and clips the mean to ±1, as OGPO's released code;
-        "marginal" adds σ_t·sqrt(dt) and clips nothing before the end, which is the Euler–Maruyama discretisation of the
-        SDE with the flow's own marginals.
+    With the scheme "paper" a step adds noise of standard deviation σ_t and clips its mean to ±1, as
+    OGPO's released code does. With "marginal" it adds noise of standard deviation σ_t·sqrt(dt) and
+    clips only the sample at the end. This is the Euler–Maruyama discretization of the SDE whose
+    marginals are those of the flow.
     """
 
-    steps: int = 5
-    sigma: float = 0.05
-    scheme: str = "paper"
-
-    RANGES = {"steps": POSITIVE_INT, "sigma": POSITIVE}
+    steps: int = field(5, POSITIVE_INT, "K: denoising steps, on the grid t_i = i/K")
+    sigma: float = field(0.05, POSITIVE, "σ of the tapered noise σ_t = σ·sqrt(1−t)")
+    scheme: str = field("paper", None, "how noise is added: paper or marginal")
 
     def __post_init__(self) -> None:
         config_fields.check(self, "policy.")
@@ -53,21 +49,32 @@ class FlowSampler:
 
     @property
     def times(self) -> Array:
-        """[K] float32: t_i = i/K."""
+        """Start times of the steps, t_i = i/K [K] float32."""
         return jnp.arange(self.steps, dtype=jnp.float32) / self.steps
 
     def std(self, t: Array) -> Array:
-        """Standard deviation of the step that starts at t; the shape of t."""
+        """Standard deviation [...] of the step that starts at t [...]."""
         tapered = self.sigma * jnp.sqrt(1.0 - t)
-        return tapered if self.scheme == "paper" else tapered * self.dt**0.5
+        if self.scheme == "paper":
+            return tapered
+        std: Array = tapered * self.dt**0.5
+        return std
 
     def stochastic_step(self, net: DenoisingFn) -> StochasticStep:
-        """A step of the SDE that keeps the flow's marginals."""
-        return lambda x, t: (sde_mean(net(x, t), x, t, self), self.std(t)[..., None])
+        """A step of the SDE that has the flow's marginals."""
+
+        def step(x: Array, t: Array) -> tuple[Array, Array]:
+            return sde_mean(net(x, t), x, t, self), self.std(t)[..., None]
+
+        return step
 
     def deterministic_step(self, net: DenoisingFn) -> DeterministicStep:
         """An Euler step of the ODE: x + v/K."""
-        return lambda x, t: x + net(x, t) * self.dt
+
+        def step(x: Array, t: Array) -> Array:
+            return x + net(x, t) * self.dt
+
+        return step
 
     def loss(self, net: DenoisingFn, *, action: Array, z: Array, t: Array, mask: Array) -> Array:
         """``matching_loss``."""
@@ -82,19 +89,29 @@ def interpolate(z: Array, action: Array, t: Array) -> Array:
 def matching_loss(
     velocity: DenoisingFn, *, action: Array, z: Array, t: Array, mask: Array
 ) -> Array:
-    """Flow-matching loss per sample, ``mean ‖v(x_t, t) − (a − z)‖²`` over the dimensions that count.
+    """Flow-matching loss: mean of ``‖v(x_t, t) − (a − z)‖²`` over the executed dimensions.
 
-    action, z, mask: [..., D], mask 1 where the chunk's step was executed; t: [...]. Returns [...].
+    Args:
+      velocity: v.
+      action: demonstrated chunks a [..., D].
+      z: standard normal noise [..., D].
+      t: times [...].
+      mask: 1 where the chunk's step was executed, [..., D].
+
+    Returns:
+      Losses [...].
     """
     error = (velocity(interpolate(z, action, t), t) - (action - z)) ** 2
     return jnp.sum(error * mask, -1) / jnp.maximum(jnp.sum(mask, -1), 1.0)
 
 
 def sde_mean(v: Array, x: Array, t: Array, sampler: FlowSampler) -> Array:
-    """Mean of the next x: ``x + [v + ½σ²(t·v − x)]·dt``; v and x [..., D], t [...].
+    """Mean of the next x [..., D]: ``x + [v + ½σ²(t·v − x)]·dt``; v and x [..., D], t [...].
 
-    The score of the straight path is (t·v − x)/(1−t); σ_t² = σ²(1−t) cancels its 1/(1−t) (OGPO, SDE sampler).
+    The score of the straight path is (t·v − x)/(1−t); σ_t² = σ²(1−t) cancels its 1/(1−t) (OGPO).
     """
     drift = v + 0.5 * sampler.sigma**2 * (t[..., None] * v - x)
     mean = x + drift * sampler.dt
-    return jnp.clip(mean, -1.0, 1.0) if sampler.scheme == "paper" else mean
+    if sampler.scheme == "paper":
+        return jnp.clip(mean, -1.0, 1.0)
+    return mean

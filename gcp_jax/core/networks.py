@@ -1,4 +1,4 @@
-"""Networks: the denoising net of a policy, critic ensembles, and the observation normalizer.
+"""Networks: the denoising net of a policy, critics, actors, values, and the observation normalizer.
 
 ``dtype`` is what a network computes in; its parameters, inputs and outputs are float32.
 """
@@ -7,38 +7,50 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
-Array = jax.Array
+from gcp_jax.types import Array, Params
+
+
+def apply_net(net: nn.Module, params: Params, *args: Any, **kwargs: Any) -> Array:
+    """Evaluate a network that returns one array; further arguments as in ``nn.Module.apply``."""
+    return jnp.asarray(net.apply({"params": params}, *args, **kwargs))
 
 
 class Normalizer(NamedTuple):
-    """Frozen statistics of the demonstrations' observations; call it on obs [..., O]."""
+    """Statistics of the demonstrations' observations; not trained further."""
 
     mean: Array  # [O]
     std: Array  # [O]
 
     def __call__(self, obs: Array) -> Array:
-        """(obs − mean)/std, cut at ±10."""
+        """(obs − mean)/std clipped to ±10, of obs [..., O]."""
         shape = (1,) * (obs.ndim - 1) + (-1,)
         return jnp.clip((obs - self.mean.reshape(shape)) / self.std.reshape(shape), -10.0, 10.0)
 
 
 def fit_normalizer(obs: Array, weight: Array) -> Normalizer:
-    """Mean and std of obs [T, O] over the rows of weight [T] > 0; a constant dimension keeps std 1."""
+    """Compute the statistics of observations.
+
+    Args:
+      obs: observations [T, O].
+      weight: weight of each row [T]; rows of weight 0 do not count.
+
+    Returns:
+      Mean and standard deviation; a constant dimension gets standard deviation 1.
+    """
     total = jnp.sum(weight)
     mean = jnp.sum(obs * weight[:, None], 0) / total
     std = jnp.sqrt(jnp.sum((obs - mean[None]) ** 2 * weight[:, None], 0) / total)
-    return Normalizer(mean, jnp.where(std < 1e-6, 1.0, std))
+    return Normalizer(mean=mean, std=jnp.where(std < 1e-6, 1.0, std))
 
 
 def sinusoidal_embedding(t: Array, dim: int) -> Array:
-    """Sinusoidal embedding of flow time t [...] in [0, 1] into [..., dim] (Vaswani et al. 2017, on 1000·t)."""
+    """Embed times t [...] in [0, 1] into [..., dim] (Vaswani et al. 2017, on 1000·t)."""
     frequency = jnp.exp(
         -jnp.log(10_000.0) * jnp.arange(dim // 2, dtype=jnp.float32) / (dim // 2 - 1)
     )
@@ -47,41 +59,45 @@ def sinusoidal_embedding(t: Array, dim: int) -> Array:
 
 
 class SplitDense(nn.Module):
-    """A Dense layer on the concatenation of parts whose leading axes broadcast.
+    """A Dense layer on the concatenation of several inputs whose leading axes broadcast.
 
-    ``part(i, x)`` is the i-th part's share of the product. An observation [B, 1, O] beside samples [B, G, D] is so
-    multiplied once per state and not once per sample; parameters and values are those of Dense on the concatenation.
+    ``part(i, x)`` is the product of the i-th input with its rows of the kernel; the layer's output
+    is the sum of all parts. An observation [B, 1, O] beside samples [B, G, D] is therefore
+    multiplied once per state and not once per sample. Parameters and values are those of a Dense
+    layer on the concatenation.
     """
 
-    sizes: Sequence[int]
+    sizes: Sequence[int]  # last axis of each input
     features: int
     dtype: DTypeLike = jnp.float32
 
     def setup(self) -> None:
-        """One kernel for all parts."""
+        """One kernel for all inputs."""
         self.kernel = self.param(
             "kernel", nn.initializers.lecun_normal(), (sum(self.sizes), self.features)
         )
         self.bias = self.param("bias", nn.initializers.zeros_init(), (self.features,))
 
     def part(self, index: int, x: Array) -> Array:
-        """x [..., sizes[index]] -> [..., features]; part 0 carries the bias."""
+        """Multiply x [..., sizes[index]] to [..., features]; part 0 also adds the bias."""
         start = sum(self.sizes[:index])
-        kernel, bias = (jnp.asarray(p, self.dtype) for p in (self.kernel, self.bias))
+        kernel = jnp.asarray(self.kernel, self.dtype)
+        bias = jnp.asarray(self.bias, self.dtype)
         out = jnp.asarray(x, self.dtype) @ kernel[start : start + self.sizes[index]]
-        return out + bias.reshape((1,) * (out.ndim - 1) + (-1,)) if index == 0 else out
+        if index > 0:
+            return out
+        return out + bias.reshape((1,) * (out.ndim - 1) + (-1,))
 
 
 class DenoisingNet(nn.Module):
     """MLP on concat(obs, x_t, time embedding) with GELU and no layer norm, as OGPO's authors.
 
-    Its output is a flow's velocity or a diffusion's noise ε.
-
-    Time embedding: sinusoidal 32 -> Dense 64 -> GELU -> Dense 32.
+    Its output is a flow's velocity or a diffusion's noise ε. The time embedding is
+    sinusoidal 32 -> Dense 64 -> GELU -> Dense 32.
     """
 
     obs_dim: int
-    out_dim: int
+    out_dim: int  # D, also the size of x_t
     hidden: Sequence[int]
     time_dim: int = 32
     dtype: DTypeLike = jnp.float32
@@ -91,17 +107,28 @@ class DenoisingNet(nn.Module):
         dense = functools.partial(nn.Dense, dtype=self.dtype)
         self.time_layers = [dense(2 * self.time_dim), dense(self.time_dim)]
         self.first = SplitDense(
-            (self.obs_dim, self.out_dim, self.time_dim), self.hidden[0], self.dtype
+            sizes=(self.obs_dim, self.out_dim, self.time_dim),
+            features=self.hidden[0],
+            dtype=self.dtype,
         )
         self.layers = [dense(width) for width in self.hidden[1:]]
         self.last = dense(self.out_dim)
 
     def encode(self, obs: Array) -> Array:
-        """The observation's share of the first layer: [..., O] -> [..., H]; constant over the denoising steps."""
+        """The observation's part of the first layer, [..., O] -> [..., H].
+
+        It is the same in all denoising steps.
+        """
         return self.first.part(0, obs)
 
     def denoise(self, encoded: Array, x: Array, t: Array) -> Array:
-        """encoded [..., H], x [..., D], t [...], leading axes of one rank that broadcast -> [..., D]."""
+        """The network's output [..., D], from an encoded observation.
+
+        Args:
+          encoded: what ``encode`` returned, [..., H].
+          x: noisy chunk [..., D].
+          t: time [...]; leading axes of all three have one rank and broadcast.
+        """
         time = sinusoidal_embedding(t, self.time_dim)
         time = self.time_layers[1](nn.gelu(self.time_layers[0](time)))
         y = nn.gelu(encoded + self.first.part(1, x) + self.first.part(2, time))
@@ -110,12 +137,12 @@ class DenoisingNet(nn.Module):
         return jnp.asarray(self.last(y), jnp.float32)
 
     def __call__(self, obs: Array, x: Array, t: Array) -> Array:
-        """Both together."""
+        """``denoise`` of ``encode``: obs [..., O], x [..., D], t [...] -> [..., D]."""
         return self.denoise(self.encode(obs), x, t)
 
 
 class CriticNet(nn.Module):
-    """Q(s, a): MLP with LayerNorm and GELU. obs [..., O] and action [..., D] broadcast; returns [...]."""
+    """Q(s, a): MLP with LayerNorm and GELU."""
 
     obs_dim: int
     action_dim: int
@@ -124,8 +151,10 @@ class CriticNet(nn.Module):
 
     @nn.compact
     def __call__(self, obs: Array, action: Array) -> Array:
-        """One value for each (state, chunk)."""
-        first = SplitDense((self.obs_dim, self.action_dim), self.hidden[0], self.dtype)
+        """Values [...] of obs [..., O] and action [..., D], whose leading axes broadcast."""
+        first = SplitDense(
+            sizes=(self.obs_dim, self.action_dim), features=self.hidden[0], dtype=self.dtype
+        )
         y = first.part(0, obs) + first.part(1, action)
         y = nn.gelu(nn.LayerNorm(dtype=self.dtype)(y))
         for width in self.hidden[1:]:
@@ -134,40 +163,37 @@ class CriticNet(nn.Module):
 
 
 class ActorNet(nn.Module):
-    """MLP with LayerNorm and GELU on several inputs whose leading axes broadcast: noise, residual, edit and one-step actors.
+    """MLP with LayerNorm and GELU on several inputs: noise, residual, edit and one-step actors."""
 
-    ``last_scale`` scales the last kernel's initial values; 0 starts the network at zero.
-    """
-
-    sizes: Sequence[int]
+    sizes: Sequence[int]  # last axis of each input
     out_dim: int
     hidden: Sequence[int]
-    last_scale: float = 1.0
+    last_scale: float = 1.0  # of the last kernel's initial variance; at 0 the output starts at 0
 
     @nn.compact
     def __call__(self, *inputs: Array) -> Array:
-        """[..., sizes[i]] each -> [..., out_dim]."""
-        first = SplitDense(tuple(self.sizes), self.hidden[0])
+        """Outputs [..., out_dim] of inputs [..., sizes[i]], whose leading axes broadcast."""
+        first = SplitDense(sizes=tuple(self.sizes), features=self.hidden[0])
         y = functools.reduce(jnp.add, [first.part(i, x) for i, x in enumerate(inputs)])
         y = nn.gelu(nn.LayerNorm()(y))
         for width in self.hidden[1:]:
             y = nn.gelu(nn.LayerNorm()(nn.Dense(width)(y)))
-        kernel = nn.initializers.variance_scaling(
-            max(self.last_scale, 1e-30), "fan_in", "truncated_normal"
-        )
-        return nn.Dense(
-            self.out_dim, kernel_init=kernel if self.last_scale else nn.initializers.zeros_init()
-        )(y)
+        kernel_init = nn.initializers.zeros_init()
+        if self.last_scale:
+            kernel_init = nn.initializers.variance_scaling(
+                self.last_scale, "fan_in", "truncated_normal"
+            )
+        return nn.Dense(self.out_dim, kernel_init=kernel_init)(y)
 
 
 class ValueNet(nn.Module):
-    """V(s): the same MLP on the observation alone, [..., O] -> [...]."""
+    """V(s): MLP with LayerNorm and GELU."""
 
     hidden: Sequence[int]
 
     @nn.compact
     def __call__(self, obs: Array) -> Array:
-        """One value for each state."""
+        """Values [...] of obs [..., O]."""
         y = obs
         for width in self.hidden:
             y = nn.gelu(nn.LayerNorm()(nn.Dense(width)(y)))
@@ -181,8 +207,12 @@ def make_critic_ensemble(
     hidden: Sequence[int],
     dtype: DTypeLike = jnp.float32,
 ) -> nn.Module:
-    """M critics with their own initialization, evaluated as one batched product: (obs, action) -> [M, ...]."""
-    many = nn.vmap(
+    """M critics with separate initializations, evaluated as one batched product.
+
+    Returns:
+      A module (obs [..., O], action [..., D]) -> [M, ...]; its parameters have a leading axis M.
+    """
+    ensemble = nn.vmap(
         CriticNet,
         variable_axes={"params": 0},
         split_rngs={"params": True},
@@ -190,4 +220,4 @@ def make_critic_ensemble(
         out_axes=0,
         axis_size=members,
     )
-    return many(obs_dim, action_dim, tuple(hidden), dtype)
+    return ensemble(obs_dim=obs_dim, action_dim=action_dim, hidden=tuple(hidden), dtype=dtype)

@@ -1,13 +1,13 @@
 """Generative control policies over flattened chunks.
 
-A ``Policy`` hides its family behind the functions every algorithm needs; algorithms flatten chunks to D = h·A and pass
-normalized observations. Leading axes of ``obs`` and of the samples broadcast: [B, 1, O] beside [B, G, D].
+A ``Policy`` provides the functions that algorithms need, whatever its family is. They work on
+flattened chunks, D = h·A, and on normalized observations. Leading axes of observations and of
+samples broadcast: obs [B, 1, O] beside samples [B, G, D].
 """
 
 from __future__ import annotations
 
 import dataclasses
-import operator
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -16,53 +16,51 @@ import jax.numpy as jnp
 import numpy as np
 
 from gcp_jax import config_fields
-from gcp_jax.config_fields import FINITE, POSITIVE_INT
-from gcp_jax.core import denoising as chains
-from gcp_jax.core import diffusion, flow
-from gcp_jax.core.networks import DenoisingNet, Normalizer
+from gcp_jax.config_fields import FINITE, NON_NEGATIVE, POSITIVE, POSITIVE_INT, field
+from gcp_jax.core import denoising, diffusion, flow
+from gcp_jax.core.networks import DenoisingNet, Normalizer, apply_net
 from gcp_jax.mesh import sample_keys
-from gcp_jax.types import Array, PyTree, Specs
+from gcp_jax.types import Array, Deployed, Params, PRNGKey, Specs
 
-FAMILIES = {"flow": flow, "diffusion": diffusion}
-COMPUTE = ("float32", "bfloat16")
+SCHEMES = {"flow": flow.SCHEMES, "diffusion": diffusion.SCHEMES}
+MIN_HALF_RANGE = 0.05  # so that finetuning can move what demonstrations hold still
 
 
 @dataclasses.dataclass(frozen=True)
 class PolicyConfig:
-    """The policy's network and sampler. ``family`` is "flow" or "diffusion", ``chunk`` is h, ``steps`` is K; for ``sigma``,
-    ``scheme`` ("auto": the family's first) and ``train_steps`` (diffusions only) see ``flow.Sampler`` and
-    ``diffusion.Sampler``. ``compute`` is "float32" or "bfloat16", in which this network and critics are evaluated. ``low`` and
-    ``high`` [A] are the ends of the range of each action dimension that networks see as [-1, 1] and never leave; () is the
-    environment's own, ±1."""
+    """The policy's network and sampler.
 
-    family: str = "flow"
-    chunk: int = 4
-    hidden: tuple[int, ...] = (128, 128, 128)
-    steps: int = 5
-    sigma: float = 0.05
-    scheme: str = "auto"
-    train_steps: int = 0
-    compute: str = "float32"
-    low: tuple[float, ...] = ()
-    high: tuple[float, ...] = ()
+    Networks see each action dimension's range, from ``low`` to ``high``, as [-1, 1], and their
+    actions never leave it.
+    """
 
-    RANGES = {
-        "chunk": POSITIVE_INT,
-        "hidden": POSITIVE_INT,
-        "low": FINITE,
-        "high": FINITE,
-        **diffusion.DiffusionSampler.RANGES,
-    }
+    family: str = field("flow", ("flow", "diffusion"), "generative family")
+    chunk: int = field(4, POSITIVE_INT, "h: environment steps of one action chunk")
+    hidden: tuple[int, ...] = field((128, 128, 128), POSITIVE_INT, "widths of the network")
+    steps: int = field(5, POSITIVE_INT, "K: denoising steps")
+    sigma: float = field(
+        0.05, POSITIVE, "noise of a flow's SDE; smallest std of a diffusion's step"
+    )
+    scheme: str = field(
+        "auto", None, "flow: paper, marginal; diffusion: ddpm, ddim; auto: the family's first"
+    )
+    train_steps: int = field(
+        0, NON_NEGATIVE, "T: noise levels of a diffusion, a multiple of K; 0: K"
+    )
+    compute: str = field(
+        "float32", ("float32", "bfloat16"), "dtype in which this network and the critics compute"
+    )
+    low: tuple[float, ...] = field((), FINITE, "[A] lower ends of the action range; (): -1")
+    high: tuple[float, ...] = field((), FINITE, "[A] upper ends of the action range; (): 1")
 
     def __post_init__(self) -> None:
         config_fields.check(self, "policy.")
-        if self.family not in FAMILIES:
-            raise ValueError(f"policy.family is {self.family!r}; allowed: {', '.join(FAMILIES)}.")
-        if self.compute not in COMPUTE:
-            raise ValueError(f"policy.compute is {self.compute!r}; allowed: {', '.join(COMPUTE)}.")
-        if len(self.low) != len(self.high) or not all(map(operator.lt, self.low, self.high)):
+        if len(self.low) != len(self.high) or any(
+            low >= high for low, high in zip(self.low, self.high, strict=True)
+        ):
             raise ValueError(
-                f"policy.low is {self.low} and policy.high {self.high}; give both ends of every action dimension, low below high."
+                f"policy.low is {self.low} and policy.high {self.high}; "
+                "give both ends of every action dimension, low below high."
             )
         if not self.hidden:
             raise ValueError("policy.hidden is (); give at least one width, e.g. (128, 128, 128).")
@@ -70,57 +68,60 @@ class PolicyConfig:
             raise ValueError(
                 f"policy.train_steps is {self.train_steps}; only policy.family='diffusion' has any."
             )
-        _ = self.sampler
+        _ = self.sampler  # checks the fields that the sampler shares
 
     @property
-    def sampler(self) -> chains.Sampler:
-        """How chains are drawn."""
-        scheme = FAMILIES[self.family].SCHEMES[0] if self.scheme == "auto" else self.scheme
+    def sampler(self) -> denoising.Sampler:
+        """How actions and chains are sampled."""
+        scheme = SCHEMES[self.family][0] if self.scheme == "auto" else self.scheme
         if self.family == "flow":
-            return flow.FlowSampler(self.steps, self.sigma, scheme)
-        return diffusion.DiffusionSampler(self.steps, self.sigma, scheme, self.train_steps)
+            return flow.FlowSampler(steps=self.steps, sigma=self.sigma, scheme=scheme)
+        return diffusion.DiffusionSampler(
+            steps=self.steps, sigma=self.sigma, scheme=scheme, train_steps=self.train_steps
+        )
 
 
 class Policy(NamedTuple):
-    """A generative policy as pure functions of its network parameters.
+    """A generative policy, as pure functions of its network's parameters.
 
-    init:           (key) -> params
-    sample:         (params, obs, z [..., D]) -> action [..., D]                deterministic sampler
-    walk:           (params, obs, noise [..., K+1, D]) -> chain.Walk            stochastic sampler
-    action:         (chain) -> action [..., D]
-    log_density:    (params, obs, chain) -> [...]                               normalized, of the whole chain
-    imitation_loss: (params, obs, action, mask [..., h], z, t [...]) -> [...]   per sample
-    transition:     (params, obs, inner) -> chain.Transition                    its stochastic denoising step
-    advance:        (params, obs, inner) -> chain.Advance                       its deterministic one
-
-    ``inner`` counts the axes that samples have between those of ``obs`` and their last: 1 for points [..., K, D] of a chain.
+    ``obs`` is normalized, [..., O]. ``inner`` is the number of axes that samples have between the
+    axes of ``obs`` and their last: 1 for the points [..., K, D] of a chain, else 0.
     """
 
-    init: Callable[[Array], PyTree]
-    sample: Callable[[PyTree, Array, Array], Array]
-    sample_chain: Callable[[PyTree, Array, Array], chains.Chain]
+    # (key) -> params
+    init: Callable[[PRNGKey], Params]
+    # (params, obs, z [..., D]) -> action [..., D] of the deterministic sampler
+    sample: Callable[[Params, Array, Array], Array]
+    # (params, obs, noise [..., K+1, D]) -> Chain of the stochastic sampler
+    sample_chain: Callable[[Params, Array, Array], denoising.Chain]
+    # (points of a chain [..., K+1, D]) -> action [..., D]
     action: Callable[[Array], Array]
-    log_density: Callable[[PyTree, Array, Array], Array]
+    # (params, obs, points of a chain [..., K+1, D]) -> [...], normalized, of the whole chain
+    log_density: Callable[[Params, Array, Array], Array]
+    # (params, obs, action [..., D], mask [..., h], z [..., D], t [...]) -> losses [...]
     imitation_loss: Callable[..., Array]
-    stochastic_step: Callable[..., chains.StochasticStep]
-    deterministic_step: Callable[..., chains.DeterministicStep]
+    # (params, obs, inner=0) -> the stochastic denoising step
+    stochastic_step: Callable[..., denoising.StochasticStep]
+    # (params, obs, inner=0) -> the deterministic denoising step
+    deterministic_step: Callable[..., denoising.DeterministicStep]
     config: PolicyConfig
     specs: Specs
 
     @property
     def times(self) -> Array:
-        """[K] the times at which denoising steps start."""
+        """Start times of the denoising steps [K]."""
         return self.config.sampler.times
 
-    def untrained(self, key: Array) -> PyTree:
-        """What is deployed before any cloning: random parameters, observations as they are."""
+    def untrained(self, key: PRNGKey) -> Deployed:
+        """A policy with random parameters and an identity normalizer."""
         width = self.specs.obs_dim
-        return {"net": self.init(key), "normalizer": Normalizer(jnp.zeros(width), jnp.ones(width))}
+        normalizer = Normalizer(mean=jnp.zeros(width), std=jnp.ones(width))
+        return {"net": self.init(key), "normalizer": normalizer}
 
     def flatten(self, chunk: Array) -> Array:
-        """The environment's chunk [..., h, A] as networks see it, [..., D]: every action dimension's range as [-1, 1]."""
+        """The environment's chunk [..., h, A] as networks see it, [..., D]."""
         if self.config.low:
-            middle, half = self._range(chunk.ndim)
+            middle, half = self._action_range(chunk.ndim)
             chunk = (chunk - middle) / half
         return chunk.reshape(*chunk.shape[:-2], self.specs.flat_action_dim)
 
@@ -129,114 +130,179 @@ class Policy(NamedTuple):
         chunk = action.reshape(*action.shape[:-1], self.specs.chunk, self.specs.action_dim)
         if not self.config.low:
             return chunk
-        middle, half = self._range(chunk.ndim)
+        middle, half = self._action_range(chunk.ndim)
         return middle + half * chunk
 
-    def _range(self, ndim: int) -> tuple[Array, Array]:
-        low, high = (
-            jnp.asarray(end).reshape(*(1,) * (ndim - 1), -1)
-            for end in (self.config.low, self.config.high)
-        )
+    def _action_range(self, ndim: int) -> tuple[Array, Array]:
+        """Middle and half of the action range, [1, ..., A] of rank ``ndim``."""
+        shape = (1,) * (ndim - 1) + (-1,)
+        low = jnp.asarray(self.config.low).reshape(shape)
+        high = jnp.asarray(self.config.high).reshape(shape)
         return 0.5 * (low + high), 0.5 * (high - low)
 
-    def sample_chains(self, params: PyTree, obs: Array, key: Array, count: int) -> chains.Chain:
-        """``count`` chains for each normalized obs [B, O], with one key a state, leaves [B, count, …]; key is consumed."""
-        shape = (count, self.config.steps + 1, self.specs.flat_action_dim)
-        return self.sample_chain(
-            params, obs[:, None], chains.sample_noise(key, obs.shape[0], shape)
-        )
+    def sample_chains(
+        self, params: Params, obs: Array, key: PRNGKey, count: int
+    ) -> denoising.Chain:
+        """Sample ``count`` chains for each obs [B, O], leaves [B, count, ...].
 
-    def sample_chain_points(self, params: PyTree, obs: Array, key: Array, count: int) -> Array:
-        """The points of ``draw_walks``, [B, count, K+1, D]."""
+        There is one key per state; key is consumed.
+        """
+        shape = (count, self.config.steps + 1, self.specs.flat_action_dim)
+        noise = denoising.sample_noise(key, obs.shape[0], shape)
+        return self.sample_chain(params, obs[:, None], noise)
+
+    def sample_chain_points(self, params: Params, obs: Array, key: PRNGKey, count: int) -> Array:
+        """The points of ``sample_chains``, [B, count, K+1, D]."""
         return self.sample_chains(params, obs, key, count).points
 
-    def sample_n(self, params: PyTree, obs: Array, key: Array, count: int) -> Array:
-        """``count`` actions of the deterministic sampler for each normalized obs [B, O]: [B, count, D]; key is consumed."""
+    def sample_n(self, params: Params, obs: Array, key: PRNGKey, count: int) -> Array:
+        """Sample ``count`` actions for each obs [B, O] by the deterministic sampler.
+
+        Returns:
+          Actions [B, count, D]; key is consumed.
+        """
         shape = (count, self.specs.flat_action_dim)
-        return self.sample(params, obs[:, None], chains.sample_noise(key, obs.shape[0], shape))
+        z = denoising.sample_noise(key, obs.shape[0], shape)
+        return self.sample(params, obs[:, None], z)
 
-    def bc_loss(self, params: PyTree, obs: Array, chunk: Array, mask: Array, key: Array) -> Array:
-        """Imitation loss of each sample [B] with fresh noise and times: obs [B, O], chunk [B, h, A], mask [B, h]."""
+    def bc_loss(self, params: Params, obs: Array, chunk: Array, mask: Array, key: PRNGKey) -> Array:
+        """Imitation loss of each sample, with fresh noise and times.
 
-        def draw(key: Array) -> tuple[Array, Array]:
+        Args:
+          params: the network's parameters.
+          obs: normalized observations [B, O].
+          chunk: demonstrated chunks [B, h, A].
+          mask: 1 where the chunk's step was executed, [B, h].
+          key: a random key; consumed.
+
+        Returns:
+          Losses [B].
+        """
+
+        def sample_inputs(key: PRNGKey) -> tuple[Array, Array]:
             noise_key, time_key = jax.random.split(key)
-            return jax.random.normal(noise_key, (self.specs.flat_action_dim,)), jax.random.uniform(
-                time_key
-            )
+            z = jax.random.normal(noise_key, (self.specs.flat_action_dim,))
+            return z, jax.random.uniform(time_key)
 
-        z, t = jax.vmap(draw)(sample_keys(key, obs.shape[0]))
+        z, t = jax.vmap(sample_inputs)(sample_keys(key, obs.shape[0]))
         return self.imitation_loss(params, obs, self.flatten(chunk), mask, z, t)
 
-    def eval_policy(self, deployed: PyTree, obs: Array, key: Array) -> Array:
-        """What is evaluated and deployed: the deterministic sampler from fresh noise, obs [N, O] -> chunks [N, h, A].
+    def eval_policy(self, deployed: Deployed, obs: Array, key: PRNGKey) -> Array:
+        """The policy that is evaluated and deployed: the deterministic sampler from fresh noise.
 
-        deployed: {"net": params, "normalizer": Normalizer}, the content of an artifact.
+        Args:
+          deployed: {"net": params, "normalizer": Normalizer}.
+          obs: raw observations [N, O].
+          key: a random key; consumed.
+
+        Returns:
+          Chunks [N, h, A].
         """
-        z = chains.sample_noise(key, obs.shape[0], (self.specs.flat_action_dim,))
+        z = denoising.sample_noise(key, obs.shape[0], (self.specs.flat_action_dim,))
         return self.unflatten(self.sample(deployed["net"], deployed["normalizer"](obs), z))
 
 
-MIN_HALF_RANGE = (
-    0.05  # half of the least range: what demonstrations hold still can still be finetuned
-)
+@dataclasses.dataclass(frozen=True)
+class _DenoisingPolicy:
+    """The functions of a ``Policy``, of a denoising network and a sampler."""
 
+    net: DenoisingNet
+    sampler: denoising.Sampler
+    specs: Specs
 
-def rescaled_to_actions(config: PolicyConfig, action: np.ndarray) -> PolicyConfig:
-    """``config`` with the range that the actions [T, A] span in each dimension."""
-    low, high = action.min(0), action.max(0)
-    middle, half = 0.5 * (low + high), np.maximum(0.5 * (high - low), MIN_HALF_RANGE)
-    return dataclasses.replace(
-        config, low=tuple(map(float, middle - half)), high=tuple(map(float, middle + half))
-    )
+    def init(self, key: PRNGKey) -> Params:
+        obs = jnp.zeros((1, self.specs.obs_dim))
+        action = jnp.zeros((1, self.specs.flat_action_dim))
+        params: Params = self.net.init(key, obs, action, jnp.zeros((1,)))["params"]
+        return params
+
+    def bind(self, params: Params, obs: Array, inner: int = 0) -> denoising.DenoisingFn:
+        """The network at these observations, which are encoded once for all denoising steps."""
+        encoded = apply_net(self.net, params, obs, method="encode")
+        encoded = encoded.reshape(*encoded.shape[:-1], *(1,) * inner, encoded.shape[-1])
+
+        def denoise(x: Array, t: Array) -> Array:
+            return apply_net(self.net, params, encoded, x, t, method="denoise")
+
+        return denoise
+
+    def stochastic_step(
+        self, params: Params, obs: Array, inner: int = 0
+    ) -> denoising.StochasticStep:
+        return self.sampler.stochastic_step(self.bind(params, obs, inner))
+
+    def deterministic_step(
+        self, params: Params, obs: Array, inner: int = 0
+    ) -> denoising.DeterministicStep:
+        return self.sampler.deterministic_step(self.bind(params, obs, inner))
+
+    def sample(self, params: Params, obs: Array, z: Array) -> Array:
+        step = self.deterministic_step(params, obs)
+        return denoising.integrate_ode(step, z, self.sampler.times)
+
+    def sample_chain(self, params: Params, obs: Array, noise: Array) -> denoising.Chain:
+        step = self.stochastic_step(params, obs)
+        return denoising.sample_chain(step, noise, self.sampler.times)
+
+    def log_density(self, params: Params, obs: Array, points: Array) -> Array:
+        step = self.stochastic_step(params, obs, inner=1)
+        return denoising.rescore_chain(step, points, self.sampler.times).log_density
+
+    def imitation_loss(
+        self, params: Params, obs: Array, action: Array, mask: Array, z: Array, t: Array
+    ) -> Array:
+        mask = jnp.repeat(mask, self.specs.action_dim, axis=-1)
+        return self.sampler.loss(self.bind(params, obs), action=action, z=z, t=t, mask=mask)
 
 
 def make_policy(config: PolicyConfig, specs: Specs) -> Policy:
-    """Build a policy of ``config.family``. Raises ValueError for a range of another number of dimensions."""
+    """Build a policy of ``config.family``.
+
+    Raises:
+      ValueError: ``config.low`` and ``config.high`` have another number of dimensions than actions.
+    """
     if len(config.low) not in (0, specs.action_dim):
         raise ValueError(
-            f"policy.low and policy.high have {len(config.low)} dimensions; actions have {specs.action_dim}."
+            f"policy.low and policy.high have {len(config.low)} dimensions; "
+            f"actions have {specs.action_dim}."
         )
-    net = DenoisingNet(specs.obs_dim, specs.flat_action_dim, config.hidden, dtype=config.compute)
-    sampler = config.sampler
-
-    def init(key: Array) -> PyTree:
-        shapes = [(1, specs.obs_dim), (1, specs.flat_action_dim), (1,)]
-        return net.init(key, *[jnp.zeros(shape) for shape in shapes])["params"]
-
-    def bound(params: PyTree, obs: Array, inner: int = 0) -> chains.DenoisingFn:
-        encoded = jnp.asarray(net.apply({"params": params}, obs, method="encode"))
-        encoded = encoded.reshape(*encoded.shape[:-1], *(1,) * inner, encoded.shape[-1])
-        return lambda x, t: jnp.asarray(
-            net.apply({"params": params}, encoded, x, t, method="denoise")
-        )
-
-    def stochastic_step(params: PyTree, obs: Array, inner: int = 0) -> chains.StochasticStep:
-        return sampler.stochastic_step(bound(params, obs, inner))
-
-    def deterministic_step(params: PyTree, obs: Array, inner: int = 0) -> chains.DeterministicStep:
-        return sampler.deterministic_step(bound(params, obs, inner))
-
-    def imitation_loss(
-        params: PyTree, obs: Array, action: Array, mask: Array, z: Array, t: Array
-    ) -> Array:
-        mask = jnp.repeat(mask, specs.action_dim, axis=-1)
-        return sampler.loss(bound(params, obs), action=action, z=z, t=t, mask=mask)
-
+    net = DenoisingNet(
+        obs_dim=specs.obs_dim,
+        out_dim=specs.flat_action_dim,
+        hidden=config.hidden,
+        dtype=config.compute,
+    )
+    functions = _DenoisingPolicy(net=net, sampler=config.sampler, specs=specs)
     return Policy(
-        init=init,
-        sample=lambda params, obs, z: chains.integrate_ode(
-            deterministic_step(params, obs), z, sampler.times
-        ),
-        sample_chain=lambda params, obs, noise: chains.sample_chain(
-            stochastic_step(params, obs), noise, sampler.times
-        ),
-        action=chains.chain_action,
-        log_density=lambda params, obs, chain: (
-            chains.rescore_chain(stochastic_step(params, obs, 1), chain, sampler.times).log_density
-        ),
-        imitation_loss=imitation_loss,
-        stochastic_step=stochastic_step,
-        deterministic_step=deterministic_step,
+        init=functions.init,
+        sample=functions.sample,
+        sample_chain=functions.sample_chain,
+        action=denoising.chain_action,
+        log_density=functions.log_density,
+        imitation_loss=functions.imitation_loss,
+        stochastic_step=functions.stochastic_step,
+        deterministic_step=functions.deterministic_step,
         config=config,
         specs=specs,
+    )
+
+
+def rescaled_to_actions(config: PolicyConfig, action: np.ndarray) -> PolicyConfig:
+    """Set the action range to that of demonstrated actions.
+
+    Args:
+      config: the policy.
+      action: actions [T, A].
+
+    Returns:
+      ``config`` with the range of each dimension, which is at least 2·MIN_HALF_RANGE wide.
+    """
+    low = action.min(0)
+    high = action.max(0)
+    middle = 0.5 * (low + high)
+    half = np.maximum(0.5 * (high - low), MIN_HALF_RANGE)
+    return dataclasses.replace(
+        config,
+        low=tuple(float(x) for x in middle - half),
+        high=tuple(float(x) for x in middle + half),
     )

@@ -1,13 +1,13 @@
-"""Evaluation: the deployed policy from fixed start states, one compiled program for every stage of a run.
+"""Evaluation: a policy from fixed start states; one compiled program for every stage of a run.
 
-Start states and sampling noise come from a key stream of their own, by seed and episode index: never training keys,
-and the same at every evaluation, so that before and after are compared on common random numbers.
+Start states and sampling noise come from a stream of keys of their own, by seed and episode index.
+They are the same at every evaluation, so that policies are compared on common random numbers.
 """
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable
-from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -17,102 +17,150 @@ from jax.sharding import PartitionSpec as P
 
 from gcp_jax import mesh as mesh_lib
 from gcp_jax.learner import rollout
-from gcp_jax.stats import statistics
-from gcp_jax.types import Array, PyTree
+from gcp_jax.stats.eval_rows import pack_success_bits
+from gcp_jax.types import Array, Deployed, PRNGKey, PyTree, VectorEnv
 
 EVALUATION_STREAM = 0x6576616C
 FILMED = 4  # episodes of each device whose states are kept for a video
 
 
 class EvalOutcome(NamedTuple):
-    """One row per episode, leaves [S, E]."""
+    """One entry per episode, leaves [S, E]."""
 
     success: Array  # bool
     episode_return: Array  # undiscounted
     length: Array  # control steps
     diverged: Array  # bool
-    task: Array  # int32: which of ``specs.tasks``; 0 where the environment is one task
+    task: Array  # int32: index in ``specs.tasks``; 0 if the environment is one task
 
 
 def build_evaluation(
     eval_policy: Callable[..., Array],
-    env: Any,
+    env: VectorEnv,
     *,
     mesh: Mesh,
     episodes: int,
     chunk: int,
     filmed: int = FILMED,
 ) -> Any:
-    """Compile-ready jitted ``evaluate(deployed [S, ...], seeds [S]) -> (Outcome [S, E], film)``.
+    """Build a jitted evaluation; it compiles at the first call.
 
-    eval_policy: (deployed, obs [E, O], key) -> chunks [E, h, A]. film: states after every control step, leaves
-    [S, T, F, ...] for the first F = ``filmed`` episodes of each device. Raises ValueError if episodes do not divide over devices.
+    Args:
+      eval_policy: (deployed, obs [E, O], key) -> chunks [E, h, A].
+      env: the environments.
+      mesh: the devices.
+      episodes: E, episodes of each seed.
+      chunk: h.
+      filmed: F, episodes of each device whose states are returned.
+
+    Returns:
+      ``evaluate(deployed [S, ...], seeds [S]) -> (EvalOutcome [S, E], film)``, where film has the
+      states after every control step, leaves [S, T, F, ...].
+
+    Raises:
+      ValueError: the episodes cannot be divided over the devices.
     """
-    share = mesh_lib.require_divisible("evaluation.episodes", episodes, mesh.shape[mesh_lib.DATA])
-    rows = -(-env.specs.horizon // chunk)
+    local_episodes = mesh_lib.require_divisible(
+        "evaluation.episodes", episodes, mesh.shape[mesh_lib.DATA]
+    )
+    chunks_per_episode = -(-env.specs.horizon // chunk)
 
-    def one(deployed: PyTree, seed: Array) -> tuple[EvalOutcome, PyTree]:
+    def evaluate_seed(deployed: Deployed, seed: Array) -> tuple[EvalOutcome, PyTree]:
         key = jax.random.fold_in(jax.random.key(EVALUATION_STREAM), seed)
         reset_key, act_key = jax.random.split(key)
-        workers = rollout.reset_envs(env, reset_key, share)
 
-        def row(workers: rollout.EnvState, key: Array) -> tuple[rollout.EnvState, PyTree]:
-            chunks = eval_policy(deployed, workers.state.obs, key)
-            state, steps, states = env.film(workers.state, chunks)
-            gained = jnp.sum(jnp.where(steps.executed, steps.reward, 0.0), -1)
-            return rollout.EnvState(state, workers.episode_return + gained), _video_states(
-                states, filmed
-            )
+        def run_chunk(env_state: rollout.EnvState, key: PRNGKey) -> tuple[rollout.EnvState, PyTree]:
+            action = eval_policy(deployed, env_state.state.obs, key)
+            state, steps, states = env.film(env_state.state, action)
+            reward = jnp.sum(jnp.where(steps.executed, steps.reward, 0.0), -1)
+            episode_return = env_state.episode_return + reward
+            env_state = rollout.EnvState(state=state, episode_return=episode_return)
+            return env_state, _video_states(states, filmed)
 
-        workers, film = jax.lax.scan(row, workers, jax.random.split(act_key, rows))
-        state = workers.state
+        env_state = rollout.reset_envs(env, reset_key, local_episodes)
+        chunk_keys = jax.random.split(act_key, chunks_per_episode)
+        env_state, film = jax.lax.scan(run_chunk, env_state, chunk_keys)
         film = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), film)
-        task = jax.vmap(env.task)(state) if env.task else jnp.zeros_like(state.time)
-        return EvalOutcome(
-            state.success, workers.episode_return, state.time, state.diverged, task
-        ), film
+        return _outcome(env, env_state), film
 
-    seed, data = mesh_lib.SEED, mesh_lib.DATA
-    specs = (P(seed, data), P(seed, None, data))
+    return _jit_over_devices(evaluate_seed, mesh)
+
+
+def _jit_over_devices(evaluate_seed: Callable[..., Any], mesh: Mesh) -> Any:
+    """Vmap over seeds, and split seeds and episodes over the devices."""
+    in_specs = (P(mesh_lib.SEED), P(mesh_lib.SEED))
+    out_specs = (P(mesh_lib.SEED, mesh_lib.DATA), P(mesh_lib.SEED, None, mesh_lib.DATA))
     evaluate = jax.shard_map(
-        jax.vmap(one), mesh=mesh, in_specs=(P(seed), P(seed)), out_specs=specs, check_vma=False
+        jax.vmap(evaluate_seed),
+        mesh=mesh,
+        in_specs=in_specs,
+        out_specs=out_specs,
+        check_vma=False,
     )
-    shard = partial(mesh_lib.shardings, mesh)
-    return jax.jit(evaluate, in_shardings=shard((P(seed), P(seed))), out_shardings=shard(specs))
+    return jax.jit(
+        evaluate,
+        in_shardings=mesh_lib.shardings(mesh, in_specs),
+        out_shardings=mesh_lib.shardings(mesh, out_specs),
+    )
 
 
-def _video_states(states: PyTree, filmed: int) -> PyTree:
-    """States [E, h, ...] -> the first episodes time-major [h, F, ...]; keys are of no use to a film."""
+def _outcome(env: VectorEnv, env_state: rollout.EnvState) -> EvalOutcome:
+    """The outcome of finished episodes [E]."""
+    state = env_state.state
+    task = jax.vmap(env.task)(state) if env.task else jnp.zeros_like(state.time)
+    return EvalOutcome(
+        success=state.success,
+        episode_return=env_state.episode_return,
+        length=state.time,
+        diverged=state.diverged,
+        task=task,
+    )
+
+
+def _video_states(states: Any, filmed: int) -> PyTree:
+    """Take the first F episodes of states [E, h, ...], time-major [h, F, ...].
+
+    Videos need no keys, which host code could not read: they are replaced by the time.
+    """
     states = states._replace(key=states.time)
     return jax.tree.map(lambda x: jnp.swapaxes(x[:filmed], 0, 1), states)
 
 
 def eval_rows(outcome: EvalOutcome, *, seeds: list[int], specs: Any) -> list[dict[str, Any]]:
-    """One dict of ``eval/`` numbers, and the outcomes, per seed, from an Outcome of host arrays: no success where ``specs`` say that the task is
-    judged by its return, and that of each of their tasks that came up."""
-    result = []
-    for index, seed in enumerate(seeds):
-        success, returns = outcome.success[index], outcome.episode_return[index]
-        rates = {
-            "eval/success": float(success.mean()),
-            "eval/successes": int(success.sum()),
-            "eval/success_bits": statistics.packed(success),
-        }
-        row = {
-            "seed": seed,
-            **({} if specs.by_return else rates),
-            "eval/episodes": int(success.size),
-            "eval/return": float(returns.mean()),
-            "eval/return_std": float(returns.std(ddof=1)) if returns.size > 1 else 0.0,
-            "eval/length": float(outcome.length[index].mean()),
-            "eval/diverged": int(outcome.diverged[index].sum()),
-        }
-        for code, name in enumerate(specs.tasks):
-            own = success[outcome.task[index] == code]
-            if own.size:
-                row |= {
-                    f"eval/successes/{name}": int(own.sum()),
-                    f"eval/episodes/{name}": int(own.size),
-                }
-        result.append(row)
-    return result
+    """Summarize an evaluation, one row per seed.
+
+    Args:
+      outcome: host arrays [S, E].
+      seeds: the seeds' indices.
+      specs: of the environment. If they define no success, a row has none; if they name several
+        tasks, it has the success of each that occurred.
+
+    Returns:
+      Dicts of ``eval/`` metrics.
+    """
+    return [
+        _eval_row(jax.tree.map(operator.itemgetter(index), outcome), seed, specs)
+        for index, seed in enumerate(seeds)
+    ]
+
+
+def _eval_row(outcome: EvalOutcome, seed: int, specs: Any) -> dict[str, Any]:
+    """The row of one seed, from leaves [E]."""
+    success = outcome.success
+    returns = outcome.episode_return
+    row: dict[str, Any] = {"seed": seed}
+    if not specs.by_return:
+        row["eval/success"] = float(success.mean())
+        row["eval/successes"] = int(success.sum())
+        row["eval/success_bits"] = pack_success_bits(success)
+    row["eval/episodes"] = int(success.size)
+    row["eval/return"] = float(returns.mean())
+    row["eval/return_std"] = float(returns.std(ddof=1)) if returns.size > 1 else 0.0
+    row["eval/length"] = float(outcome.length.mean())
+    row["eval/diverged"] = int(outcome.diverged.sum())
+    for code, name in enumerate(specs.tasks):
+        task_success = success[outcome.task == code]
+        if task_success.size:
+            row[f"eval/successes/{name}"] = int(task_success.sum())
+            row[f"eval/episodes/{name}"] = int(task_success.size)
+    return row

@@ -1,12 +1,15 @@
-"""The one compiled loop: collect → source → updates, for any Algorithm, over (seed, data) devices.
+"""The compiled loop: collect a segment, sample batches, update; for any ``Algorithm``.
 
-``segment(Train) -> (Train, metrics)`` is two programs, jitted once and donated: collecting steps environments and takes no
-gradients, learning takes gradients and steps none, and a CPU wants them compiled differently (``compiling``). Seeds are vmapped inside ``shard_map`` (one alone is not: ``mesh.each_seed``); what all seeds
-share (the clock, a dataset) carries no seed axis, so that the ring is written by a slice and the warm-up is a true branch.
+A segment of training is two jitted programs. One steps environments and takes no gradients, the
+other takes gradients and steps no environment; a CPU needs different compiler options for them
+(``xla_options``). Both are sharded over the axes "seed" and "data", and vmapped over the seeds of
+each device. What all seeds share, the clock or a dataset, has no seed axis: the replay is then
+written by one slice, and the warm-up is a true branch.
 """
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, NamedTuple
@@ -17,78 +20,126 @@ from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
 from gcp_jax import mesh as mesh_lib
-from gcp_jax.learner import nonfinite, rollout, xla_options
-from gcp_jax.types import Algorithm, Array, PyTree, Segment, Specs, Step, Train
+from gcp_jax.learner import nonfinite, rollout, updates, xla_options
+from gcp_jax.types import (
+    Algorithm,
+    Array,
+    LearnerState,
+    Metrics,
+    PRNGKey,
+    PyTree,
+    Segment,
+    Specs,
+    Step,
+    Train,
+    VectorEnv,
+)
 
+SEGMENT_SPEC = P(mesh_lib.SEED, None, mesh_lib.DATA)  # leaves [S, L, N, ...]
 RUN_STREAM = 0x67637021  # all keys of training derive from it; evaluation has a stream of its own
 
-
-Diagnose = Callable[
-    [PyTree, PyTree, Segment, Array], dict[str, Array]
-]  # (state, base, segment, key) -> metrics
-MemberFn = Callable[
-    [PyTree], tuple[Algorithm, Diagnose | None]
-]  # (values of one member) -> its method and its diagnostics
+# (algorithm state, base policy, segment, key) -> metrics
+Diagnose = Callable[[PyTree, PyTree, Segment, PRNGKey], Metrics]
+# (values of one member of a population) -> its method and its diagnostics
+MemberFn = Callable[[PyTree], tuple[Algorithm, Diagnose | None]]
 
 
 class CollectConfig(NamedTuple):
-    """How segments are collected, sizes over all devices: N environments, L chunk rows, R pooled fresh states."""
+    """How segments are collected; sizes over all devices."""
 
-    env: Any
-    envs: int
-    length: int
-    pool: int
-    warmup: int = 0  # segments before the first update
+    env: VectorEnv
+    envs: int  # N
+    unroll_chunks: int  # L
+    reset_pool: int  # R: fresh start states of a segment, for the environments that finish
+    warmup_segments: int = 0  # before the first update
+
+
+class CollectInputs(NamedTuple):
+    """What collecting reads of a ``LearnerState``, leaves [S, ...]; it changes none of it."""
+
+    state: PyTree  # of the algorithm
+    key: PRNGKey
+    values: PyTree
+
+    @classmethod
+    def of(cls, learner: LearnerState) -> CollectInputs:
+        """Take the three fields."""
+        return cls(state=learner.state, key=learner.key, values=learner.values)
 
 
 class Learner(NamedTuple):
-    """The programs of a method.
+    """The two programs of a method, and how its state starts and is placed."""
 
-    init:    (seed indices [S], pretrained, values {field: [S]} = {}) -> Train
-    collect: (Train.env, the Train without env and store) -> (env, rows, metrics [S]); None where nothing is collected
-    learn:   (the Train without env, rows) -> (Train, metrics [S])
-    """
-
+    # (seed indices [S], pretrained policy, values {field: [S]} = {}) -> Train
     init: Callable[..., Train]
+    # (env_state, CollectInputs) -> (env_state, Segment, metrics [S]); None if nothing is collected
     collect: Any
+    # (LearnerState, Segment | None) -> (LearnerState, metrics [S])
     learn: Any
-    layout: Train
+    partition_spec: Train  # of PartitionSpecs
     mesh: Mesh
 
-    def segment(self, train: Train) -> tuple[Train, dict[str, Array]]:
-        """Collect and learn once; ``train`` is consumed."""
-        workers, rows, episodes = train.env, None, {}
-        train = train._replace(env=None)
+    def segment(self, train: Train) -> tuple[Train, Metrics]:
+        """Collect and learn once; the buffers of ``train`` are donated."""
+        env_state = train.env_state
+        segment = None
+        episode_metrics: Metrics = {}
         if self.collect is not None:
-            workers, rows, episodes = self.collect(workers, train._replace(store=None))
-        train, learned = self.learn(train, rows)
-        return train._replace(env=workers), episodes | learned
+            inputs = CollectInputs.of(train.learner)
+            env_state, segment, episode_metrics = self.collect(env_state, inputs)
+        learner, learning_metrics = self.learn(train.learner, segment)
+        train = Train(env_state=env_state, learner=learner)
+        return train, episode_metrics | learning_metrics
 
     def compile(self, train: Train, options: Mapping[str, Any] | None = None) -> Learner:
-        """The same with both programs compiled for a Train like this; ``options`` go before those of ``compiling``."""
-        chosen, workers, rows, collect = options or {}, train.env, None, None
-        train = train._replace(env=None)
+        """Compile both programs for a ``Train`` of these shapes.
+
+        Args:
+          train: the shapes; nothing is run.
+          options: compiler options that override those of ``xla_options``.
+        """
+        options = options or {}
+        collect = None
+        segment = None
         if self.collect is not None:
-            lowered = self.collect.lower(workers, train._replace(store=None))
-            _, rows, _ = lowered.out_info
-            collect = lowered.compile({**xla_options.physics_options(), **chosen})
-        learn = self.learn.lower(train, rows).compile({**xla_options.learning_options(), **chosen})
+            lowered = self.collect.lower(train.env_state, CollectInputs.of(train.learner))
+            _, segment, _ = lowered.out_info
+            collect = lowered.compile({**xla_options.physics_options(), **options})
+        lowered = self.learn.lower(train.learner, segment)
+        learn = lowered.compile({**xla_options.learning_options(), **options})
         return self._replace(collect=collect, learn=learn)
 
 
-def seed_key(seed: Array) -> Array:
-    """The key of one run: by the seed's index, alone or among others."""
+def seed_key(seed: Array) -> PRNGKey:
+    """The key of one run: it depends on the seed's index, not on the other seeds."""
     return jax.random.fold_in(jax.random.key(RUN_STREAM), seed)
 
 
-def segment_item(specs: Specs, act: Callable[[Array], tuple[Array, PyTree]], local: int) -> Segment:
-    """Shapes of a segment's rows without running physics."""
-    rows = (1, local, specs.chunk)
-    floats, flags = jnp.zeros(rows), jnp.zeros(rows, bool)
-    obs, action = jnp.zeros((*rows, specs.obs_dim)), jnp.zeros((*rows, specs.action_dim))
-    _, extras = jax.eval_shape(act, jax.ShapeDtypeStruct((local, specs.obs_dim), jnp.float32))
+def segment_item(specs: Specs, act: Callable[[Array], tuple[Array, PyTree]], envs: int) -> Segment:
+    """A segment of one row of zeros, for its shapes; no physics is run.
+
+    Args:
+      specs: sizes of observations and chunks.
+      act: obs [N, O] -> (chunk, extras); it is traced only.
+      envs: N on this device.
+    """
+    row = (1, envs, specs.chunk)
+    floats = jnp.zeros(row)
+    flags = jnp.zeros(row, bool)
+    obs = jnp.zeros((*row, specs.obs_dim))
+    _, extras = jax.eval_shape(act, jax.ShapeDtypeStruct((envs, specs.obs_dim), jnp.float32))
+    steps = Step(
+        obs=obs,
+        action=jnp.zeros((*row, specs.action_dim)),
+        reward=floats,
+        next_obs=obs,
+        terminated=flags,
+        truncated=flags,
+        success=flags,
+        executed=flags,
+    )
     extras = jax.tree.map(lambda x: jnp.zeros((1, *x.shape), x.dtype), extras)
-    return Segment(Step(obs, action, floats, obs, flags, flags, flags, flags), extras)
+    return Segment(steps=steps, extras=extras)
 
 
 def initial_train_state(
@@ -99,77 +150,167 @@ def initial_train_state(
     pretrained: PyTree,
     values: PyTree,
 ) -> Train:
-    """The Train of one seed (its part on this device): networks, environments at their starts, an empty store."""
+    """The ``Train`` of one seed, its part on this device.
+
+    Without a collection ``env_state`` and ``buffer_state`` are None.
+    """
     algorithm, _ = member(values)
     key, init_key, env_key = jax.random.split(seed_key(seed), 3)
     state = algorithm.init(init_key, pretrained)
-    if collection is None:
-        return Train(state, pretrained, None, None, key, jnp.int32(0), values)
-    local = collection.envs // mesh_lib.data_size()
-    item = segment_item(specs, lambda obs: algorithm.act(state, obs, init_key), local)
-    workers = rollout.reset_envs(collection.env, env_key, local)
-    return Train(state, pretrained, workers, algorithm.source.init(item), key, jnp.int32(0), values)
-
-
-class Keys(NamedTuple):
-    """The keys of one segment, each used once."""
-
-    next: Array
-    collect: Array
-    source: Array
-    update: Array
-    diagnose: Array
-
-    @classmethod
-    def of(cls, key: Array) -> Keys:
-        """Of one seed, from the key its Train carries."""
-        return cls(*jax.random.split(key, len(cls._fields)))
+    env_state = None
+    buffer_state = None
+    if collection is not None:
+        local_envs = collection.envs // mesh_lib.data_size()
+        item = segment_item(specs, lambda obs: algorithm.act(state, obs, init_key), local_envs)
+        env_state = rollout.reset_envs(collection.env, env_key, local_envs)
+        buffer_state = algorithm.source.init(item)
+    learner = LearnerState(
+        state=state,
+        base=pretrained,
+        buffer_state=buffer_state,
+        key=key,
+        clock=jnp.int32(0),
+        values=values,
+    )
+    return Train(env_state=env_state, learner=learner)
 
 
 def _collect(
-    member: MemberFn, collection: CollectConfig, workers: rollout.EnvState, train: Train
-) -> tuple[PyTree, Segment, dict[str, Array]]:
-    """One seed's segment of experience by the current policy."""
-    algorithm, _ = member(train.values)
-    act, key = partial(algorithm.act, train.state), Keys.of(train.key).collect
-    workers, rows, episodes = rollout.collect(
-        collection.env, act, workers, key, length=collection.length, pool=collection.pool
+    member: MemberFn, collection: CollectConfig, env_state: rollout.EnvState, inputs: CollectInputs
+) -> tuple[rollout.EnvState, Segment, Metrics]:
+    """Collect one seed's segment with its current policy."""
+    algorithm, _ = member(inputs.values)
+    env_state, segment, episodes = rollout.collect(
+        collection.env,
+        partial(algorithm.act, inputs.state),
+        env_state,
+        updates.Keys.for_collect(inputs.key),
+        unroll_chunks=collection.unroll_chunks,
+        reset_pool=collection.reset_pool,
     )
-    return workers, rows, {f"episode/{name}": value for name, value in episodes._asdict().items()}
+    metrics = {f"episode/{name}": value for name, value in episodes._asdict().items()}
+    return env_state, segment, metrics
 
 
 def _learn(
-    member: MemberFn, warmup: int, train: Train, rows: Segment | None
-) -> tuple[Train, dict[str, Array]]:
-    """One seed's updates from its source."""
-    algorithm, diagnose = member(train.values)
-    clock, keys = train.clock, Keys.of(train.key)
-    state, store, batches, rows = sample_batches(algorithm, train, rows, keys)
+    member: MemberFn, warmup_segments: int, learner: LearnerState, segment: Segment | None
+) -> tuple[LearnerState, Metrics]:
+    """Take one seed's updates of a segment."""
+    algorithm, diagnose = member(learner.values)
+    keys = updates.Keys.for_learn(learner.key)
+    sampled = updates.sample_batches(algorithm, learner, segment, keys)
     update_keys = jax.random.split(keys.update, algorithm.source.updates)
-    ready = clock >= warmup if warmup else None
-    state, metrics = _updates(algorithm, state, batches, update_keys, ready)
-    if diagnose is not None and rows is not None:
-        metrics |= diagnose(state, train.base, rows, keys.diagnose)
-    train = train._replace(state=state, store=store, key=keys.next, clock=clock + 1)
-    return train, {f"train/{name}": value for name, value in metrics.items()}
+    ready = None
+    if warmup_segments:
+        ready = learner.clock >= warmup_segments
+    state, metrics = updates.update_if_ready(
+        algorithm, sampled.state, sampled.batches, update_keys, ready
+    )
+    if diagnose is not None and sampled.segment is not None:
+        metrics |= diagnose(state, learner.base, sampled.segment, keys.diagnose)
+    learner = learner._replace(
+        state=state,
+        buffer_state=sampled.buffer_state,
+        key=keys.next,
+        clock=learner.clock + 1,
+    )
+    return learner, {f"{nonfinite.PREFIX}{name}": value for name, value in metrics.items()}
 
 
-def sample_batches(
-    algorithm: Algorithm, train: Train, rows: Segment | None, keys: Keys
-) -> tuple[PyTree, PyTree, PyTree, Segment | None]:
-    """What one seed's updates begin with: (state, store, batches [U, …], rows)."""
-    state = train.state
-    if rows is not None:
-        prepared, rows = algorithm.preprocess_segment(state, rows)
-        state, _ = nonfinite.keep_if_finite(state, prepared)
-    store, batches = algorithm.source.step(train.store, rows, keys.source, train.clock)
-    return state, store, batches, rows
+def train_partition_spec(buffer_state: PyTree) -> Train:
+    """PartitionSpecs of a ``Train``, a prefix of it, given those of the source's buffer."""
+    per_seed: Any = P(mesh_lib.SEED)
+    shared: Any = P()
+    learner = LearnerState(
+        state=per_seed,
+        base=shared,
+        buffer_state=buffer_state,
+        key=per_seed,
+        clock=shared,
+        values=per_seed,
+    )
+    return Train(env_state=P(mesh_lib.SEED, mesh_lib.DATA), learner=learner)
 
 
-def layout_of(store: PyTree) -> Any:
-    """A ``Train`` of PartitionSpecs; ``store`` is the source's part."""
-    seed, data = mesh_lib.SEED, mesh_lib.DATA
-    return Train._make((P(seed), P(), P(seed, data), store, P(seed), P(), P(seed)))
+@dataclasses.dataclass(frozen=True)
+class _Placement:
+    """Maps functions of one seed to programs over all devices."""
+
+    mesh: Mesh
+    seeds_per_device: int
+
+    def shard(
+        self, function: Callable[..., Any], in_specs: PyTree, out_specs: PyTree, *, check_vma: bool
+    ) -> Callable[..., Any]:
+        """Vmap over the seeds of a device and ``shard_map`` over devices."""
+        mapped = mesh_lib.vmap_seeds(function, in_specs, out_specs, self.seeds_per_device)
+        return jax.shard_map(
+            mapped, mesh=self.mesh, in_specs=in_specs, out_specs=out_specs, check_vma=check_vma
+        )
+
+    def jit(
+        self, function: Callable[..., Any], in_specs: PyTree, out_specs: PyTree, *, check_vma: bool
+    ) -> Any:
+        """``shard`` and jit; the buffers of the first argument are donated."""
+        return jax.jit(
+            self.shard(function, in_specs, out_specs, check_vma=check_vma),
+            donate_argnums=0,
+            in_shardings=mesh_lib.shardings(self.mesh, in_specs),
+            out_shardings=mesh_lib.shardings(self.mesh, out_specs),
+        )
+
+
+def _make_init(
+    algorithm: Algorithm,
+    member: MemberFn,
+    specs: Specs,
+    collection: CollectConfig | None,
+    placement: _Placement,
+    partition_spec: Train,
+) -> Callable[..., Train]:
+    """``Learner.init``: the initial ``Train`` of all seeds."""
+    shardings = mesh_lib.shardings(placement.mesh, partition_spec)
+    start = placement.shard(
+        partial(initial_train_state, member, specs, collection),
+        (P(mesh_lib.SEED), P(), P(mesh_lib.SEED)),
+        partition_spec,
+        check_vma=False,
+    )
+    start = jax.jit(start, out_shardings=shardings)
+
+    def init(seeds: Array, pretrained: PyTree, values: PyTree | None = None) -> Train:
+        train: Train = start(seeds, pretrained, values or {})
+        if collection is not None:
+            return train
+        buffer_state = jax.device_put(algorithm.source.init(None), shardings.learner.buffer_state)
+        return train._replace(learner=train.learner._replace(buffer_state=buffer_state))
+
+    return init
+
+
+def _make_collect(
+    member: MemberFn,
+    collection: CollectConfig | None,
+    placement: _Placement,
+    partition_spec: Train,
+) -> Any:
+    """``Learner.collect``."""
+    if collection is None:
+        return None
+    return placement.jit(
+        partial(_collect, member, collection),
+        in_specs=(partition_spec.env_state, CollectInputs.of(partition_spec.learner)),
+        out_specs=(partition_spec.env_state, SEGMENT_SPEC, P(mesh_lib.SEED)),
+        check_vma=False,
+    )
+
+
+def _check_divisible(mesh: Mesh, algorithm: Algorithm, collection: CollectConfig | None) -> None:
+    devices = mesh.shape[mesh_lib.DATA]
+    mesh_lib.require_divisible("batch_size", algorithm.source.batch_size, devices)
+    if collection is not None:
+        mesh_lib.require_divisible("finetune.envs", collection.envs, devices)
+        mesh_lib.require_divisible("finetune.reset_pool", collection.reset_pool, devices)
 
 
 def build_learner(
@@ -180,103 +321,49 @@ def build_learner(
     seeds: int,
     collection: CollectConfig | None = None,
     diagnose: Diagnose | None = None,
-    vary: MemberFn | None = None,
+    member_fn: MemberFn | None = None,
 ) -> Learner:
-    """Compile-ready init and segment for ``seeds`` seeds, or members of a population.
+    """Build the programs of a method; they compile at the first call.
 
-    collection: None for a source that needs no environment (cloning). diagnose: numbers to add to those of the updates, once a
-    segment (``diagnostics``). vary: makes a member's own method from its traced values, in place of ``algorithm`` and
-    ``diagnose`` (``population``). Raises ValueError where environments, pool, batch or seeds do not divide over the devices.
+    The learning program is checked by ``check_vma``: a parameter that could differ between the
+    devices of one seed does not compile. The collecting program takes no gradients and is not
+    checked, because MJX cannot be typed in this way.
 
-    Learning is checked (``check_vma``): a parameter that would come
-    to differ between devices does not compile. Collecting takes no gradients and is not, since MJX cannot be typed so.
+    Args:
+      algorithm: the method.
+      specs: sizes of observations and chunks.
+      mesh: the devices.
+      seeds: number of seeds, or of members of a population.
+      collection: how segments are collected; None if the source needs no environment (cloning).
+      diagnose: metrics to add to those of the updates, once per segment.
+      member_fn: makes the method of one member of a population from its traced values, instead of
+        ``algorithm`` and ``diagnose``.
+
+    Raises:
+      ValueError: seeds, environments, pool or batch cannot be divided over the devices.
     """
-    seed, data = mesh_lib.SEED, mesh_lib.DATA
-    layout = layout_of(algorithm.source.layout)
-    alone = mesh_lib.require_divisible("seeds", seeds, mesh.shape[seed], seed)
-    mesh_lib.require_divisible("batch_size", algorithm.source.batch_size, mesh.shape[data])
-    if collection is not None:
-        for name in ("envs", "pool"):
-            mesh_lib.require_divisible(
-                f"rollout.{name}", getattr(collection, name), mesh.shape[data]
-            )
-    pinned = mesh_lib.shardings(mesh, layout)
-    rows = P(seed, None, data)
-
-    def sharded(
-        function: Callable[..., Any], in_specs: PyTree, out_specs: PyTree, *, check: bool
-    ) -> Callable[..., Any]:
-        each = mesh_lib.vmap_seeds(function, in_specs, out_specs, alone)
-        return jax.shard_map(
-            each, mesh=mesh, in_specs=in_specs, out_specs=out_specs, check_vma=check
-        )
-
-    member: MemberFn = vary or (lambda values: (algorithm, diagnose))
-
-    def program(
-        function: Callable[..., Any], in_specs: PyTree, out_specs: PyTree, *, check: bool
-    ) -> Any:
-        mapped = sharded(function, in_specs, out_specs, check=check)
-        placed = (mesh_lib.shardings(mesh, specs) for specs in (in_specs, out_specs))
-        return jax.jit(
-            mapped,
-            donate_argnums=0,
-            **dict(zip(("in_shardings", "out_shardings"), placed, strict=True)),
-        )
-
-    start = sharded(
-        partial(initial_train_state, member, specs, collection),
-        (P(seed), P(), P(seed)),
-        layout,
-        check=False,
+    seeds_per_device = mesh_lib.require_divisible(
+        "seeds", seeds, mesh.shape[mesh_lib.SEED], mesh_lib.SEED
     )
-    start = jax.jit(start, out_shardings=pinned)
-    collect = None
-    if collection is not None:
-        arguments = (layout.env, layout._replace(env=P(), store=P()))
-        collect = program(
-            partial(_collect, member, collection),
-            arguments,
-            (layout.env, rows, P(seed)),
-            check=False,
-        )
-    without = layout._replace(env=P())
-    warmup = collection.warmup if collection else 0
-    learn = program(
-        partial(_learn, member, warmup), (without, rows), (without, P(seed)), check=True
+    _check_divisible(mesh, algorithm, collection)
+    placement = _Placement(mesh=mesh, seeds_per_device=seeds_per_device)
+    partition_spec = train_partition_spec(algorithm.source.partition_spec)
+
+    def same_member(values: PyTree) -> tuple[Algorithm, Diagnose | None]:
+        return algorithm, diagnose
+
+    member = member_fn or same_member
+    warmup_segments = collection.warmup_segments if collection else 0
+    learn = placement.jit(
+        partial(_learn, member, warmup_segments),
+        in_specs=(partition_spec.learner, SEGMENT_SPEC),
+        out_specs=(partition_spec.learner, P(mesh_lib.SEED)),
+        check_vma=True,
     )
-
-    def init(seeds: Array, pretrained: PyTree, values: PyTree | None = None) -> Train:
-        train = start(seeds, pretrained, values or {})
-        if collection is not None:
-            return train
-        return train._replace(store=jax.device_put(algorithm.source.init(None), pinned.store))
-
-    return Learner(init, collect, learn, layout, mesh)
-
-
-def _updates(
-    algorithm: Algorithm, state: PyTree, batches: PyTree, keys: Array, ready: Array | None
-) -> tuple[PyTree, dict[str, Array]]:
-    """Scan ``update`` over the batches; the mean of its metrics over updates and devices, and its ``faults``. Gradients that are not
-    finite were not followed (``mesh.descend``); where a number of the state is not for another reason, no update is taken. Where the scalar ``ready`` is False, nothing is updated and all numbers are 0."""
-
-    def one(state: PyTree, inputs: tuple[PyTree, Array]) -> tuple[PyTree, Any]:
-        state, metrics = algorithm.update(state, *inputs)
-        return state, (metrics, nonfinite.first_nonfinite_flags(metrics))
-
-    def run(state: PyTree) -> tuple[PyTree, dict[str, Array]]:
-        new, (metrics, broken) = jax.lax.scan(one, state, (batches, keys))
-        means, broken = mesh_lib.all_mean((jax.tree.map(nonfinite.mean_of_finite, metrics), broken))
-        state, lost = nonfinite.keep_if_finite(state, new)
-        return state, means | nonfinite.nonfinite_summary(broken, lost)
-
-    if ready is None:
-        return run(state)
-    zeros = jax.tree.map(mesh_lib.seed_zeros, jax.eval_shape(run, state)[1])
-
-    def trained(state: PyTree) -> tuple[PyTree, dict[str, Array]]:
-        state, metrics = run(state)
-        return state, jax.tree.map(jnp.add, zeros, metrics)
-
-    return jax.lax.cond(ready, trained, lambda state: (state, zeros), state)
+    return Learner(
+        init=_make_init(algorithm, member, specs, collection, placement, partition_spec),
+        collect=_make_collect(member, collection, placement, partition_spec),
+        learn=learn,
+        partition_spec=partition_spec,
+        mesh=mesh,
+    )

@@ -1,87 +1,108 @@
-"""Collecting a segment: L chunks in N environments, finished ones restarted from a pool of fresh states."""
+"""Collecting a segment: L chunks in N environments; finished ones restart from fresh states."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from gcp_jax import mesh
-from gcp_jax.types import Array, PyTree, Segment
+from gcp_jax.types import Array, PRNGKey, PyTree, Segment, VectorEnv
 
 
 class EnvState(NamedTuple):
-    """The environments of one seed between two segments, with the running return of each episode."""
+    """The environments of one seed between two segments."""
 
-    state: PyTree  # environment states, leaves [N, ...]
-    episode_return: Array  # [N]
+    state: Any  # of the environments, leaves [N, ...]
+    episode_return: Array  # [N]: undiscounted return of the current episodes so far
 
 
 class EpisodeSums(NamedTuple):
-    """Sums over the episodes that ended in a segment (or in an evaluation); means are taken on the host."""
+    """Sums over the episodes that ended in a segment, scalars; means are computed on the host."""
 
     episodes: Array
     successes: Array
     returns: Array
-    lengths: Array
+    lengths: Array  # control steps
     diverged: Array
 
 
-def reset_envs(env, key: Array, count: int) -> EnvState:
-    """``count`` environments at their start states; key is consumed."""
+def reset_envs(env: VectorEnv, key: PRNGKey, count: int) -> EnvState:
+    """Reset ``count`` environments; key is consumed."""
     state = env.reset(mesh.sample_keys(key, count))
-    return EnvState(state, jnp.zeros_like(state.reward))
+    return EnvState(state=state, episode_return=jnp.zeros_like(state.reward))
 
 
-def sum_finished(state: PyTree, episode_return: Array, counted: Array) -> EpisodeSums:
-    """Sum what the finished environments [N] among ``counted`` achieved."""
-    ended = counted & state.done
+def sum_finished(state: Any, episode_return: Array) -> EpisodeSums:
+    """Sum over the environments that have finished.
+
+    Args:
+      state: of the environments, leaves [N, ...].
+      episode_return: returns of their episodes [N].
+    """
 
     def total(x: Array) -> Array:
-        return jnp.sum(jnp.where(ended, x, 0))
+        return jnp.sum(jnp.where(state.done, x, 0))
 
     ones = jnp.ones_like(episode_return)
     return EpisodeSums(
-        *map(
-            total,
-            (ones, ones * state.success, episode_return, ones * state.time, ones * state.diverged),
-        )
+        episodes=total(ones),
+        successes=total(ones * state.success),
+        returns=total(episode_return),
+        lengths=total(ones * state.time),
+        diverged=total(ones * state.diverged),
     )
 
 
 def collect(
-    env,
-    act: Callable[[Array, Array], tuple[Array, PyTree]],
-    workers: EnvState,
-    key: Array,
+    env: VectorEnv,
+    act: Callable[[Array, PRNGKey], tuple[Array, PyTree]],
+    env_state: EnvState,
+    key: PRNGKey,
     *,
-    length: int,
-    pool: int,
+    unroll_chunks: int,
+    reset_pool: int,
 ) -> tuple[EnvState, Segment, EpisodeSums]:
-    """Run ``length`` chunks of ``act(obs [N, O], key) -> (chunk [N, h, A], extras)``; key is consumed.
+    """Collect one seed's segment.
 
-    ``pool`` fresh states are made once (shared by all devices); an environment that finished takes one at random
-    before its next chunk. Returns segment leaves [L, N, h, ...] with the true successors.
+    An environment that finished takes one of the fresh states at random before its next chunk.
+
+    Args:
+      env: the environments.
+      act: (obs [N, O], key) -> (chunk [N, h, A], extras).
+      env_state: where the environments are.
+      key: a random key; consumed.
+      unroll_chunks: L, chunks that each environment runs.
+      reset_pool: fresh states made for this segment, over all devices; each device may use all.
+
+    Returns:
+      The environments' new state; the segment, leaves [L, N, h, ...] with true successors; sums
+      over the episodes that ended on all devices.
     """
     pool_key, scan_key = jax.random.split(key)
-    fresh = env.reset(mesh.sample_keys(pool_key, pool // mesh.data_size()))
+    fresh = env.reset(mesh.sample_keys(pool_key, reset_pool // mesh.data_size()))
     fresh = mesh.gather(fresh)
-    count = workers.episode_return.shape[0]
+    count = env_state.episode_return.shape[0]
 
-    def row(workers: EnvState, key: Array) -> tuple[EnvState, tuple[Segment, EpisodeSums]]:
+    def collect_row(
+        env_state: EnvState, key: PRNGKey
+    ) -> tuple[EnvState, tuple[Segment, EpisodeSums]]:
         reset_key, act_key = jax.random.split(key)
-        episode_return = jnp.where(workers.state.done, 0.0, workers.episode_return)
-        state = env.autoreset(workers.state, fresh, mesh.sample_keys(reset_key, count))
+        episode_return = jnp.where(env_state.state.done, 0.0, env_state.episode_return)
+        state = env.autoreset(env_state.state, fresh, mesh.sample_keys(reset_key, count))
         chunk, extras = act(state.obs, act_key)
-        state, steps = env.step(
-            state, chunk
-        )  # an action that is no number has diverged there, and is not remembered
+        state, steps = env.step(state, chunk)
+        # A non-finite action has made its episode diverge in ``step``; it is not stored.
         steps = steps._replace(action=jnp.where(jnp.isfinite(steps.action), steps.action, 0.0))
-        episode_return = episode_return + jnp.sum(jnp.where(steps.executed, steps.reward, 0.0), -1)
-        episodes = sum_finished(state, episode_return, jnp.ones_like(state.terminated))
-        return EnvState(state, episode_return), (Segment(steps, extras), episodes)
+        reward = jnp.sum(jnp.where(steps.executed, steps.reward, 0.0), -1)
+        episode_return = episode_return + reward
+        row = Segment(steps=steps, extras=extras)
+        env_state = EnvState(state=state, episode_return=episode_return)
+        return env_state, (row, sum_finished(state, episode_return))
 
-    workers, (segment, episodes) = jax.lax.scan(row, workers, jax.random.split(scan_key, length))
-    return workers, segment, jax.tree.map(lambda x: mesh.all_sum(jnp.sum(x)), episodes)
+    row_keys = jax.random.split(scan_key, unroll_chunks)
+    env_state, (segment, episodes) = jax.lax.scan(collect_row, env_state, row_keys)
+    totals = jax.tree.map(lambda x: mesh.all_sum(jnp.sum(x)), episodes)
+    return env_state, segment, totals

@@ -1,7 +1,8 @@
-"""Checkpoints: the whole ``Train`` and where the host loop stood, by orbax; restoring continues bit for bit.
+"""Checkpoints: the state of the compiled loop and of the host, written by orbax.
 
-Each is signed once it is on disk: ``digests.json`` in its folder holds the SHA-256 of every file. What does not match was damaged, or
-never finished, and is not restored.
+A run resumed from a checkpoint equals one that never stopped, bit for bit. Each checkpoint is
+signed once it is on disk: ``digests.json`` in its folder holds the SHA-256 of every file. A
+checkpoint that does not match its digests, or has none, is not restored.
 """
 
 from __future__ import annotations
@@ -25,33 +26,26 @@ from gcp_jax.types import PyTree, Train
 SIGNATURE = "digests.json"
 
 
-def _is_key(x: Any) -> bool:
-    return jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key)
-
-
-def _without_keys(tree: PyTree) -> PyTree:
-    """Typed keys as their raw words: what a file can hold."""
-    return jax.tree.map(lambda x: jax.random.key_data(x) if _is_key(x) else x, tree)
-
-
 def latest(folder: Path) -> int | None:
-    """The clock of the newest complete checkpoint in a stage's folder; None without any."""
-    return max(ocp.utils.checkpoint_steps(folder), default=None) if folder.exists() else None
+    """The clock of the newest complete checkpoint of a stage; None if there is none."""
+    if not folder.exists():
+        return None
+    return max(ocp.utils.checkpoint_steps(folder), default=None)
 
 
 def damage(checkpoint: Path) -> str:
-    """What is wrong with a checkpoint, in a few words; "" where every file is as it was written."""
+    """What is wrong with a checkpoint, in a few words; "" if every file is intact."""
     try:
-        known = json.loads((checkpoint / SIGNATURE).read_text())
+        digests = json.loads((checkpoint / SIGNATURE).read_text())
     except FileNotFoundError:
         return "it was never finished"
     except (ValueError, RecursionError):
         return f"{SIGNATURE} cannot be read"
-    there = {str(path.relative_to(checkpoint)) for path in checkpoint.rglob("*") if path.is_file()}
-    if not isinstance(known, dict) or not known:
+    if not isinstance(digests, dict) or not digests:
         return f"{SIGNATURE} names no files"
-    for name, digest in known.items():
-        if name not in there:
+    files = {str(path.relative_to(checkpoint)) for path in checkpoint.rglob("*") if path.is_file()}
+    for name, digest in digests.items():
+        if name not in files:
             return f"{name} is missing"
         if _digest(checkpoint / name) != digest:
             return f"{name} is not what was written"
@@ -59,24 +53,43 @@ def damage(checkpoint: Path) -> str:
 
 
 def set_damaged_aside(folder: Path, aside: Path) -> None:
-    """Move what cannot be restored of a stage's checkpoints to ``aside``, from the newest to the first that can, and say so."""
+    """Move damaged checkpoints of a stage away, from the newest to the first intact one.
+
+    Prints one line for each. Returns on every host when the first has finished.
+
+    Args:
+      folder: the stage's checkpoints.
+      aside: where damaged ones are moved.
+    """
     if distributed.is_primary():
-        while (clock := latest(folder)) is not None and (wrong := damage(folder / str(clock))):
-            name = f"{folder.name}-{clock}"
-            names = itertools.chain([name], (f"{name}-{again}" for again in itertools.count(1)))
-            target = next(path for each in names if not (path := aside / each).exists())
+        while (clock := latest(folder)) is not None:
+            problem = damage(folder / str(clock))
+            if not problem:
+                break
+            target = _free_path(aside, f"{folder.name}-{clock}")
             aside.mkdir(parents=True, exist_ok=True)
             os.replace(folder / str(clock), target)
-            told = (
-                f"going on from {before}"
-                if (before := latest(folder)) is not None
-                else "there is none before it"
-            )
+            previous = latest(folder)
+            if previous is None:
+                next_step = "there is none before it"
+            else:
+                next_step = f"resuming from {previous}"
             print(
-                f"checkpoint {clock} of {folder.name} is damaged ({wrong}); moved to {target}, {told}",
+                f"checkpoint {clock} of {folder.name} is damaged ({problem}); "
+                f"moved to {target}, {next_step}",
                 file=sys.stderr,
             )
-    distributed.wait(f"{folder.name} looked at")
+    distributed.wait(f"{folder.name} checked")
+
+
+def _free_path(folder: Path, name: str) -> Path:
+    """``folder/name``, or the first of ``folder/name-1``, ``folder/name-2``, … that is free."""
+    path = folder / name
+    for number in itertools.count(1):
+        if not path.exists():
+            break
+        path = folder / f"{name}-{number}"
+    return path
 
 
 def _sign(checkpoint: Path) -> None:
@@ -94,7 +107,7 @@ def _digest(path: Path) -> str:
 
 
 class Checkpoints:
-    """The checkpoints of one stage of a run, numbered by the clock; the newest ``keep`` stay."""
+    """The checkpoints of one stage, numbered by its clock; the newest ``keep`` of them are kept."""
 
     def __init__(self, folder: Path, *, keep: int) -> None:
         options = ocp.CheckpointManagerOptions(max_to_keep=keep, enable_async_checkpointing=False)
@@ -102,59 +115,86 @@ class Checkpoints:
         self._manager = ocp.CheckpointManager(self._folder, options=options)
 
     def save(self, clock: int, train: Train, host: Mapping[str, Any]) -> None:
-        """Write the state and the host loop's own counters; returns when it is on disk."""
+        """Write a checkpoint, unless the one of this clock exists; returns when it is on disk.
+
+        Args:
+          clock: segments done.
+          train: the state of the compiled loop.
+          host: plain values of the host.
+
+        Raises:
+          OSError: the disk is full.
+        """
+        if clock in self._manager.all_steps():
+            return
         arguments = ocp.args.Composite(
-            train=ocp.args.StandardSave(_without_keys(train)), host=ocp.args.JsonSave(dict(host))
+            train=ocp.args.StandardSave(_key_data(train)), host=ocp.args.JsonSave(dict(host))
         )
-        if clock not in self._manager.all_steps():
-            try:
-                self._manager.save(clock, args=arguments)
-                if distributed.is_primary():
-                    _sign(self._folder / str(clock))
-            except (OSError, ValueError) as error:  # of a full disk, by way of tensorstore
-                raise OSError(
-                    f"cannot write checkpoint {clock} to {self._folder}: {error}; make room: the same command goes on from the "
-                    "checkpoint before"
-                ) from error
+        try:
+            self._manager.save(clock, args=arguments)
+            if distributed.is_primary():
+                _sign(self._folder / str(clock))
+        except (OSError, ValueError) as error:  # tensorstore raises ValueError if the disk is full
+            raise OSError(
+                f"cannot write checkpoint {clock} to {self._folder}: {error}; free some space: the "
+                "same command resumes from the checkpoint before"
+            ) from error
 
     def restore(
         self, init: Callable[[], Train], shardings: PyTree
     ) -> tuple[Train, dict[str, Any]] | None:
-        """The newest checkpoint as (Train, host counters), or None. ``init`` gives the shapes; nothing of it is run."""
+        """Read the newest checkpoint.
+
+        Args:
+          init: makes a state with the same shapes; it is traced, not run.
+          shardings: how the state is placed on devices, a prefix of it.
+
+        Returns:
+          The state and the host's values; None if there is no checkpoint.
+        """
         clock = self._manager.latest_step()
         if clock is None:
             return None
         shapes = jax.eval_shape(init)
-        placed = _place(shapes, shardings)
-        raw = jax.eval_shape(_without_keys, shapes)
+        placed = _with_shardings(shapes, shardings)
         raw = jax.tree.map(
             lambda x, like: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=like.sharding),
-            raw,
+            jax.eval_shape(_key_data, shapes),
             placed,
         )
         arguments = ocp.args.Composite(
             train=ocp.args.StandardRestore(raw), host=ocp.args.JsonRestore()
         )
         found = self._manager.restore(clock, args=arguments)
-        restored = jax.tree.map(
+        train = jax.tree.map(
             lambda x, like: jax.random.wrap_key_data(x) if _is_key(like) else x,
             found["train"],
             shapes,
         )
-        return jax.device_put(restored, jax.tree.map(lambda x: x.sharding, placed)), found["host"]
+        return jax.device_put(train, jax.tree.map(lambda x: x.sharding, placed)), found["host"]
 
     def close(self) -> None:
         """Release the folder."""
         self._manager.close()
 
 
-def _place(shapes: PyTree, shardings: PyTree) -> PyTree:
+def _is_key(x: Any) -> bool:
+    return jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key)
+
+
+def _key_data(tree: PyTree) -> PyTree:
+    """Replace typed random keys by their integers, which orbax can write."""
+    return jax.tree.map(lambda x: jax.random.key_data(x) if _is_key(x) else x, tree)
+
+
+def _with_shardings(shapes: PyTree, shardings: PyTree) -> PyTree:
     """Shapes with the shardings of a prefix tree."""
-    return jax.tree.map(
-        lambda sharding, part: jax.tree.map(
+
+    def place(sharding: jax.sharding.Sharding, part: PyTree) -> PyTree:
+        return jax.tree.map(
             lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), part
-        ),
-        shardings,
-        shapes,
-        is_leaf=lambda x: isinstance(x, jax.sharding.Sharding),
+        )
+
+    return jax.tree.map(
+        place, shardings, shapes, is_leaf=lambda x: isinstance(x, jax.sharding.Sharding)
     )

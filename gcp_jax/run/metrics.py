@@ -1,7 +1,9 @@
-"""Where the numbers of a run go: JSON lines that survive a crash and a resume, TensorBoard, Weights & Biases.
+"""Where the numbers of a run go: JSON lines, TensorBoard, Weights & Biases.
 
-A row is one flat record: ``stage``, ``seed``, ``env_steps``, ``updates``, ``seconds`` and numbers named
-``train/ episode/ eval/ time/``; in finetuning a population also ``population``, which of its points (``config.Member.label``). A run folder keeps two files of rows, ``metrics.jsonl`` and ``eval.jsonl``.
+A row is one flat record: ``stage``, ``seed``, ``env_steps``, ``updates``, ``seconds`` and numbers
+named ``train/``, ``episode/``, ``eval/`` or ``time/``. The rows of a population also have
+``population``, the label of the member's hyper-parameters (``config.Member.label``). A run folder
+has two files of rows, ``metrics.jsonl`` and ``eval.jsonl``.
 """
 
 from __future__ import annotations
@@ -15,11 +17,12 @@ from typing import Any, Protocol, Self
 
 Row = Mapping[str, Any]  # str, int, float, or a scalar array
 
-STAGES = ("pretrain", "base", "finetune")  # in the order a run goes through them
+RUN_FORMAT = 3  # of a run folder: its files, their fields and the names of the metrics
+STAGES = ("pretrain", "base", "finetune")  # in the order of a run
 
 
 class Writer(Protocol):
-    """A sink for rows."""
+    """Receives rows."""
 
     def write(self, row: Row) -> None: ...
 
@@ -27,10 +30,10 @@ class Writer(Protocol):
 
 
 class JsonlWriter:
-    """Appends rows to a file; each has left the process before ``write`` returns, so killing it loses none.
+    """Appends rows to a file and flushes after each, so that killing the process loses none.
 
-    JSON has no NaN or infinity: non-finite numbers are written as null, and ``rows`` reads null as NaN.
-    A last line that a killed process left half-written is removed on opening.
+    JSON has no NaN or infinity: non-finite numbers are written as null, and ``rows`` reads null
+    as NaN. If a killed process left an incomplete last line, opening the file removes it.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -41,10 +44,8 @@ class JsonlWriter:
         self._file = path.open("a", encoding="utf-8")
 
     def write(self, row: Row) -> None:
-        line = json.dumps(
-            {key: _finite(_plain(key, value)) for key, value in row.items()}, allow_nan=False
-        )
-        self._file.write(line + "\n")
+        plain = {key: _null_if_nonfinite(_to_python(key, value)) for key, value in row.items()}
+        self._file.write(json.dumps(plain, allow_nan=False) + "\n")
         self._file.flush()
 
     def close(self) -> None:
@@ -52,15 +53,17 @@ class JsonlWriter:
 
 
 class RunWriter:
-    """The two files of a run folder: rows with an ``eval/`` key go to ``eval.jsonl``, others to ``metrics.jsonl``."""
+    """Writes rows with an ``eval/`` key to ``eval.jsonl`` and all others to ``metrics.jsonl``."""
 
     def __init__(self, run_dir: str | Path) -> None:
         self._metrics = JsonlWriter(Path(run_dir) / "metrics.jsonl")
         self._eval = JsonlWriter(Path(run_dir) / "eval.jsonl")
 
     def write(self, row: Row) -> None:
-        is_eval = any(key.startswith("eval/") for key in row)
-        (self._eval if is_eval else self._metrics).write(row)
+        if any(key.startswith("eval/") for key in row):
+            self._eval.write(row)
+        else:
+            self._metrics.write(row)
 
     def close(self) -> None:
         self._metrics.close()
@@ -68,24 +71,28 @@ class RunWriter:
 
 
 class TensorBoardWriter:
-    """One event folder per stage and seed, so that TensorBoard overlays the seeds: ``DIR/tensorboard/finetune/seed_0``.
+    """Writes one event folder per stage and seed: ``DIR/tensorboard/finetune/seed_0``.
 
-    The horizontal axis is environment steps, or updates in pretraining. The first row that a process writes hides
-    what an earlier process wrote from that step on, so a resumed run shows no point twice.
+    TensorBoard then overlays the seeds. The horizontal axis is environment steps, or updates in
+    pretraining. The first row that a process writes hides what an earlier process wrote from that
+    step on, so that a resumed run shows no point twice.
     """
 
     def __init__(self, run_dir: str | Path) -> None:
         try:
             from tensorboardX import SummaryWriter
         except ImportError as error:
-            raise ImportError(_missing("tensorboard", "tensorboardX")) from error
-        self._open, self._folder = SummaryWriter, Path(run_dir) / "tensorboard"
+            raise ImportError(_missing_extra("tensorboard", "tensorboardX")) from error
+        self._open = SummaryWriter
+        self._folder = Path(run_dir) / "tensorboard"
         self._writers: dict[Path, Any] = {}
 
     def write(self, row: Row) -> None:
-        folder, step = self._folder / row["stage"] / member(row), _step(row)
+        folder = self._folder / row["stage"] / member(row)
+        step = _step(row)
         if folder not in self._writers:
-            # Event files are named by the second; without the suffix a quick restart would overwrite the last one.
+            # Event files are named by the second: without the suffix a quick restart would
+            # overwrite the last one.
             self._writers[folder] = self._open(
                 str(folder), purge_step=step, filename_suffix=f".from{step}"
             )
@@ -99,17 +106,18 @@ class TensorBoardWriter:
 
 
 class WandbWriter:
-    """One Weights & Biases run per run folder; a number is named ``stage/key/seed_i`` and drawn over ``stage/step``.
+    """Sends the rows of a run folder to one Weights & Biases run.
 
-    WANDB_MODE=offline works without a network or a login. The run's id is that of the folder, so a resumed run goes
-    on in the same page; rows that a killed process sent after its last checkpoint stay there.
+    A number is named ``stage/key/seed_i`` and plotted over ``stage/step``. WANDB_MODE=offline works
+    without a network or a login. The run's id is the folder's name, so that a resumed run continues
+    on the same page; rows that a killed process sent after its last checkpoint remain there.
     """
 
     def __init__(self, run_dir: str | Path, config: Mapping[str, Any]) -> None:
         try:
             import wandb
         except ImportError as error:
-            raise ImportError(_missing("wandb", "wandb")) from error
+            raise ImportError(_missing_extra("wandb", "wandb")) from error
         folder = Path(run_dir).resolve()
         name = f"{folder.parent.name}-{folder.name}"
         self._run = wandb.init(
@@ -133,7 +141,7 @@ class WandbWriter:
 
 
 class FanOut:
-    """Hands each row to every writer; also a context manager that closes them."""
+    """Writes each row to several writers; as a context manager it closes them."""
 
     def __init__(self, writers: Sequence[Writer]) -> None:
         self._writers = tuple(writers)
@@ -154,15 +162,23 @@ class FanOut:
 
 
 def member(row: Row) -> str:
-    """What a row's training is called among those of its run: ``seed_0``, or ``actor_lr=0.0001/seed_0``."""
+    """The name of a row's member in its run: ``seed_0``, or ``actor_lr=0.0001/seed_0``."""
     point = row.get("population", "")
-    return f"{point}/seed_{row['seed']}" if point else f"seed_{row['seed']}"
+    seed = f"seed_{row['seed']}"
+    return f"{point}/{seed}" if point else seed
 
 
-def writers(names: Sequence[str], run_dir: str | Path, config: Mapping[str, Any]) -> FanOut:
-    """Opens the named writers on a run folder: any of ``jsonl``, ``tensorboard``, ``wandb``.
+def make_writers(names: Sequence[str], run_dir: str | Path, config: Mapping[str, Any]) -> FanOut:
+    """Open writers on a run folder.
 
-    Raises ValueError at an unknown name and ImportError, naming the extra to install, at a missing package.
+    Args:
+      names: any of "jsonl", "tensorboard", "wandb".
+      run_dir: the run's folder.
+      config: the configuration to show on Weights & Biases.
+
+    Raises:
+      ValueError: a name is unknown.
+      ImportError: a package is missing; the message names the extra to install.
     """
     known: dict[str, Callable[[], Writer]] = {
         "jsonl": lambda: RunWriter(run_dir),
@@ -176,18 +192,22 @@ def writers(names: Sequence[str], run_dir: str | Path, config: Mapping[str, Any]
 
 
 def rows(path: str | Path) -> list[dict[str, Any]]:
-    """All rows of a file, oldest first; a missing file has none. A half-written last line is left out.
+    """All rows of a file, oldest first; none if there is no file.
 
-    Raises ValueError, naming file and line, at any other line that is not a JSON object.
+    An incomplete last line is ignored.
+
+    Raises:
+      ValueError: any other line is not a JSON object; the message names the file and the line.
     """
     return [row for _, row in _lines(Path(path))]
 
 
 def truncate_after(path: str | Path, keep: Callable[[Row], bool]) -> None:
-    """Rewrites a file of rows to those ``keep`` accepts, byte for byte and atomically; a missing file is left missing.
+    """Drop the rows that ``keep`` rejects from a file, if it exists.
 
-    With ``until``, this is what makes a resumed file equal that of a run never stopped, provided the rows of a step
-    are written before the checkpoint of that step. Close any writer of the file first.
+    The rest is kept byte for byte, and the file is replaced atomically. With ``until``, a resumed
+    file equals that of a run that never stopped, because the rows of a step are written before its
+    checkpoint. Close any writer of the file first.
     """
     path = Path(path)
     if not path.exists():
@@ -201,8 +221,16 @@ def truncate_after(path: str | Path, keep: Callable[[Row], bool]) -> None:
 
 
 def until(stage: str, env_steps: int, updates: int) -> Callable[[Row], bool]:
-    """Accepts the rows of a run up to its checkpoint at (stage, env_steps, updates), inclusive: all of the stages
-    before, and of this stage what lies at or before both counters."""
+    """A predicate of the rows up to a run's checkpoint, inclusive.
+
+    Args:
+      stage: the checkpoint's stage; all rows of earlier stages are accepted.
+      env_steps: its environment steps; later rows of the stage are rejected.
+      updates: its updates; later rows of the stage are rejected.
+
+    Raises:
+      ValueError: there is no such stage.
+    """
     if stage not in STAGES:
         raise ValueError(f"stage {stage!r} is unknown; choose from {', '.join(STAGES)}")
 
@@ -215,7 +243,7 @@ def until(stage: str, env_steps: int, updates: int) -> Callable[[Row], bool]:
 
 
 def _lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    """(line as written, row) of every complete line."""
+    """Every complete line as it was written, and its row."""
     if not path.exists():
         return
     lines = path.read_text(encoding="utf-8", errors="replace").removesuffix("\n").split("\n")
@@ -233,8 +261,13 @@ def _lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
         yield line, {key: math.nan if value is None else value for key, value in row.items()}
 
 
-def _plain(key: str, value: Any) -> str | float:
-    """A Python scalar from a Python, numpy or JAX scalar."""
+def _to_python(key: str, value: Any) -> str | float:
+    """A Python scalar from a Python, numpy or JAX scalar.
+
+    Raises:
+      ValueError: the value is not a scalar.
+      TypeError: it is neither a number nor a string.
+    """
     if getattr(value, "ndim", 0) != 0:
         raise ValueError(
             f"metric {key!r} has shape {value.shape}; write one number per row, e.g. its mean"
@@ -245,8 +278,10 @@ def _plain(key: str, value: Any) -> str | float:
     return value
 
 
-def _finite(value: str | float) -> str | float | None:
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+def _null_if_nonfinite(value: str | float) -> str | float | None:
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value
 
 
 def _numbers(row: Row) -> dict[str, float]:
@@ -255,9 +290,9 @@ def _numbers(row: Row) -> dict[str, float]:
 
 
 def _step(row: Row) -> int:
-    """What a curve of this row's stage is drawn over."""
+    """The horizontal axis of a row's stage."""
     return int(row["updates"] if row["stage"] == "pretrain" else row["env_steps"])
 
 
-def _missing(extra: str, package: str) -> str:
+def _missing_extra(extra: str, package: str) -> str:
     return f"the {extra} writer needs {package}; install it with: pip install gcp-jax[{extra}]"

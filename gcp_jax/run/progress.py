@@ -1,7 +1,8 @@
-"""What a person watching a run sees, on standard error: how far, how long still, how well, how fast.
+"""The progress of a run on standard error: steps done, time left, score, speed.
 
-On a terminal a bar that keeps moving while the device computes or XLA compiles; in a log file or CI plain lines,
-one every few seconds. A display that fails (a closed pipe, say) falls silent: it never stops a run.
+On a terminal it is a bar that keeps moving while the device computes or XLA compiles; in a log
+file or in CI it is a plain line every few seconds. If the display fails, for example on a closed
+pipe, it falls silent: it never stops a run.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from datetime import timedelta
-from typing import Any, Protocol, Self, TextIO
+from typing import Any, NamedTuple, Protocol, Self, TextIO
 
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
@@ -21,15 +22,31 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from gcp_jax.stats.statistics import MISSING, before_after
+from gcp_jax.stats.eval_rows import before_after
+from gcp_jax.stats.intervals import MISSING
+
+
+class _Compilation(NamedTuple):
+    """A compilation in progress."""
+
+    what: str
+    began: float
 
 
 class Progress:
-    """Progress of one stage, as a context manager.
+    """Shows the progress of one stage, as a context manager.
 
-    ``total`` counts ``unit`` ("env steps", or "updates" in pretraining); a resumed stage starts at ``start``, so that
-    the time left is score_name by the speed of this process. ``score_name``: the task, by "success" or by "return".
-    ``compile_seconds`` adds up what ``compiling`` timed, and is kept out of the speed. ``every`` is the time between plain lines in seconds; ``stream`` is standard error if None.
+    Args:
+      total: the end of the stage, in ``unit``.
+      stage: its name.
+      unit: "env steps", or "updates" in pretraining.
+      start: where a resumed stage starts; the time left follows from the speed since then.
+      score_name: "success" or "return".
+      every: seconds between plain lines.
+      stream: where to show it; None: standard error.
+
+    Attributes:
+      compile_seconds: what ``compiling`` timed; not counted in the speed.
     """
 
     def __init__(
@@ -46,23 +63,21 @@ class Progress:
         if total <= 0:
             raise ValueError(f"Progress: total is {total} {unit}; it must be positive")
         self.compile_seconds = 0.0
-        self._total, self._stage, self._unit, self._start, self._done = (
-            total,
-            stage,
-            unit,
-            start,
-            start,
-        )
-        self._judged = score_name
+        self._total = total
+        self._stage = stage
+        self._unit = unit
+        self._start = start
+        self._done = start
+        self._score_name = score_name
         self._values: dict[str, Any] = {}
-        self._compiling: tuple[str, float] | None = None
+        self._compilation: _Compilation | None = None
         self._began = time.monotonic()
         console = _Console(file=stream or sys.stderr)
-        self._display: _Display = (
-            _Bar(console, self._bar)
-            if _is_terminal(console)
-            else _Lines(console, self._line, every)
-        )
+        self._display: _Display
+        if _is_terminal(console):
+            self._display = _Bar(console, self._render)
+        else:
+            self._display = _Lines(console, self._line, every)
 
     def __enter__(self) -> Self:
         self._began = time.monotonic()
@@ -83,30 +98,35 @@ class Progress:
         env_steps_per_s: float | None = None,
         updates_per_s: float | None = None,
     ) -> None:
-        """Tells how far the stage is, in ``unit``; a value not given keeps the last one.
+        """Set what is shown; a value that is None keeps its last value.
 
-        Success rates in [0, 1], or returns: ``evaluated`` at the latest evaluation, ``training`` of recent episodes.
+        Args:
+          done: progress, in ``unit``.
+          evaluated: the score of the last evaluation, a success rate in [0, 1] or a return.
+          training: the score of recent training episodes.
+          env_steps_per_s: speed of the environments.
+          updates_per_s: speed of the updates.
         """
-        given = {
+        values = {
             "evaluated": evaluated,
             "training": training,
             "env_steps_per_s": env_steps_per_s,
             "updates_per_s": updates_per_s,
         }
         self._done = done
-        self._values |= {key: value for key, value in given.items() if value is not None}
+        self._values |= {key: value for key, value in values.items() if value is not None}
 
     @contextlib.contextmanager
     def compiling(self, what: str) -> Iterator[None]:
-        """Times a compilation and names it: ``compiling the training segment … 14.2 s``."""
+        """Time and announce a compilation: ``compiled the training segment in 14.2 s``."""
         began = time.monotonic()
-        self._compiling = (what, began)
+        self._compilation = _Compilation(what, began)
         self._announce(f"compiling the {what} …")
         try:
             yield
         finally:
             seconds = time.monotonic() - began
-            self._compiling = None
+            self._compilation = None
             self.compile_seconds += seconds
             self._announce(f"compiled the {what} in {seconds:.1f} s")
 
@@ -115,64 +135,72 @@ class Progress:
             self._display.announce(f"[{self._stage}] {message}")
 
     def _seconds_left(self, elapsed: float) -> float | None:
-        gained, running = self._done - self._start, elapsed - self.compile_seconds
-        return (
-            None
-            if gained <= 0 or self._compiling
-            else max(0, self._total - self._done) * running / gained
-        )
+        """None while it is unknown."""
+        gained = self._done - self._start
+        if gained <= 0 or self._compilation:
+            return None
+        running = elapsed - self.compile_seconds
+        return max(0, self._total - self._done) * running / gained
 
-    def _count(self) -> str:
-        return (
-            f"{100 * self._done / self._total:.0f} % · {self._done:,}/{self._total:,} {self._unit}"
-        )
+    def _count_text(self) -> str:
+        percent = 100 * self._done / self._total
+        return f"{percent:.0f} % · {self._done:,}/{self._total:,} {self._unit}"
 
-    def _times(self) -> str:
-        """``0:01:02 elapsed · 0:07:40 left``"""
+    def _time_text(self) -> str:
+        """``0:01:02 elapsed · 0:07:40 left``."""
         elapsed = time.monotonic() - self._began
         return f"{_duration(elapsed)} elapsed · {_duration(self._seconds_left(elapsed))} left"
 
-    def _numbers(self) -> str:
-        """``success 81.2 % (training 76.0 %) · 52,310 env steps/s · 310 updates/s``, or what is being compiled."""
-        if self._compiling:
-            what, began = self._compiling
-            return f"compiling the {what} … {time.monotonic() - began:.1f} s"
-        told = _rate if self._judged == "success" else _number
-        evaluated, training = (told(self._values.get(key)) for key in ("evaluated", "training"))
-        speeds = {"env steps/s": "env_steps_per_s", "updates/s": "updates_per_s"}
-        known = [
-            f"{self._values[key]:,.0f} {unit}"
-            for unit, key in speeds.items()
-            if key in self._values
-        ]
-        return " · ".join([f"{self._judged} {evaluated} (training {training})", *known])
+    def _score_text(self) -> str:
+        """What is being compiled, or scores and speeds.
+
+        ``success 81.2 % (training 76.0 %) · 52,310 env steps/s · 310 updates/s``
+        """
+        if self._compilation:
+            seconds = time.monotonic() - self._compilation.began
+            return f"compiling the {self._compilation.what} … {seconds:.1f} s"
+        format_score = _rate if self._score_name == "success" else _number
+        evaluated = format_score(self._values.get("evaluated"))
+        training = format_score(self._values.get("training"))
+        parts = [f"{self._score_name} {evaluated} (training {training})"]
+        for unit, key in (("env steps/s", "env_steps_per_s"), ("updates/s", "updates_per_s")):
+            if key in self._values:
+                parts.append(f"{self._values[key]:,.0f} {unit}")
+        return " · ".join(parts)
 
     def _line(self) -> str:
-        return f"[{self._stage}] {self._count()} · {self._times()} · {self._numbers()}"
+        texts = (self._count_text(), self._time_text(), self._score_text())
+        return f"[{self._stage}] {' · '.join(texts)}"
 
-    def _bar(self) -> RenderableType:
+    def _render(self) -> RenderableType:
         row = Table.grid(expand=True, padding=(0, 1))
         row.add_column(no_wrap=True)
         row.add_column(ratio=1)
         row.add_column(no_wrap=True)
         bar = ProgressBar(total=self._total, completed=self._done)
-        row.add_row(Text(self._stage, style="bold"), bar, self._count())
-        details = (Text(f"  {line}", style="cyan") for line in (self._times(), self._numbers()))
+        row.add_row(Text(self._stage, style="bold"), bar, self._count_text())
+        lines = (self._time_text(), self._score_text())
+        details = [Text(f"  {line}", style="cyan") for line in lines]
         return Group(row, *details)
 
 
-def table(eval_rows: Iterable[Mapping[str, Any]], stream: TextIO | None = None) -> None:
-    """Prints success, or return, before and after with 95 % intervals, by seed and pooled, from the rows of an ``eval.jsonl``.
+def print_scores(eval_rows: Iterable[Mapping[str, Any]], stream: TextIO | None = None) -> None:
+    """Print the score before and after finetuning with 95 % intervals, by seed and pooled.
 
-    To standard output unless told otherwise: a drawn table on a terminal, aligned plain text elsewhere.
+    A terminal gets a table with lines, a file or a pipe aligned plain text.
+
+    Args:
+      eval_rows: the rows of an ``eval.jsonl``.
+      stream: where to print it; None: standard output.
     """
     console = _Console(file=stream or sys.stdout)
     rows = before_after(eval_rows)
     score_name = rows[0].score_name if rows else "success"
     change = "change, points [95 %]" if score_name == "success" else "change [95 %]"
-    cells = [(score_name, "before [95 %]", "after [95 %]", change), *(row.texts() for row in rows)]
+    header = (score_name, "before [95 %]", "after [95 %]", change)
+    cells = [header, *(row.cells() for row in rows)]
     if _is_terminal(console):
-        console.print(_drawn(cells))
+        console.print(_table_with_lines(cells))
         return
     widths = [max(len(cell) for cell in column) for column in zip(*cells, strict=True)]
     for line in cells:
@@ -190,15 +218,17 @@ class _Display(Protocol):
 
 class _Console(Console):
     def on_broken_pipe(self) -> None:
-        """rich would exit the process."""
+        """Fall silent; rich would exit the process."""
         self.quiet = True
 
 
 class _Bar:
-    """A bar at the bottom of a terminal, redrawn four times a second from a thread of its own."""
+    """A bar at the bottom of a terminal, redrawn four times a second by a thread."""
 
     def __init__(self, console: Console, render: Callable[[], RenderableType]) -> None:
-        self._live = Live(console=console, get_renderable=_or_nothing(render), refresh_per_second=4)
+        self._live = Live(
+            console=console, get_renderable=_never_failing(render), refresh_per_second=4
+        )
 
     def start(self) -> None:
         self._live.start()
@@ -211,10 +241,12 @@ class _Bar:
 
 
 class _Lines:
-    """Plain lines without control codes: one every ``every`` seconds from a thread, and a last one at the end."""
+    """Plain lines without control codes: one every ``every`` seconds, and one at the end."""
 
     def __init__(self, console: Console, line: Callable[[], str], every: float) -> None:
-        self._file, self._line, self._every = console.file, line, every
+        self._file = console.file
+        self._line = line
+        self._every = every
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._tick, daemon=True)
 
@@ -240,7 +272,9 @@ def _is_terminal(console: Console) -> bool:
     return console.is_terminal and not console.is_dumb_terminal
 
 
-def _or_nothing(render: Callable[[], RenderableType]) -> Callable[[], RenderableType]:
+def _never_failing(render: Callable[[], RenderableType]) -> Callable[[], RenderableType]:
+    """``render``, but an empty text if it raises."""
+
     def rendered() -> RenderableType:
         with contextlib.suppress(Exception):
             return render()
@@ -250,19 +284,25 @@ def _or_nothing(render: Callable[[], RenderableType]) -> Callable[[], Renderable
 
 
 def _duration(seconds: float | None) -> str:
-    return MISSING if seconds is None else str(timedelta(seconds=round(seconds)))
+    if seconds is None:
+        return MISSING
+    return str(timedelta(seconds=round(seconds)))
 
 
 def _rate(value: float | None) -> str:
-    return MISSING if value is None or math.isnan(value) else f"{100 * value:.1f} %"
+    if value is None or math.isnan(value):
+        return MISSING
+    return f"{100 * value:.1f} %"
 
 
 def _number(value: float | None) -> str:
-    return MISSING if value is None or math.isnan(value) else f"{value:,.1f}"
+    if value is None or math.isnan(value):
+        return MISSING
+    return f"{value:,.1f}"
 
 
-def _drawn(cells: list[tuple[str, str, str, str]]) -> Table:
-    drawn = Table(*cells[0], header_style="bold")
+def _table_with_lines(cells: list[tuple[str, str, str, str]]) -> Table:
+    table = Table(*cells[0], header_style="bold")
     for line in cells[1:]:
-        drawn.add_row(*line, style="bold" if line[0] == "pooled" else "")
-    return drawn
+        table.add_row(*line, style="bold" if line[0] == "pooled" else "")
+    return table

@@ -1,7 +1,9 @@
-"""The artifact a policy is saved as: ``arrays.npz`` (parameters, normalizer, probe) and ``policy.json``.
+"""A saved policy: a folder with ``arrays.npz`` and ``policy.json``.
 
-A plain policy is {"net", "normalizer"}; what a method deploys beside it (a noise policy, an edit policy, critics to choose by)
-is saved too, with the method's name and configuration, so that loading gives back the function that acts.
+``arrays.npz`` holds the parameters, the normalizer and a probe: a fixed batch of observations with
+the policy's actions. ``policy.json`` describes the policy. A base policy is {"net", "normalizer"}.
+A finetuned one may have more parts (a noise policy, an edit policy, critics to choose by); the
+method's name and settings are saved with it, so that loading gives back the function that acts.
 """
 
 from __future__ import annotations
@@ -24,42 +26,31 @@ import numpy as np
 
 from gcp_jax import algorithms
 from gcp_jax.atomic_files import UNREADABLE
-from gcp_jax.config import build_config
+from gcp_jax.config_fields import build_config
 from gcp_jax.core import policy as policies
 from gcp_jax.core.networks import Normalizer
 from gcp_jax.core.policy import Policy, PolicyConfig
-from gcp_jax.types import Array, PyTree, Specs
+from gcp_jax.types import Array, Batch, BatchSource, PRNGKey, PyTree, Segment, Specs
 
-FORMAT = 1
-BASE_KEYS = {"net", "normalizer"}
-MAX_BYTES = 2**32  # bytes of an archive
+FORMAT = 2  # of a saved policy
+BASE_KEYS = {"net", "normalizer"}  # the parts of a base policy
+MAX_BYTES = 2**32  # of arrays.npz
+MAX_PROBE_ERROR = 1e-3  # largest difference of an action from the probe's
 
-EvalPolicy = Callable[[PyTree, Array, Array], Array]
+EvalPolicy = Callable[[PyTree, Array, PRNGKey], Array]  # (deployed, obs [N, O], key) -> [N, h, A]
 
 
 class SavedPolicy(NamedTuple):
-    """A loaded policy. ``eval_policy(deployed, obs [N, O], key) -> chunk [N, h, A]`` is how it acts."""
+    """A loaded policy."""
 
     policy: Policy
-    deployed: PyTree
-    facts: dict[str, Any]
-    eval_policy: EvalPolicy
+    deployed: PyTree  # its parameters
+    facts: dict[str, Any]  # the content of policy.json
+    eval_policy: EvalPolicy  # how it acts
 
 
 class SavedPolicyError(ValueError):
-    """A policy artifact that cannot be used; the message says which, why, and what to do."""
-
-
-def _probe(policy: Policy, eval_policy: EvalPolicy, deployed: PyTree) -> dict[str, np.ndarray]:
-    """A fixed batch of observations, and the actions the policy gives for them."""
-    rng = np.random.default_rng(0)
-    spread = rng.standard_normal((8, policy.specs.obs_dim), dtype=np.float32)
-    obs = (
-        np.asarray(deployed["normalizer"].mean)[None]
-        + spread * np.asarray(deployed["normalizer"].std)[None]
-    )
-    action = jax.jit(eval_policy)(deployed, jnp.asarray(obs), jax.random.key(0))
-    return {"probe/obs": obs, "probe/action": np.asarray(action)}
+    """A saved policy cannot be used; the message names it, with the reason and the remedy."""
 
 
 def save_policy(
@@ -70,11 +61,22 @@ def save_policy(
     facts: Mapping[str, Any],
     eval_policy: EvalPolicy | None = None,
 ) -> Path:
-    """Save a policy artifact, atomically.
+    """Save a policy, atomically.
 
-    facts: plain values to keep beside it: env, success, episodes, configuration; and where ``deployed`` is more than a plain
-    policy, ``algorithm``: the method's {"name", "module", **fields}, whose ``eval_policy`` is to be given. An existing artifact is
-    never overwritten: FileExistsError.
+    Args:
+      path: a folder that does not exist.
+      policy: the base policy's functions.
+      deployed: the parameters; "normalizer" is among them.
+      facts: plain values to save with it, such as the environment and the score. If ``deployed``
+        has more parts than a base policy, "algorithm" must be among them: {"name", "module",
+        **settings} of the method.
+      eval_policy: how the policy acts; None: as a base policy.
+
+    Returns:
+      The folder.
+
+    Raises:
+      FileExistsError: the folder exists.
     """
     path = Path(path)
     if path.exists():
@@ -82,13 +84,9 @@ def save_policy(
             f"{path} exists; a saved policy is never overwritten. Choose another folder."
         )
     path.parent.mkdir(parents=True, exist_ok=True)
-    nets = {k: v for k, v in deployed.items() if k != "normalizer"}
-    arrays = {k: np.asarray(v) for k, v in flax.traverse_util.flatten_dict(nets, sep="/").items()}
-    arrays |= {
-        f"normalizer/{k}": np.asarray(v) for k, v in deployed["normalizer"]._asdict().items()
-    }
+    arrays = _flatten(deployed)
     arrays |= _probe(policy, eval_policy or policy.eval_policy, deployed)
-    meta = {
+    description = {
         "format": FORMAT,
         "policy": dataclasses.asdict(policy.config),
         "specs": policy.specs._asdict(),
@@ -98,7 +96,7 @@ def save_policy(
     scratch.mkdir()
     try:
         np.savez(scratch / "arrays.npz", allow_pickle=False, **arrays)
-        (scratch / "policy.json").write_text(json.dumps(meta, indent=1))
+        (scratch / "policy.json").write_text(json.dumps(description, indent=1))
         os.replace(scratch, path)
     except BaseException:
         shutil.rmtree(scratch, ignore_errors=True)
@@ -106,106 +104,167 @@ def save_policy(
     return path
 
 
-def _arrays(path: Path) -> dict[str, np.ndarray]:
-    """The arrays of an archive that is no larger than LARGEST and holds nothing packed: what is read is no larger than the file."""
-    content = path.read_bytes() if path.stat().st_size <= MAX_BYTES else b""
-    if not content:
-        raise ValueError(
-            f"{path.name} has {path.stat().st_size:,} bytes, allowed are 1 to {MAX_BYTES:,}"
+def load_saved_policy(path: str | os.PathLike[str]) -> SavedPolicy:
+    """Load a policy and check that it still gives the actions of its probe.
+
+    Raises:
+      SavedPolicyError: there is none, it is damaged or of another format, or its actions differ by
+        more than ``MAX_PROBE_ERROR``.
+    """
+    path = Path(path)
+    saved, arrays = _open(path)
+    try:
+        obs = jnp.asarray(arrays["probe/obs"])
+        action = jax.jit(saved.eval_policy)(saved.deployed, obs, jax.random.key(0))
+        error = float(np.max(np.abs(np.asarray(action) - arrays["probe/action"])))
+    except (KeyError, TypeError, ValueError) as failure:
+        raise _not_as_described(path, failure) from failure
+    if not error <= MAX_PROBE_ERROR:
+        raise SavedPolicyError(
+            f"{path} gives other actions than when it was saved (largest difference {error:.2g}, "
+            f"allowed {MAX_PROBE_ERROR:g}): its arrays were changed, or this version computes the "
+            "policy differently."
         )
-    with zipfile.ZipFile(io.BytesIO(content)) as archive:
-        packed = [
-            each.filename for each in archive.infolist() if each.compress_type != zipfile.ZIP_STORED
-        ]
-    if packed:
-        raise ValueError(f"{packed[0]} is compressed, which a saved policy never is")
-    with np.load(io.BytesIO(content), allow_pickle=False) as arrays:
-        return {name: arrays[name] for name in arrays.files}
+    return saved
+
+
+def check_saved_policy(path: str | os.PathLike[str]) -> SavedPolicy:
+    """Load a policy without computing an action, so that nothing is compiled.
+
+    Raises:
+      SavedPolicyError: there is none, or it is damaged or of another format.
+    """
+    saved, _ = _open(Path(path))
+    return saved
+
+
+def _flatten(deployed: PyTree) -> dict[str, np.ndarray]:
+    """Parameters as named arrays: "net/…", other parts, "normalizer/mean", "normalizer/std"."""
+    nets = {name: part for name, part in deployed.items() if name != "normalizer"}
+    flat = flax.traverse_util.flatten_dict(nets, sep="/")
+    arrays = {name: np.asarray(x) for name, x in flat.items()}
+    for name, x in deployed["normalizer"]._asdict().items():
+        arrays[f"normalizer/{name}"] = np.asarray(x)
+    return arrays
+
+
+def _unflatten(arrays: Mapping[str, np.ndarray]) -> PyTree:
+    nets = {
+        name: jnp.asarray(x)
+        for name, x in arrays.items()
+        if name.split("/")[0] not in ("normalizer", "probe")
+    }
+    normalizer = Normalizer(
+        mean=jnp.asarray(arrays["normalizer/mean"]), std=jnp.asarray(arrays["normalizer/std"])
+    )
+    return {**flax.traverse_util.unflatten_dict(nets, sep="/"), "normalizer": normalizer}
+
+
+def _probe(policy: Policy, eval_policy: EvalPolicy, deployed: PyTree) -> dict[str, np.ndarray]:
+    """A fixed batch of observations, and the policy's actions."""
+    rng = np.random.default_rng(0)
+    noise = rng.standard_normal((8, policy.specs.obs_dim), dtype=np.float32)
+    normalizer = deployed["normalizer"]
+    obs = np.asarray(normalizer.mean)[None] + noise * np.asarray(normalizer.std)[None]
+    action = jax.jit(eval_policy)(deployed, jnp.asarray(obs), jax.random.key(0))
+    return {"probe/obs": obs, "probe/action": np.asarray(action)}
+
+
+def _open(path: Path) -> tuple[SavedPolicy, dict[str, np.ndarray]]:
+    """A saved policy and its arrays, with the probe.
+
+    Raises:
+      SavedPolicyError: there is none, or it is damaged or of another format.
+    """
+    arrays, facts = _read(path)
+    try:
+        config = build_config(PolicyConfig, facts["policy"])
+        policy = policies.make_policy(config, Specs(**facts["specs"]))
+        eval_policy, expected = _function_and_shapes(policy, facts)
+        deployed = _unflatten(arrays)
+        if jax.tree.map(jnp.shape, deployed) != jax.tree.map(jnp.shape, expected):
+            raise ValueError("arrays of other names or shapes")
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as failure:
+        raise _not_as_described(path, failure) from failure
+    return SavedPolicy(policy, deployed, facts, eval_policy), arrays
+
+
+def _not_as_described(path: Path, failure: Exception) -> SavedPolicyError:
+    return SavedPolicyError(f"{path} does not hold what its policy.json describes ({failure}).")
 
 
 def _read(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    """The arrays and the description of a saved policy.
+
+    Raises:
+      SavedPolicyError: there is none, or it is damaged or of another format.
+    """
     try:
-        meta = json.loads((path / "policy.json").read_text())
-        arrays = _arrays(path / "arrays.npz")
+        description = json.loads((path / "policy.json").read_text())
+        arrays = _read_arrays(path / "arrays.npz")
     except FileNotFoundError as error:
         raise SavedPolicyError(
-            f"{path} is not a policy artifact: {Path(error.filename).name} is missing."
+            f"{path} is not a saved policy: {Path(error.filename).name} is missing."
         ) from error
     except UNREADABLE as error:
         raise SavedPolicyError(
             f"{path} is damaged and cannot be read ({error}); copy it again or train it anew."
         ) from error
-    if not isinstance(meta, dict) or meta.get("format") != FORMAT:
-        found = meta.get("format") if isinstance(meta, dict) else None
+    saved_format = description.get("format") if isinstance(description, dict) else None
+    if saved_format != FORMAT:
         raise SavedPolicyError(
-            f"{path} is of artifact format {found}; this version reads {FORMAT}."
+            f"{path} is a saved policy of format {saved_format}, this version reads {FORMAT}; "
+            "load it with the version that saved it, or train it anew."
         )
-    return arrays, meta
+    return arrays, description
 
 
-def _method(policy: Policy, facts: Mapping[str, Any]) -> tuple[EvalPolicy, PyTree]:
-    """How the saved policy acts, and the shapes its parameters must have."""
-    net = jax.eval_shape(policy.init, jax.random.key(0))
-    plain = {"net": net, "normalizer": Normalizer(*[jnp.zeros(policy.specs.obs_dim)] * 2)}
-    if "algorithm" not in facts:
-        return policy.eval_policy, plain
-    fields = dict(facts["algorithm"])
-    module = algorithms.load(fields.pop("name"), fields.pop("module", ""))
-    algorithm = module.make(build_config(module.Config, fields), policy, None)
-    return algorithm.eval_policy, jax.eval_shape(
-        lambda: algorithm.export(algorithm.init(jax.random.key(0), plain))
-    )
+def _read_arrays(path: Path) -> dict[str, np.ndarray]:
+    """The arrays of an archive, which must not be compressed: no array is larger than the file.
 
-
-def load_saved_policy(path: str | os.PathLike[str]) -> SavedPolicy:
-    """Load an artifact, after checking that it still gives its stored batch of actions.
-
-    Raises ArtifactError for a missing, damaged or foreign one, and where the actions differ by more than 1e-3.
+    Raises:
+      ValueError: the file is empty, larger than ``MAX_BYTES``, or compressed.
     """
-    path = Path(path)
-    found, arrays = _opened(path)
-    try:
-        action = jax.jit(found.eval_policy)(
-            found.deployed, jnp.asarray(arrays["probe/obs"]), jax.random.key(0)
-        )
-        error = float(np.max(np.abs(np.asarray(action) - arrays["probe/action"])))
-    except (KeyError, TypeError, ValueError) as failure:
-        raise SavedPolicyError(
-            f"{path} does not hold what its policy.json describes ({failure})."
-        ) from failure
-    if not error <= 1e-3:
-        raise SavedPolicyError(
-            f"{path} gives other actions than when it was saved (largest difference {error:.2g}, allowed 1e-3): "
-            "its arrays were changed, or this version computes the policy differently."
-        )
-    return found
+    size = path.stat().st_size
+    if not 0 < size <= MAX_BYTES:
+        raise ValueError(f"{path.name} has {size:,} bytes, allowed are 1 to {MAX_BYTES:,}")
+    content = path.read_bytes()
+    with zipfile.ZipFile(io.BytesIO(content)) as archive:
+        for entry in archive.infolist():
+            if entry.compress_type != zipfile.ZIP_STORED:
+                raise ValueError(f"{entry.filename} is compressed, which a saved policy never is")
+    with np.load(io.BytesIO(content), allow_pickle=False) as arrays:
+        return {name: arrays[name] for name in arrays.files}
 
 
-def check_saved_policy(path: str | os.PathLike[str]) -> SavedPolicy:
-    """The same, without computing an action: nothing is compiled."""
-    return _opened(Path(path))[0]
+def _function_and_shapes(policy: Policy, facts: Mapping[str, Any]) -> tuple[EvalPolicy, PyTree]:
+    """How a saved policy acts, and the shapes that its parameters must have."""
+    obs_dim = policy.specs.obs_dim
+    base = {
+        "net": jax.eval_shape(policy.init, jax.random.key(0)),
+        "normalizer": Normalizer(mean=jnp.zeros(obs_dim), std=jnp.zeros(obs_dim)),
+    }
+    if "algorithm" not in facts:
+        return policy.eval_policy, base
+    settings = dict(facts["algorithm"])
+    module = algorithms.load(settings.pop("name"), settings.pop("module", ""))
+    algorithm = module.make(build_config(module.Config, settings), policy, _no_batches())
+
+    def deployed_at_start() -> PyTree:
+        return algorithm.export(algorithm.init(jax.random.key(0), base))
+
+    return algorithm.eval_policy, jax.eval_shape(deployed_at_start)
 
 
-def _opened(path: Path) -> tuple[SavedPolicy, dict[str, np.ndarray]]:
-    arrays, meta = _read(path)
-    try:
-        policy = policies.make_policy(
-            build_config(PolicyConfig, meta["policy"]), Specs(**meta["specs"])
-        )
-        eval_policy, expected = _method(policy, meta)
-        nets = {
-            k: jnp.asarray(v)
-            for k, v in arrays.items()
-            if k.split("/")[0] not in ("normalizer", "probe")
-        }
-        normalizer = Normalizer(
-            jnp.asarray(arrays["normalizer/mean"]), jnp.asarray(arrays["normalizer/std"])
-        )
-        deployed = {**flax.traverse_util.unflatten_dict(nets, sep="/"), "normalizer": normalizer}
-        if jax.tree.map(jnp.shape, deployed) != jax.tree.map(jnp.shape, expected):
-            raise ValueError("arrays of other names or shapes")
-    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as failure:
-        raise SavedPolicyError(
-            f"{path} does not hold what its policy.json describes ({failure})."
-        ) from failure
-    return SavedPolicy(policy, deployed, meta, eval_policy), arrays
+def _no_batches() -> BatchSource:
+    """A source without batches: a loaded policy acts, and does not learn."""
+
+    def init(item: Segment) -> PyTree:
+        return ()
+
+    def step(
+        buffer_state: PyTree, segment: Segment, key: PRNGKey, clock: Array
+    ) -> tuple[PyTree, Batch]:
+        raise NotImplementedError("a saved policy does not learn")
+
+    return BatchSource(init=init, step=step, partition_spec=(), updates=0, batch_size=0)

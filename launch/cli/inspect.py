@@ -1,4 +1,5 @@
-"""Looking at what is there: a saved policy's success, videos, and tables of tasks and methods."""
+"""Commands that look at policies, runs, tasks and methods: ``evaluate``, ``report``, ``render``,
+``check``, ``demos``, ``envs``, ``algorithms``."""
 
 from __future__ import annotations
 
@@ -11,98 +12,102 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
+from absl import flags
 from rich.console import Console
 from rich.table import Table
 
 from gcp_jax import algorithms, envs
-from gcp_jax import mesh as mesh_lib
-from gcp_jax.config import ConfigError, RunConfig, split_name
+from gcp_jax.config import ConfigError
+from gcp_jax.console import make_console
 from gcp_jax.envs import wrappers
 from gcp_jax.envs.check import check_env
 from gcp_jax.envs.demos import collect, storage
 from gcp_jax.envs.protocol import Env, EnvSpecs
-from gcp_jax.experiments import assemble
-from gcp_jax.learner import evaluation
-from gcp_jax.run import saved_policy, training
-from gcp_jax.stats.statistics import MISSING, pooled, score_name_of
+from gcp_jax.experiments import assemble, play, reference
+from gcp_jax.launch import sweep_page
+from gcp_jax.launch.cli.parse import Arguments, Command, Configuration, UsageError
+from gcp_jax.launch.manifest import NAME as SWEEP_MANIFEST
+from gcp_jax.report import run_page
+from gcp_jax.run import provenance
+from gcp_jax.stats.intervals import MISSING
 from gcp_jax.types import PyTree
 
 MEASURED = Path(envs.__file__).with_name("measured.json")
+POLICY_EXAMPLE = "gcp-jax evaluate runs/first/policy/seed_0"
 
 
-def _played(
-    path: Path, *, episodes: int, seed: int, filmed: int = evaluation.FILMED
-) -> tuple[Env, evaluation.EvalOutcome, PyTree, dict[str, Any]]:
-    """Run a saved policy on its own task: (env, outcome [E], film [T, F, ...], the artifact's facts)."""
-    base, deployed, facts, eval_policy = saved_policy.load_saved_policy(path)
-    name, fields = split_name(facts["env"], "env")
-    env = envs.make(name, **fields)
-    mesh = mesh_lib.make_mesh(1)
-    program = evaluation.build_evaluation(
-        eval_policy,
-        wrappers.training(env),
-        mesh=mesh,
-        episodes=episodes,
-        chunk=base.config.chunk,
-        filmed=filmed,
-    )
-    deployed = jax.tree.map(lambda x: x[None], deployed)
-    outcome, film = jax.device_get(program(deployed, jnp.asarray([seed], jnp.int32)))
-    return env, jax.tree.map(lambda x: x[0], outcome), jax.tree.map(lambda x: x[0], film), facts
+def evaluate(arguments: Arguments) -> dict[str, Any]:
+    """Evaluate a saved policy from fixed start states."""
+    path = Path(arguments.one_positional("saved policy", POLICY_EXAMPLE))
+    return evaluate_policy(path, episodes=arguments.flags.episodes, seed=arguments.flags.seed)
 
 
-def evaluate(path: Path, *, episodes: int, seed: int) -> dict[str, Any]:
-    """Success, or return, of a saved policy with its 95 % interval; prints one line beside what was recorded."""
-    env, outcome, _, facts = _played(path, episodes=episodes, seed=seed)
-    [row] = evaluation.eval_rows(
-        jax.tree.map(lambda x: x[None], outcome), seeds=[seed], specs=env.specs
-    )
-    score_name, interval = score_name_of(row), pooled([row])
-    assert interval is not None
-    print(
-        f"{path} on {env.specs.name}: {score_name} {interval.told(score_name)} over {episodes} episodes",
-        file=sys.stderr,
-    )
-    recorded = facts.get(score_name)
+def evaluate_policy(path: Path, *, episodes: int, seed: int) -> dict[str, Any]:
+    """Print the success, or return, of a saved policy with its 95 % interval.
+
+    Returns:
+      {"success" or "return": estimate, "low", "high", "episodes", "recorded", "return", "length"}.
+
+    Raises:
+      SavedPolicyError: if the policy cannot be used.
+    """
+    played = play.play(path, episodes=episodes, seed=seed)
+    score = play.score_of(played, seed)
+    text = f"{score.name} {score.interval.format(score.name)} over {episodes} episodes"
+    print(f"{path} on {played.env.specs.name}: {text}", file=sys.stderr)
+    recorded = played.facts.get(score.name)
     if recorded is not None:
-        then = f"{recorded:.1%}" if score_name == "success" else f"{recorded:,.1f}"
-        print(
-            f"recorded when it was saved: {then} over {facts.get('episodes', '?')} episodes",
-            file=sys.stderr,
-        )
-    return {
-        score_name: interval.estimate,
-        "low": interval.low,
-        "high": interval.high,
-        "episodes": episodes,
-        "recorded": recorded,
-        "return": row["eval/return"],
-        "length": float(outcome.length.mean()),
-    }
+        value = f"{recorded:.1%}" if score.name == "success" else f"{recorded:,.1f}"
+        count = played.facts.get("episodes", "?")
+        print(f"recorded when it was saved: {value} over {count} episodes", file=sys.stderr)
+    return play.summarize(played, score)
 
 
-def render(target: str, out: Path, *, seed: int, grid: int, noise: float) -> dict[str, Any]:
-    """A video (or ``out`` of ``.png``: a picture) of ``grid`` episodes of a saved policy, or of a task's demonstrator at
-    ``noise``. Raises FileExistsError, ConfigError."""
+def report(arguments: Arguments) -> dict[str, Any]:
+    """Write the report of finished or running runs, or of a sweep, from their folders alone."""
+    folders = arguments.positional
+    if not folders:
+        raise UsageError("name at least one run folder, e.g. gcp-jax report runs/first")
+    out = arguments.flags.out or None
+    if len(folders) == 1 and (Path(folders[0]) / SWEEP_MANIFEST).exists():
+        page = sweep_page.write(folders[0], out)
+    else:
+        page = run_page.write(folders if len(folders) > 1 else folders[0], out)
+    print(f"report: {page}", file=sys.stderr)
+    return {"report": str(page)}
+
+
+def render(arguments: Arguments) -> dict[str, Any]:
+    """Write a video or a picture of a saved policy, or of a task's demonstrator."""
+    values = arguments.flags
+    target = arguments.one_positional("saved policy or task", "gcp-jax render reach")
+    out = Path(values.out)
     if out.exists():
         raise FileExistsError(f"{out} exists; choose another --out.")
     if Path(target).is_dir():
-        env, _, film, _ = _played(Path(target), episodes=grid, seed=seed, filmed=grid)
+        played = play.play(Path(target), episodes=values.grid, seed=values.seed, filmed=values.grid)
+        env = played.env
+        states = played.states
     else:
-        try:
-            env = envs.make(target)
-        except ValueError as error:
-            raise ConfigError(f"{target} is no saved policy, and {error}") from error
-        film = _demonstrated(env, seed, grid, noise)
-    assemble.write_video(env, film, out)
+        env = _env_to_render(target)
+        states = _demonstrate(env, seed=values.seed, episodes=values.grid, noise=values.noise)
+    assemble.write_video(env, states, out)
     return {"written": str(out) if out.exists() else None}
 
 
-def _demonstrated(env: Env, seed: int, episodes: int, noise: float) -> PyTree:
-    """States [T, episodes, ...] of demonstrations."""
+def _env_to_render(name: str) -> Env:
+    try:
+        env = envs.make(name)
+    except ValueError as error:
+        raise ConfigError(f"{name} is no saved policy, and {error}") from error
     if env.demonstrator is None:
         raise ConfigError(f"{env.specs.name} has no demonstrator to show.")
+    return env
+
+
+def _demonstrate(env: Env, *, seed: int, episodes: int, noise: float) -> PyTree:
+    """States [T, episodes, ...] of the demonstrator."""
+    assert env.demonstrator is not None
     demonstrator = env.demonstrator(noise)
     limited = wrappers.time_limit(wrappers.guard(env))
 
@@ -123,49 +128,72 @@ def _demonstrated(env: Env, seed: int, episodes: int, noise: float) -> PyTree:
     return jax.device_get(jax.jit(jax.vmap(episode, out_axes=1))(keys))
 
 
-def check(config: RunConfig, *, seed: int) -> dict[str, Any]:
-    """Check every contract of a task on random actions, print what was measured. Raises EnvError at the first broken one."""
-    env = assemble.make_env(config)
+def check(arguments: Arguments) -> dict[str, Any]:
+    """Check every contract of a task on random actions. Raises EnvError for a broken one."""
+    arguments.no_positional()
+    env = assemble.make_env(arguments.run_config)
     steps = env.specs.horizon + 50
     print(
         f"checking {env.specs.name} over {steps} random steps in 4 environments …", file=sys.stderr
     )
-    measured = check_env(env, jax.random.key(seed), n=4, steps=steps)
-    for contract, found in measured.items():
-        print(f"  {contract:<14} {found}", file=sys.stderr)
+    measured = check_env(env, jax.random.key(arguments.flags.seed), n=4, steps=steps)
+    for contract, value in measured.items():
+        print(f"  {contract:<14} {value}", file=sys.stderr)
     return {"env": env.specs.name, **measured}
 
 
-def demos(config: RunConfig, out: Path, *, seed: int) -> dict[str, Any]:
-    """Write scripted episodes of a task as a dataset. Raises FileExistsError, ConfigError."""
-    env, chosen = assemble.make_env(config), config.demonstrations
-    noise = assemble.noise_of(config, env)
+def demos(arguments: Arguments) -> dict[str, Any]:
+    """Write scripted episodes of a task as a dataset."""
+    arguments.no_positional()
+    values = arguments.flags
+    demonstrations = dataclasses.replace(
+        arguments.run_config.demonstrations,
+        episodes=values.episodes,
+        quality=values.quality,
+        noise=values.noise,
+    )
+    config = dataclasses.replace(arguments.run_config, demonstrations=demonstrations)
+    name = f"{config.env.name}-{values.quality}".replace(":", "-")
+    out = Path(values.out or f"demos/{name}")
+    env = assemble.make_env(config)
+    noise = assemble.demonstrator_noise(config, env)
     storage.check_free(out)
-    began = time.monotonic()
-    collected = jax.device_get(collect.collect(env, noise, jax.random.key(seed), chosen.episodes))
+    start = time.monotonic()
+    collected = jax.device_get(
+        collect.collect(env, noise, jax.random.key(values.seed), values.episodes)
+    )
     facts = {
         **collected.facts(),
-        "env": config.env,
+        "env": config.env.to_dict(),
         "noise": noise,
-        "quality": chosen.quality,
-        "seed": seed,
+        "quality": values.quality,
+        "seed": values.seed,
+        "versions": provenance.package_versions(),
     }
-    dataset = storage.write(
-        out, collected.steps, collected.info, {**facts, "versions": training.package_versions()}
-    )
-    seconds = round(time.monotonic() - began, 1)
-    ways = " + ".join(str(count) for count in facts["modes"])
+    dataset = storage.write(out, collected.steps, collected.info, facts)
+    seconds = round(time.monotonic() - start, 1)
+    modes = " + ".join(str(count) for count in facts["modes"])
     print(
-        f"{out}: {facts['episodes']} episodes ({ways} by way), {dataset.facts['steps']:,} steps in {seconds} s, compiling included; "
-        f"success {facts['success']:.1%}, trajectory quality {facts['trajectory_quality']}, coverage {facts['coverage']}",
+        f"{out}: {facts['episodes']} episodes ({modes} by mode), {dataset.facts['steps']:,} steps "
+        f"in {seconds} s, compiling included; success {facts['success']:.1%}, trajectory quality "
+        f"{facts['trajectory_quality']}, coverage {facts['coverage']}",
         file=sys.stderr,
     )
     return {"dataset": str(out), **dataset.facts, "seconds": seconds}
 
 
-def list_envs(*, to_stderr: bool) -> dict[str, Any]:
+def list_envs(arguments: Arguments) -> dict[str, Any]:
+    """Print the tasks with what was measured of them, or the fields of one task."""
+    console = make_console(stderr=arguments.flags.json)
+    if arguments.positional:
+        name = arguments.one_positional("task", "gcp-jax envs peg_insert")
+        return _print_sections(console, reference.env_sections(name))
+    return print_envs(console)
+
+
+def print_envs(console: Console) -> dict[str, Any]:
     """Print the tasks, with what ``benchmarks/environments.py`` measured of them."""
-    columns = (
+    table = Table(
         "task",
         "observation",
         "action",
@@ -174,76 +202,216 @@ def list_envs(*, to_stderr: bool) -> dict[str, Any]:
         "demonstrator: noise, success of 256",
         "steps/s (of mjx.step)",
     )
-    table = Table(*columns)
-    found: dict[str, Any] = {}
+    content: dict[str, Any] = {}
     measured = json.loads(MEASURED.read_text()) if MEASURED.exists() else {}
     for name in dict.fromkeys((*envs.names(), *measured)):
-        try:  # a suite's task takes half a minute to make
-            specs = (
-                envs.make(name).specs
-                if name in envs.names()
-                else EnvSpecs(**measured[name]["specs"])
-            )
+        facts = measured.get(name, {})
+        try:
+            specs = _specs(name, facts)
             levels = envs.load(name).quality
         except ImportError as missing:
             table.add_row(name, *[MISSING] * 3, str(missing))
-            found[name] = {"missing": str(missing)}
+            content[name] = {"missing": str(missing)}
             continue
-        known = measured.get(name, {})
-        horizon = f"{specs.horizon} × {1e3 * specs.control_dt:g} ms"
-        demonstrator = "\n".join(
-            _level(level, noise, known.get("demonstrator", {})) for level, noise in levels.items()
-        )
-        speed = "\n".join(_speed(n, rates) for n, rates in known.get("speed", {}).items())
-        success = specs.success + (f"\n({', '.join(specs.tasks)})" if specs.tasks else "")
-        table.add_row(
-            name, str(specs.obs_dim), str(specs.action_dim), horizon, success, demonstrator, speed
-        )
-        found[name] = {**specs._asdict(), "quality": levels, "measured": known}
-    console = Console(stderr=to_stderr, width=None if sys.stdout.isatty() else 160)
+        table.add_row(name, *_env_cells(specs, levels, facts))
+        content[name] = {**specs._asdict(), "quality": levels, "measured": facts}
     console.print(table)
-    machines = sorted({known["machine"] for known in measured.values()})
+    machines = sorted({facts["machine"] for facts in measured.values()})
     if machines:
         console.print(f"measured on {'; '.join(machines)} by python -m benchmarks.environments")
     console.print(
-        "other suites: brax:NAME, playground:NAME; your own: --config.env.module=FILE (docs/add_an_environment.md)"
+        "fields of a task: gcp-jax envs TASK; other suites: brax:NAME, playground:NAME; your own: "
+        "--config.env.module=FILE (docs/guides/add_an_environment.md)"
     )
-    return found
+    return content
 
 
-def _level(level: str, noise: float, measured: Mapping[str, Any]) -> str:
-    """One quality level: its noise, success overall and by the demonstrator's ways."""
-    if level not in measured:
+def _specs(name: str, measured: Mapping[str, Any]) -> EnvSpecs:
+    """The specs of a task. Those of a suite's task are recorded: making it takes half a minute."""
+    if name in envs.names():
+        return envs.make(name).specs
+    return EnvSpecs(**measured["specs"])
+
+
+def _env_cells(
+    specs: EnvSpecs, levels: Mapping[str, float], measured: Mapping[str, Any]
+) -> tuple[str, ...]:
+    scores = measured.get("demonstrator", {})
+    speeds = measured.get("speed", {})
+    success = specs.success
+    if specs.tasks:
+        success += f"\n({', '.join(specs.tasks)})"
+    return (
+        str(specs.obs_dim),
+        str(specs.action_dim),
+        f"{specs.horizon} × {1e3 * specs.control_dt:g} ms",
+        success,
+        "\n".join(_level_text(level, noise, scores) for level, noise in levels.items()),
+        "\n".join(_speed_text(count, rates) for count, rates in speeds.items()),
+    )
+
+
+def _level_text(level: str, noise: float, scores: Mapping[str, Any]) -> str:
+    """One quality of demonstrations: its noise, and success overall and by mode."""
+    if level not in scores:
         return f"{level} {noise:g}"
-    if "return" in measured[level]:
-        return f"{level} {noise:g}: return {measured[level]['return']:,.0f} ± {measured[level]['std']:,.0f}"
-    share = [
-        f"{100 * k / n:.0f}"
-        for k, n in (measured[level]["success"], *measured[level]["by_mode"].values())
-    ]
-    return f"{level} {noise:g}: {share[0]} % (by way {', '.join(share[1:])})"
+    score = scores[level]
+    if "return" in score:
+        return f"{level} {noise:g}: return {score['return']:,.0f} ± {score['std']:,.0f}"
+    counts = (score["success"], *score["by_mode"].values())
+    overall, *by_mode = [f"{100 * successes / episodes:.0f}" for successes, episodes in counts]
+    return f"{level} {noise:g}: {overall} % (by mode {', '.join(by_mode)})"
 
 
-def _speed(count: str, rates: Mapping[str, float]) -> str:
-    """Steps/s of so many environments, and their fraction of plain physics."""
-    told = f"{rates['task_steps_per_s']:,} at {count}"
-    return f"{told} ({rates['of_physics']:.2f})" if "of_physics" in rates else told
+def _speed_text(count: str, rates: Mapping[str, float]) -> str:
+    """Steps per second of so many environments, and their fraction of plain physics."""
+    text = f"{rates['task_steps_per_s']:,} at {count}"
+    if "of_physics" in rates:
+        text += f" ({rates['of_physics']:.2f})"
+    return text
 
 
-def list_algorithms(*, to_stderr: bool) -> dict[str, Any]:
-    """Print the methods with their fields and defaults."""
-    console, found = Console(stderr=to_stderr, width=None if sys.stdout.isatty() else 160), {}
-    for name in algorithms.names():
-        module = algorithms.load(name)
-        fields = dataclasses.asdict(module.Config())
+def list_algorithms(arguments: Arguments) -> dict[str, Any]:
+    """Print the methods with their fields, or one method."""
+    console = make_console(stderr=arguments.flags.json)
+    names = algorithms.names()
+    if arguments.positional:
+        names = (arguments.one_positional("method", "gcp-jax algorithms ogpo"),)
+    content = {}
+    for name in names:
+        content[name] = _print_sections(console, [reference.algorithm_section(name)])
+    return content
+
+
+def _print_sections(console: Console, sections: list[reference.Section]) -> dict[str, Any]:
+    """Print tables of fields; {field: default}."""
+    content: dict[str, Any] = {}
+    for section in sections:
         table = Table(
             "field",
             "default",
-            title=f"{name}: {(module.__doc__ or '').splitlines()[0]}",
+            "allowed",
+            "what it is",
+            title=section.title,
             title_justify="left",
         )
-        for field, value in fields.items():
-            table.add_row(f"--config.algorithm.{field}", str(value))
+        for row in section.rows:
+            flag = f"--config.{section.prefix}{row.name}"
+            table.add_row(flag, str(row.default), row.allowed, row.doc)
+            content[row.name] = row.default
         console.print(table)
-        found[name] = fields
-    return found
+    return content
+
+
+def _seed_flag(declared: flags.FlagValues) -> None:
+    flags.DEFINE_integer("seed", 0, "seed of the episodes", flag_values=declared, lower_bound=0)
+
+
+def _evaluate_flags(declared: flags.FlagValues) -> None:
+    flags.DEFINE_integer("episodes", 256, "start states", flag_values=declared, lower_bound=1)
+    _seed_flag(declared)
+
+
+def _report_flags(declared: flags.FlagValues) -> None:
+    flags.DEFINE_string(
+        "out", "", "the folder of the report (default: RUN/report)", flag_values=declared
+    )
+
+
+def _render_flags(declared: flags.FlagValues) -> None:
+    flags.DEFINE_string(
+        "out",
+        "video.mp4",
+        "the file; with the suffix .png a picture of the middle of each episode",
+        flag_values=declared,
+    )
+    flags.DEFINE_integer("grid", 4, "episodes side by side", flag_values=declared, lower_bound=1)
+    flags.DEFINE_float(
+        "noise", 0.0, "the demonstrator's noise", flag_values=declared, lower_bound=0.0
+    )
+    _seed_flag(declared)
+
+
+def _demos_flags(declared: flags.FlagValues) -> None:
+    flags.DEFINE_string(
+        "quality",
+        "mixed",
+        "the demonstrator's noise level, by the task's name for it: expert, mixed, poor, bad",
+        flag_values=declared,
+    )
+    flags.DEFINE_float(
+        "noise",
+        None,
+        "the demonstrator's noise as a number, instead of a quality",
+        flag_values=declared,
+        lower_bound=0.0,
+    )
+    flags.DEFINE_integer("episodes", 256, "episodes", flag_values=declared, lower_bound=1)
+    flags.DEFINE_string(
+        "out", "", "the folder of the dataset (default: demos/ENV-QUALITY)", flag_values=declared
+    )
+    _seed_flag(declared)
+
+
+COMMANDS = {
+    "evaluate": Command(
+        run=evaluate,
+        usage="POLICY [--episodes=256] [--seed=0] [--json]",
+        description="""\
+Loads a saved policy (a folder such as RUN/policy/seed_0), checks it, and runs it on its own task
+from fixed start states.""",
+        json="success (or return), low, high, episodes, recorded, return, length",
+        define_flags=_evaluate_flags,
+    ),
+    "report": Command(
+        run=report,
+        usage="RUN [RUN …] | SWEEP [--out=DIR] [--json]",
+        description="""\
+Writes RUN/report/report.html, or a page with several runs side by side into --out. Runs that are
+not finished are reported up to now.""",
+        json="report",
+        define_flags=_report_flags,
+    ),
+    "render": Command(
+        run=render,
+        usage="POLICY|ENV [--out=video.mp4] [--grid=4] [--noise=0] [--seed=0] [--json]",
+        description="""\
+POLICY is a folder such as RUN/policy/seed_0. ENV is a task's name; its scripted demonstrator is
+shown.""",
+        json="written",
+        define_flags=_render_flags,
+    ),
+    "check": Command(
+        run=check,
+        usage="ENV [--config.env.FIELD=VALUE …] [--seed=0] [--json]",
+        description="""\
+Runs random actions through a task, one of a suite (brax:ant) or your own
+(--config.env.module=my_env), and checks what everything else relies on: shapes, keys, determinism,
+batching, clipping, ends of episodes, successors, resets.""",
+        json="env, and what was measured of each contract",
+        configuration=Configuration.OF_ENV,
+        define_flags=_seed_flag,
+    ),
+    "demos": Command(
+        run=demos,
+        usage="ENV [--quality=mixed] [--episodes=256] [--out=DIR] [--config.env.FIELD=VALUE …]",
+        description="""\
+Writes a folder of numpy arrays (docs/guides/datasets.md) that --config.demonstrations.path=DIR
+clones.""",
+        json="dataset, episodes, steps, success, modes, seconds",
+        configuration=Configuration.OF_ENV,
+        define_flags=_demos_flags,
+    ),
+    "envs": Command(
+        run=list_envs,
+        usage="[ENV] [--json]",
+        description="A table of the tasks with what was measured of them, or the fields of one.",
+        json="the tasks, or the fields of one",
+    ),
+    "algorithms": Command(
+        run=list_algorithms,
+        usage="[METHOD] [--json]",
+        description="Every method, or one, with its fields and their defaults.",
+        json="the fields and defaults of each method",
+    ),
+}

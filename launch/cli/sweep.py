@@ -1,237 +1,255 @@
-"""``gcp-jax sweep`` and ``gcp-jax status``."""
+"""The commands ``sweep`` and ``status``."""
 
 from __future__ import annotations
 
-import json
+import dataclasses
 import signal
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-from rich.console import Console
+from absl import flags
 from rich.live import Live
-from rich.table import Table
 
-from gcp_jax.config import ConfigError, to_dict
-from gcp_jax.experiments import assemble
-from gcp_jax.experiments.plan import plan
-from gcp_jax.launch import backends, launcher, schedulers, status
-from gcp_jax.launch import spec as sweeps
-from gcp_jax.launch.spec import RunSpec, Sweep
-from gcp_jax.run import training
+from gcp_jax.config import ConfigError
+from gcp_jax.console import make_console
+from gcp_jax.launch import backends, dry_run, expand, launcher, manifest, schedulers, status
+from gcp_jax.launch.cli.parse import Arguments, Command, Configuration
+from gcp_jax.launch.spec import Sweep
+from gcp_jax.run.errors import Interrupted
+from gcp_jax.run.folder import run_folder_lock
 
-WIDTH = 160  # columns of a table that goes to no terminal
+WATCH_SECONDS = 2.0  # between two looks at a sweep's folder
 
 
-def sweep(
-    file: str,
-    *,
-    folder: Path,
-    on: str,
-    slots: int | None,
-    retries: int,
-    address: str,
-    resources: Mapping[str, float],
-    slurm: Mapping[str, Any],
-    command: str,
+def sweep(arguments: Arguments) -> dict[str, Any]:
+    """Do the runs of a sweep that are not finished, or list them (--dry-run)."""
+    values = arguments.flags
+    file = arguments.one_positional(
+        "sweep file", "gcp-jax sweep experiments/sweeps/learning_rates.py"
+    )
+    overrides = dict(arguments.overrides)
+    folder = overrides.pop("run_dir", "") or values.run_dir or f"runs/sweeps/{Path(file).stem}"
+    declared = with_overrides(expand.load_sweep(file), overrides)
+    if values.dry_run:
+        return dry_run.dry_run(declared)
+    runs = dry_run.planned_runs(declared)
+    dry_run.run_sizes(runs)  # raises if a run is not possible
+    return _launch(declared, runs, Path(folder), arguments)
+
+
+def with_overrides(declared: Sweep, overrides: Mapping[str, Any]) -> Sweep:
+    """The sweep with fields of every run replaced.
+
+    Raises:
+      ConfigError: if a field is one that the sweep varies.
+    """
+    fields = {**declared.fields, **overrides}
+    seeds = fields.pop("seeds", declared.seeds)
+    return dataclasses.replace(declared, fields=fields, seeds=seeds)
+
+
+def _launch(
+    declared: Sweep, runs: Sequence[expand.RunSpec], folder: Path, arguments: Arguments
 ) -> dict[str, Any]:
-    """Run what is left of a sweep. The folder is held against a second launcher."""
-    chosen = sweeps.load(file)
-    runs = planned_runs(chosen)
-    devices = max(run.config.data_parallel for run in runs)
-    run_sizes(runs)
-    with training.run_folder_lock(folder):
-        launcher.describe(runs if not chosen.search else [], folder, file=file, command=command)
-        plan = schedulers.make(chosen, runs, folder)
-        backend = backends.make(
-            on,
-            folder=folder,
-            slots=slots,
-            devices=devices,
-            address=address,
-            resources=resources,
-            slurm=slurm,
+    """Launch what is left of a sweep, holding its folder against a second launcher."""
+    values = arguments.flags
+    start = time.monotonic()
+    with run_folder_lock(folder):
+        manifest.write_manifest(
+            [] if declared.search else runs,
+            folder,
+            file=arguments.positional[0],
+            command=arguments.command_line,
         )
-        began = time.monotonic()
-        before = signal.signal(signal.SIGTERM, signal.default_int_handler)
-        try:
-            ended = launcher.launch(
-                chosen, plan, folder, backend, retries=retries, told=launcher.to_stderr
+        scheduler = schedulers.make_scheduler(declared, runs, folder)
+        backend = backends.make_backend(
+            values.backend,
+            folder=folder,
+            max_parallel=values.max_parallel,
+            devices=max(run.config.data_parallel for run in runs),
+            address=values.address,
+            resources=parse_resources(values.resources),
+            slurm=parse_slurm(values.slurm),
+        )
+        with _stopping(backend, folder):
+            summary = launcher.launch(
+                declared,
+                scheduler,
+                folder,
+                backend,
+                retries=values.retries,
+                log=launcher.log_to_stderr,
             )
-        except KeyboardInterrupt:
-            print("stopping: what runs here saves first …", file=sys.stderr)
-            raise training.Interrupted(
-                f"stopped; the same command goes on with what is left in {folder}.", signal.SIGINT
-            ) from None
-        finally:
-            backend.close()
-            signal.signal(signal.SIGTERM, before)
-    found = status.standings(folder)
-    _show(found)
+    states = status.sweep_status(folder)
+    _print_status(states)
     return {
         "run_dir": str(folder),
-        "runs": len(found),
-        "finished": sum(run.state == "finished" for run in found),
-        "skipped": ended.skipped,
-        "failed": ended.failed,
-        "seconds": round(time.monotonic() - began, 1),
+        "runs": len(states),
+        "finished": sum(run.state == "finished" for run in states),
+        "skipped": summary.skipped,
+        "failed": summary.failed,
+        "seconds": round(time.monotonic() - start, 1),
     }
 
 
-def planned_runs(chosen: Sweep) -> list[RunSpec]:
-    """The runs of a sweep; of a search, one point in the middle of its space, which stands for all."""
-    if not chosen.search:
-        return sweeps.runs(chosen)
-    middle = {name: kind.middle for name, kind in chosen.search.space.items()}
-    return [
-        run for point in sweeps.points(chosen) for run in sweeps.runs(chosen, {**point, **middle})
-    ]
+@contextmanager
+def _stopping(backend: launcher.Backend, folder: Path) -> Iterator[None]:
+    """Stop on SIGINT and SIGTERM, and close the backend in every case.
+
+    Raises:
+      Interrupted: if a signal stopped the launch.
+    """
+    handler = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    except KeyboardInterrupt:
+        print("stopping: the runs on this machine are saved first …", file=sys.stderr)
+        raise Interrupted(
+            f"stopped; the same command resumes what is left in {folder}.", signal.SIGINT
+        ) from None
+    finally:
+        backend.close()
+        signal.signal(signal.SIGTERM, handler)
 
 
-class Size(NamedTuple):
-    """What runs of one shape take. plan: see ``experiments.planning.plan``; task: that the first of them makes."""
-
-    plan: dict[str, Any]
-    task: training.TaskInterface
-
-
-def run_sizes(runs: Sequence[RunSpec]) -> dict[str, Size]:
-    """The size of every run by its ``shape``, before anything is started. Raises ConfigError for a run that cannot be."""
-    made: dict[str, training.TaskInterface] = {}
-    found: dict[str, Size] = {}
-    for run in runs:
-        key = compile_shape(run)
-        if key in found:
-            continue
-        task_key = json.dumps(
-            [run.config.env, to_dict(run.config)["demonstrations"]], sort_keys=True
-        )
-        if task_key not in made:
-            made[task_key] = assemble.make_task(run.config, film=False)
-        found[key] = Size(plan.plan(run.config, made[task_key]), made[task_key])
-    return found
-
-
-def compile_shape(run: RunSpec) -> str:
-    """A run without the numbers of its method that shape nothing."""
-    content = to_dict(run.config)
-    content["algorithm"] = {
-        k: v for k, v in content["algorithm"].items() if not isinstance(v, float)
-    }
-    del content["seed"]
-    return json.dumps(content, sort_keys=True)
-
-
-def dry_run(file: str) -> dict[str, Any]:
-    """The table of a sweep's runs, and what they will take; nothing is started or written."""
-    chosen = sweeps.load(file)
-    runs = planned_runs(chosen)
-    sizes, rate = run_sizes(runs), plan.rate()
-    costs: dict[str, plan.Cost] = {}
-    drawn = Table(box=None, pad_edge=False)
-    for name in ("run", "members", "env steps", "updates", "MiB", "hours", "what"):
-        drawn.add_column(
-            name, justify="left" if name in ("run", "what") else "right", overflow="fold"
-        )
-    rows = []
-    for run in runs:
-        key = compile_shape(run)
-        if key not in costs:
-            costs[key] = plan.cost(run.config, sizes[key].task)
-        numbers, members = sizes[key].plan, len(run.config.members)
-        rows.append(
-            {
-                "id": run.id,
-                "values": run.values,
-                "members": members,
-                "env_steps": numbers["env_steps_per_seed"] * members,
-                "updates": numbers["updates"] * members,
-                "bytes": sum(
-                    numbers[f"{part}_bytes"] for part in ("state", "replay", "env", "batches")
-                ),
-                "hours": costs[key].hours(rate),
-            }
-        )
-        row = rows[-1]
-        cells = (f"{row[k]:,}" for k in ("members", "env_steps", "updates"))
-        drawn.add_row(
-            run.id,
-            *cells,
-            f"{row['bytes'] / 2**20:,.0f}",
-            f"{row['hours']:.2f}",
-            status.label(run.values),
-        )
-    times = chosen.search.trials if chosen.search else 1
-    clones = len({launcher.clone_of(run) for run in runs if launcher.clone_of(run)})
-    total = {
-        "jobs": len(runs) * times,
-        "clones": clones,
-        "members": sum(row["members"] for row in rows) * times,
-        "env_steps": sum(row["env_steps"] for row in rows) * times,
-        "updates": sum(row["updates"] for row in rows) * times,
-        "bytes": sum(row["bytes"] for row in rows) * times,
-        "hours": round(sum(row["hours"] for row in rows) * times, 3),
-    }
-    _console().print(drawn)
-    searched = (
-        f" ({times} trials of a search; the runs above stand for one)" if chosen.search else ""
+def show_status(arguments: Arguments) -> dict[str, Any]:
+    """Print the state of every run of a sweep, once or until nothing is left to do (--watch)."""
+    folder = Path(
+        arguments.one_positional("sweep folder", "gcp-jax status runs/sweeps/learning_rates")
     )
-    print(
-        f"{total['jobs']} jobs{searched} of {total['members']} trainings, from {clones} shared clones: "
-        f"{total['env_steps']:,} env steps, {total['updates']:,} updates, {total['bytes'] / 2**20:,.0f} MiB of state if all ran "
-        f"at once, {total['hours']:.2f} hours of a machine like this one ({rate / 1e9:,.0f} GFLOP/s), one job at a time, without "
-        "compiling and evaluations",
-        file=sys.stderr,
-    )
-    return {**total, "runs": rows}
-
-
-def show_status(folder: Path, *, watch: bool) -> dict[str, Any]:
-    """Where a sweep stands; watch: again and again until nothing is left to do."""
-    found = status.standings(folder)
-    if watch and sys.stderr.isatty():
-        with Live(status.table(found), console=_console(), refresh_per_second=1) as live:
-            while any(run.state in ("running", "waiting", "paused") for run in found):
-                time.sleep(2)
-                found = status.standings(folder)
-                live.update(status.table(found, status.cloning(folder)))
+    states = status.sweep_status(folder)
+    if arguments.flags.watch and sys.stderr.isatty():
+        states = _watch(folder, states)
     else:
-        _show(found, status.cloning(folder))
-    counts = {state: sum(run.state == state for run in found) for state in status.STATES}
-    return {**counts, "runs": [run._asdict() for run in found]}
+        _print_status(states, status.count_active_clones(folder))
+    counts = {state: sum(run.state == state for run in states) for state in status.STATES}
+    return {**counts, "runs": [run._asdict() for run in states]}
 
 
-def _show(found: Sequence[status.RunStatus], clones: int = 0) -> None:
-    _console().print(status.table(found, clones))
+def _watch(folder: Path, states: list[status.RunStatus]) -> list[status.RunStatus]:
+    table = status.status_table(states)
+    with Live(table, console=make_console(highlight=False), refresh_per_second=1) as live:
+        while any(run.state in status.UNFINISHED for run in states):
+            time.sleep(WATCH_SECONDS)
+            states = status.sweep_status(folder)
+            live.update(status.status_table(states, status.count_active_clones(folder)))
+    return states
 
 
-def _console() -> Console:
-    terminal = sys.stderr.isatty()
-    return Console(file=sys.stderr, width=None if terminal else WIDTH, highlight=False)
+def _print_status(states: Sequence[status.RunStatus], active_clones: int = 0) -> None:
+    make_console(highlight=False).print(status.status_table(states, active_clones))
 
 
-def amounts(words: Sequence[str]) -> dict[str, float]:
-    """``CPU=2`` and so on. Raises ConfigError."""
-    found = {}
+def parse_resources(words: Sequence[str]) -> dict[str, float]:
+    """{"CPU": 2.0} from ["CPU=2"]. Raises ConfigError for another form."""
+    resources = {}
     for word in words:
         name, _, amount = word.partition("=")
         try:
-            found[name] = float(amount)
+            resources[name] = float(amount)
         except ValueError:
-            raise ConfigError(
-                f"--resources={word}; give NAME=AMOUNT, e.g. --resources=GPU=1."
-            ) from None
-    return found
+            example = "give NAME=AMOUNT, e.g. --resources=GPU=1"
+            raise ConfigError(f"--resources={word}; {example}.") from None
+    return resources
 
 
-def settings(words: Sequence[str]) -> dict[str, Any]:
-    """``partition=gpu``, ``timeout_min=240`` and so on; whole numbers as such. Raises ConfigError."""
-    found: dict[str, Any] = {}
+def parse_slurm(words: Sequence[str]) -> dict[str, Any]:
+    """{"partition": "gpu", "time": 240} from ["partition=gpu", "time=240"].
+
+    Raises:
+      ConfigError: for another form.
+    """
+    options: dict[str, Any] = {}
     for word in words:
         name, equals, value = word.partition("=")
         if not equals:
-            raise ConfigError(f"--slurm={word}; give NAME=VALUE, e.g. --slurm=partition=gpu.")
-        found[name] = int(value) if value.isdigit() else value
-    return found
+            example = "give NAME=VALUE, e.g. --slurm=partition=gpu"
+            raise ConfigError(f"--slurm={word}; {example}.")
+        options[name] = int(value) if value.isdigit() else value
+    return options
+
+
+def _sweep_flags(declared: flags.FlagValues) -> None:
+    flags.DEFINE_bool(
+        "dry_run", False, "list the runs with their steps, bytes and hours", flag_values=declared
+    )
+    flags.DEFINE_string(
+        "run_dir",
+        "",
+        "the folder of the sweep (default: runs/sweeps/NAME-OF-FILE)",
+        flag_values=declared,
+    )
+    flags.DEFINE_string(
+        "backend",
+        "local",
+        f"where runs are started: {', '.join(backends.NAMES)}",
+        flag_values=declared,
+    )
+    flags.DEFINE_integer(
+        "max_parallel",
+        None,
+        "local: runs at a time (default: one for each accelerator, or for two cores)",
+        flag_values=declared,
+        lower_bound=1,
+    )
+    flags.DEFINE_integer(
+        "retries",
+        2,
+        "further attempts at a run that fails; its error is kept and shown",
+        flag_values=declared,
+        lower_bound=0,
+    )
+    flags.DEFINE_string(
+        "address",
+        "",
+        "ray: HOST:PORT of the cluster (default: the one Ray finds, or a new one here)",
+        flag_values=declared,
+    )
+    flags.DEFINE_multi_string(
+        "resources",
+        [],
+        "ray: what a run takes, e.g. --resources=CPU=2 --resources=GPU=1",
+        flag_values=declared,
+    )
+    flags.DEFINE_multi_string(
+        "slurm",
+        [],
+        "slurm: an option of sbatch, named as submitit does, e.g. --slurm=partition=gpu "
+        "--slurm=time=240 --slurm=gpus_per_node=1",
+        flag_values=declared,
+    )
+
+
+def _status_flags(declared: flags.FlagValues) -> None:
+    flags.DEFINE_bool(
+        "watch", False, "repeat every two seconds until nothing is left to do", flag_values=declared
+    )
+
+
+COMMANDS = {
+    "sweep": Command(
+        run=sweep,
+        usage="FILE [--dry-run] [--backend=local] [--config.FIELD=VALUE …] [--run_dir=DIR]",
+        description="""\
+FILE is Python with get_sweep() -> gcp_jax.launch.Sweep, e.g. experiments/sweeps/learning_rates.py.
+A run's folder is DIR/runs/ID; ID is the hash of its configuration. The same command, or a FILE with
+more runs, skips what is finished and resumes what is not. SLURM jobs are queued again when they are
+preempted.""",
+        json="run_dir, runs, finished, skipped, failed, seconds; with --dry-run the table",
+        configuration=Configuration.OVERRIDES,
+        define_flags=_sweep_flags,
+    ),
+    "status": Command(
+        run=show_status,
+        usage="SWEEP [--watch] [--json]",
+        description="""\
+One line for each run: state, steps, success before and now, time left. It works on any machine that
+sees the sweep's folder.""",
+        json="the number of runs in each state, and every run",
+        define_flags=_status_flags,
+    ),
+}

@@ -10,7 +10,9 @@ def float64(tree):
 
 
 def mlp(params, *inputs):
-    """A ``networks.Critic`` or ``Head`` on inputs [..., I] whose leading axes broadcast: [..., out]."""
+    """A ``networks.Critic`` or ``Head`` on inputs [..., I] whose leading axes broadcast: [...,
+    out].
+    """
     params = float64(params)
     lead = np.broadcast_shapes(*(np.shape(x)[:-1] for x in inputs))
     y = np.concatenate(
@@ -32,7 +34,10 @@ def heads(params, obs, action):
     params = float64(params)
     members = len(jax.tree.leaves(params)[0])
     return np.stack(
-        [mlp(jax.tree.map(lambda x: x[m], params), obs, action)[..., 0] for m in range(members)]
+        [
+            mlp(jax.tree.map(lambda x, m=m: x[m], params), obs, action)[..., 0]
+            for m in range(members)
+        ]
     )
 
 
@@ -55,7 +60,9 @@ def norm(tree):
 
 
 def assert_first_adam_step(loss, before, after, opt, rate, clip=np.inf):
-    """Adam's memory is a tenth of the clipped gradient, and its first step −rate·g/(|g| + 1e-8). Returns ‖g‖."""
+    """Adam's memory is a tenth of the clipped gradient, and its first step −rate·g/(|g| + 1e-8).
+    Returns ‖g‖.
+    """
     slope = gradient(loss, before)
     size = norm(slope)
     slope = jax.tree.map(lambda g: g * min(1.0, clip / size), slope)
@@ -78,23 +85,20 @@ def assert_one_line(error):
     assert "\n" not in str(error.value)
 
 
-def watch(monkeypatch, module, *names):
-    """Make ``module.make`` note the calls of the named functions of what it makes: {name: [(arguments, result)]}."""
-    calls, original = {name: [] for name in names}, module.make
+def watch(monkeypatch, cls, *names):
+    """Note the calls of methods of a class: {name: [(arguments without self, result)]}."""
+    calls = {name: [] for name in names}
 
-    def noted(name, function):
-        def call(*args):
-            result = function(*args)
+    def noted(name, method):
+        def call(self, *args):
+            result = method(self, *args)
             calls[name].append((args, result))
             return result
 
         return call
 
-    def make(*args, **settings):
-        made = original(*args, **settings)
-        return made._replace(**{name: noted(name, getattr(made, name)) for name in names})
-
-    monkeypatch.setattr(module, "make", make)
+    for name in names:
+        monkeypatch.setattr(cls, name, noted(name, getattr(cls, name)))
     return calls
 
 

@@ -1,22 +1,21 @@
-"""What happens to files on disks."""
+"""Damage to files, as disks do it."""
 
 from pathlib import Path
 
 
 def largest(folder: Path) -> Path:
     """The largest file below ``folder``."""
-    return max(
-        (path for path in folder.rglob("*") if path.is_file()), key=lambda path: path.stat().st_size
-    )
+    files = [path for path in folder.rglob("*") if path.is_file()]
+    return max(files, key=lambda path: path.stat().st_size)
 
 
 def flip_a_bit(path: Path) -> None:
-    """In its middle."""
+    """Flip a bit in the middle of a file."""
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 1
     path.write_bytes(content)
 
 
 def truncate(path: Path) -> None:
-    """Its last hundred bytes are gone."""
+    """Cut off the last hundred bytes of a file."""
     path.write_bytes(path.read_bytes()[:-100])

@@ -1,7 +1,8 @@
-"""What tests of several methods share: policies in closed form, transitions, states in the midst of training, and checks.
+"""What tests of several methods share: policies in closed form, transitions, states in the midst of
+training, and checks.
 
-Observations have two numbers and an action two, a chunk of two steps of one number each. Whatever is called ``s`` is a
-normalized observation, and float64.
+Observations have two numbers and an action two, a chunk of two steps of one number each. Whatever
+is called ``s`` is a normalized observation, and float64.
 """
 
 import dataclasses
@@ -57,7 +58,9 @@ def policy_of(sample, imitation_loss=None):
 
 
 class SmallFlow(NamedTuple):
-    """A flow of three observed numbers and two actions, parameters to deploy, and five observations."""
+    """A flow of three observed numbers and two actions, parameters to deploy, and five
+    observations.
+    """
 
     policy: Policy
     deployed: dict
@@ -111,14 +114,16 @@ def midway(algorithm, bias, step):
     """A state in the midst of training: the average critic differs from the critic."""
     state, other = (algorithm.init(jax.random.key(seed), pretrained(bias)) for seed in (0, 1))
     return state._replace(
-        critic=state.critic._replace(target=other.critic.net), step=jnp.int32(step)
+        critic=state.critic._replace(target_params=other.critic.params), updates=jnp.int32(step)
     )
 
 
 def midway_cloning(algorithm, step=1):
-    """``midway`` of a method that goes on cloning: the average of the base differs from the base too."""
+    """``midway`` of a method that goes on cloning: the average of the base differs from the base
+    too.
+    """
     state = midway(algorithm, [0.1, -0.2], step)
-    return state._replace(base=state.base._replace(target={"bias": jnp.array([-0.05, 0.3])}))
+    return state._replace(base=state.base._replace(target_params={"bias": jnp.array([-0.05, 0.3])}))
 
 
 # Acting.
@@ -134,19 +139,23 @@ def best(q, action):
 
 
 def assert_acts_and_deploys(algorithm, state, obs, expected, parts):
-    """``act`` and the deployed policy, which is the averaged base and ``parts``, both give ``expected`` [B, D]."""
+    """``act`` and the deployed policy, which is the averaged base and ``parts``, both give
+    ``expected`` [B, D].
+    """
     chunk, extras = algorithm.act(state, obs, jax.random.key(0))
     assert extras == {}
     assert_close(chunk[..., 0], expected)
     deployed = algorithm.export(state)
     assert deployed.keys() == {"net", "normalizer", *parts}
-    assert deployed["net"] is state.base.target
+    assert deployed["net"] is state.base.target_params
     assert_close(algorithm.eval_policy(deployed, obs, jax.random.key(1))[..., 0], expected)
     assert algorithm.preprocess_segment(state, obs) == (state, obs)
 
 
 def assert_best_of_random_pairs(algorithm, state, obs, action, q):
-    """``act`` and the deployed policy give the best of ``action`` [B, N, D] by a pair of heads q [M, B, N]: each pair."""
+    """``act`` and the deployed policy give the best of ``action`` [B, N, D] by a pair of heads q
+    [M, B, N]: each pair.
+    """
     expected = np.stack([best(pair, action) for pair in pairs(q)])
     keys, deployed = jax.random.split(jax.random.key(0), 64), algorithm.export(state)
     for choose in (
@@ -162,7 +171,9 @@ def assert_best_of_random_pairs(algorithm, state, obs, action, q):
 
 
 def assert_first_acts_until_warm(algorithm, warmup, options):
-    """``options(state, s)`` are the actions [B, N, D] and what they are worth [B, N]: the first acts, then the best."""
+    """``options(state, s)`` are the actions [B, N, D] and what they are worth [B, N]: the first
+    acts, then the best.
+    """
     obs = transitions(seed=2).obs
     for step in (0, warmup, warmup + 1):
         state = midway_cloning(algorithm, step)
@@ -176,7 +187,9 @@ def assert_first_acts_until_warm(algorithm, warmup, options):
 
 
 def poolings(q, aggregate):
-    """What ``critic.pooled`` may make of the heads q [M, ...]: their mean, or the smaller of any two."""
+    """What ``critic.pooled`` may make of the heads q [M, ...]: their mean, or the smaller of any
+    two.
+    """
     return [q.mean(0)] if aggregate == "mean" else pairs(q)
 
 
@@ -187,7 +200,9 @@ def assert_pooled(found, q, aggregate, scale=1.0, offset=0.0, atol=2e-4):
 
 
 def regressed(call, before, after, data, action=None):
-    """The targets of the one call of ``critic.td_step`` that made the critics ``after`` of those ``before``."""
+    """The targets of the one call of ``critic.td_step`` that made the critics ``after`` of those
+    ``before``.
+    """
     (trained, obs, judged, y), (learned, _) = call
     assert trained is before.critic
     np.testing.assert_allclose(obs, normalize(data.obs), rtol=1e-5, atol=1e-6)
@@ -204,7 +219,9 @@ def assert_only_time_limits_bootstrap(y, data):
 
 
 def cloned(call, before, data):
-    """The base that the one call of ``imitation.improve`` made of the base ``before``, on the replay."""
+    """The base that the one call of ``imitation.improve`` made of the base ``before``, on the
+    replay.
+    """
     (base, obs, given, _), (improved, _) = call
     assert (base, given) == (before.base, data)
     np.testing.assert_allclose(obs, normalize(data.obs), rtol=1e-5, atol=1e-6)
@@ -221,7 +238,9 @@ def assert_metrics(metrics, expected, others):
 def assert_each_learns_in_its_time(
     update, state, batch, learns, waiting, always=("critic",), never=()
 ):
-    """Update by update, the parts ``waiting`` change just where ``learns`` says so, others always or never."""
+    """Update by update, the parts ``waiting`` change just where ``learns`` says so, others always
+    or never.
+    """
     for n, expected in enumerate(learns):
         before = state
         state, _ = update(state, batch, jax.random.key(n))
@@ -231,15 +250,17 @@ def assert_each_learns_in_its_time(
             )
             assert same != expected, (name, n)
         for name in always:
-            change = vector(getattr(before, name).net) - vector(getattr(state, name).net)
+            change = vector(getattr(before, name).params) - vector(getattr(state, name).params)
             assert np.abs(change).max() > 1e-4, (name, n)
         for name in never:
             jax.tree.map(np.testing.assert_array_equal, getattr(before, name), getattr(state, name))
-    assert state.step == len(learns)
+    assert state.updates == len(learns)
 
 
 def assert_two_devices_learn_as_one(algorithm, state, batch, devices, opts):
-    """The gradients of an update, from the memories of the optimizers ``opts(state)``, do not depend on the split."""
+    """The gradients of an update, from the memories of the optimizers ``opts(state)``, do not
+    depend on the split.
+    """
     key = jax.random.key(4)
 
     def update(state, batch):
@@ -255,12 +276,13 @@ def assert_two_devices_learn_as_one(algorithm, state, batch, devices, opts):
 def assert_diagnostics_see_the_averaged_critics(algorithm, state, obs):
     """Three of them, on five chunks for each observation."""
     chunk = np.random.default_rng(3).standard_normal((len(obs), 5, 2, 1)).astype(np.float32)
-    found = algorithm.value(state, obs, jnp.asarray(chunk))
+    found = algorithm.q_values(state, obs, jnp.asarray(chunk))
     assert found.shape == (3, len(obs), 5)
-    assert_close(found, heads(state.critic.target, normalize(obs)[:, None], chunk[..., 0]))
+    assert_close(found, heads(state.critic.target_params, normalize(obs)[:, None], chunk[..., 0]))
 
 
-# Configuration: the parts of a state and the switches, {field: (another value, the part that shows it)}.
+# Configuration: the parts of a state and the switches, {field: (another value, the part that shows
+# it)}.
 
 
 def memory(opt):
@@ -269,20 +291,23 @@ def memory(opt):
 
 
 CRITIC_PARTS = {
-    "critic": lambda state: state.critic.net,
-    "critic gradient": lambda state: memory(state.critic.opt),
-    "average": lambda state: state.critic.target,
+    "critic": lambda state: state.critic.params,
+    "critic gradient": lambda state: memory(state.critic.opt_state),
+    "average": lambda state: state.critic.target_params,
 }
-BASE_PARTS = {"base": lambda state: state.base.net, "base average": lambda state: state.base.target}
+BASE_PARTS = {
+    "base": lambda state: state.base.params,
+    "base average": lambda state: state.base.target_params,
+}
 
 
 def soft_parts(name):
     """The parts of the soft actor ``state.<name>``."""
     return {
-        name: lambda state: getattr(state, name).net,
-        f"{name} gradient": lambda state: memory(getattr(state, name).opt),
+        name: lambda state: getattr(state, name).params,
+        f"{name} gradient": lambda state: memory(getattr(state, name).opt_state),
         "temperature": lambda state: getattr(state, name).log_alpha,
-        "temperature gradient": lambda state: memory(getattr(state, name).alpha_opt),
+        "temperature gradient": lambda state: memory(getattr(state, name).alpha_opt_state),
     }
 
 
@@ -322,8 +347,9 @@ BAD_SOFT = (
 
 
 def outcomes(make, start, batch, parts, compiled=True):
-    """What an update makes of one part of the state, as one vector: a function of (config, part). Uncompiled where most
-    configurations run once and tracing would cost more than running."""
+    """What an update makes of one part of the state, as one vector: a function of (config, part).
+    Uncompiled where most configurations run once and tracing would cost more than running.
+    """
 
     @functools.cache
     def updated(config):
@@ -335,7 +361,9 @@ def outcomes(make, start, batch, parts, compiled=True):
 
 
 def assert_switch_governs(outcome, config, field, value, part, resizes=False):
-    """Another value of ``field`` makes another ``part``; only one that ``resizes`` may give it another size."""
+    """Another value of ``field`` makes another ``part``; only one that ``resizes`` may give it
+    another size.
+    """
     one, two = outcome(config, part), outcome(dataclasses.replace(config, **{field: value}), part)
     assert (resizes and one.shape != two.shape) or np.abs(one - two).max() > 1e-6
 

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+CLI = [sys.executable, "-m", "gcp_jax.launch.cli.main"]
 CONFIG = "experiments/configs/reach.py"
 TINY = {
     "policy.hidden": "(16,16)",
@@ -33,35 +34,47 @@ TINY = {
     "seeds": "2",
 }
 
+# These runs mostly compile: let XLA optimize less.
+QUICK_COMPILATION = "--xla_backend_optimization_level=0 --xla_cpu_parallel_codegen_split_count=1"
 
-def command(folder: Path, *extra: str, **fields: str | None) -> list[str]:
-    """The training with TINY and these fields; one that is None is left at its default."""
-    given = {name: value for name, value in {**TINY, **fields}.items() if value is not None}
-    overrides = [f"--config.{name}={value}" for name, value in given.items()]
-    program = [sys.executable, "-m", "gcp_jax.launch.cli.main", "train", f"--config={CONFIG}"]
-    return [*program, f"--config.run_dir={folder}", *overrides, "--json", *extra]
+
+def train_flags(folder: Path, **fields: str | None) -> list[str]:
+    """The flags of ``gcp-jax train`` with TINY and these fields; None: the field's default."""
+    overrides = {name: value for name, value in {**TINY, **fields}.items() if value is not None}
+    return [
+        f"--config={CONFIG}",
+        f"--run_dir={folder}",
+        *(f"--config.{name}={value}" for name, value in overrides.items()),
+        "--json",
+    ]
+
+
+def train_command(folder: Path, **fields: str | None) -> list[str]:
+    """The command of this training."""
+    return [*CLI, "train", *train_flags(folder, **fields)]
 
 
 def environment() -> dict[str, str]:
-    clean = {k: v for k, v in os.environ.items() if k not in ("XLA_FLAGS", "NPROC")}
-    cache = os.environ.get("GCP_JAX_TEST_CACHE") or str(
-        Path.home() / ".cache" / "gcp-jax" / "tests"
-    )
-    quick = "--xla_backend_optimization_level=0 --xla_cpu_parallel_codegen_split_count=1"  # mostly these runs compile
+    """The environment variables of a run's process: one device, a shared compilation cache."""
+    variables = {k: v for k, v in os.environ.items() if k not in ("XLA_FLAGS", "NPROC")}
+    default_cache = Path.home() / ".cache" / "gcp-jax" / "tests"
+    cache = os.environ.get("GCP_JAX_TEST_CACHE") or str(default_cache)
     return {
-        **clean,
+        **variables,
         "JAX_COMPILATION_CACHE_DIR": cache,
         "PYTHONUNBUFFERED": "1",
-        "XLA_FLAGS": quick,
+        "XLA_FLAGS": QUICK_COMPILATION,
     }
 
 
-def run(arguments: list[str]) -> subprocess.CompletedProcess[str]:
+def run(command: list[str]) -> subprocess.CompletedProcess[str]:
+    """Run a command to its end."""
     return subprocess.run(
-        arguments, capture_output=True, text=True, env=environment(), timeout=500, check=False
+        command, capture_output=True, text=True, env=environment(), timeout=500, check=False
     )
 
 
 def last_json(done: subprocess.CompletedProcess[str]) -> dict:
+    """The JSON object on the last line of a command that succeeded."""
     assert done.returncode == 0, done.stderr[-3000:]
     return json.loads(done.stdout.strip().splitlines()[-1])

@@ -1,4 +1,4 @@
-"""Bad input: one line, exit code 2, and nothing written; ``docs/bad_input.md`` is what is really said."""
+"""Bad input: one line, exit code 2, and nothing written; ``docs/reference/errors.md`` is what is printed."""
 
 import pytest
 

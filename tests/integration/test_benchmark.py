@@ -7,7 +7,7 @@ import pytest
 from gcp_jax import envs
 from gcp_jax.config import ConfigError
 from gcp_jax.envs.protocol import NO_SUCCESS
-from gcp_jax.experiments import comparison
+from gcp_jax.experiments import assemble, comparison
 from gcp_jax.run.metrics import rows
 
 pytestmark = pytest.mark.unmeasured
@@ -39,9 +39,9 @@ def from_flags(**changes):
         "envs": ["reach"],
         "seeds": 2,
         "steps": 512,
-        "overrides": [],
+        "overrides": {},
     }
-    return comparison.chosen(**{**plain, **changes})
+    return comparison.choose(**{**plain, **changes})
 
 
 @pytest.fixture(scope="module")
@@ -63,8 +63,8 @@ def whole(file, tmp_path_factory):
     """A benchmark of two methods that work and one whose numbers become NaN."""
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(file.parent)
-        chosen = comparison.chosen(
-            file=str(file), algorithms=[], envs=[], seeds=None, steps=None, overrides=[]
+        chosen = comparison.choose(
+            file=str(file), algorithms=[], envs=[], seeds=None, steps=None, overrides={}
         )
         folder = tmp_path_factory.mktemp("runs") / "tiny"
         return chosen, folder, comparison.run(chosen, folder, "gcp-jax benchmark --file=tiny.py")
@@ -87,7 +87,7 @@ def test_every_method_starts_from_one_clone_and_is_evaluated_alike(whole):
         assert {row["stage"] for row in found} == {"base", "finetune"}
     assert points[0] == points[1]
     assert [r["eval/success"] for r in starts[0]] == [r["eval/success"] for r in starts[1]]
-    assert chosen.runs["near"]["wide"].algorithm["samples"] == 4
+    assert chosen.runs["near"]["wide"].algorithm.settings.samples == 4
 
 
 def test_a_failure_is_noted_and_the_others_go_on(whole):
@@ -107,8 +107,8 @@ def test_the_same_command_again_runs_only_what_is_not_finished(whole, file, monk
         if "broken" not in path.parts
     }
     monkeypatch.syspath_prepend(file.parent)
-    again = comparison.chosen(
-        file=str(file), algorithms=["plain", "wide"], envs=[], seeds=None, steps=None, overrides=[]
+    again = comparison.choose(
+        file=str(file), algorithms=["plain", "wide"], envs=[], seeds=None, steps=None, overrides={}
     )
     result = comparison.run(again, folder, "gcp-jax benchmark")
     assert (result["finished"], result["failed"]) == (2, {})
@@ -126,9 +126,9 @@ def test_another_benchmark_is_not_mixed_in(whole):
 
 
 def test_flags_choose_and_override():
-    chosen = from_flags(algorithms=["qc", "dppo"], overrides=["finetune.envs=16", "env.name=reach"])
+    chosen = from_flags(algorithms=["qc", "dppo"], overrides={"finetune.envs": 16})
     assert list(chosen.runs) == ["reach"]
-    assert [c.algorithm["name"] for c in chosen.runs["reach"].values()] == ["qc", "dppo"]
+    assert [c.algorithm.name for c in chosen.runs["reach"].values()] == ["qc", "dppo"]
     assert {
         (c.finetune.envs, c.finetune.env_steps, c.seeds) for c in chosen.runs["reach"].values()
     } == {(16, 512, 2)}
@@ -138,7 +138,7 @@ def test_methods_that_would_be_evaluated_at_other_steps_are_refused(tmp_path):
     chosen = from_flags(
         algorithms=["qc", "dppo"],
         steps=2048,
-        overrides=["evaluation.every=2048", "finetune.learning_starts=0"],
+        overrides={"evaluation.every": 2048, "finetune.learning_starts": 0},
     )
     with pytest.raises(
         ConfigError,
@@ -151,18 +151,15 @@ def test_methods_that_would_be_evaluated_at_other_steps_are_refused(tmp_path):
 def test_a_population_is_refused():
     flags = {"file": "", "algorithms": ["ogpo"], "envs": ["reach"], "seeds": 1, "steps": None}
     with pytest.raises(ConfigError, match="ogpo: a benchmark compares methods, not a population"):
-        comparison.chosen(**flags, overrides=["population.clip=(0.1, 0.2)"])
+        comparison.choose(**flags, overrides={"population.clip": (0.1, 0.2)})
 
 
 def test_a_task_without_success_is_refused(tmp_path, monkeypatch):
     plain = envs.make("reach")
-    monkeypatch.setattr(
-        envs,
-        "make",
-        lambda name, **fields: plain._replace(specs=plain.specs._replace(success=NO_SUCCESS)),
-    )
+    by_return = plain._replace(specs=plain.specs._replace(success=NO_SUCCESS))
+    monkeypatch.setattr(assemble, "build_env", lambda choice: by_return)
     with pytest.raises(
-        ConfigError, match="reach is judged by its return, and a benchmark compares success rates"
+        ConfigError, match="reach is scored by its return, and a benchmark compares success rates"
     ):
         comparison.run(from_flags(), tmp_path / "b", "gcp-jax benchmark")
 
@@ -173,12 +170,12 @@ def test_a_task_without_success_is_refused(tmp_path, monkeypatch):
         ({"algorithms": []}, "nothing to compare: name methods and tasks"),
         ({"algorithms": ["ogpoo"]}, "no algorithm is called 'ogpoo'; did you mean 'ogpo'"),
         ({"envs": ["peg"]}, "no environment is called 'peg'; allowed: "),
-        ({"overrides": ["seeds"]}, "--override=seeds lacks its value"),
+        ({"overrides": {"env.name": "reach"}}, "--config.env.name cannot be used here"),
         (
-            {"overrides": ["finetune.env=3"]},
+            {"overrides": {"finetune.env": 3}},
             "there is no field 'finetune.env'; did you mean 'envs'",
         ),
-        ({"overrides": ["finetune.utd=fast"]}, "cannot set finetune.utd to 'fast'"),
+        ({"overrides": {"finetune.utd": "fast"}}, "cannot set finetune.utd to 'fast'"),
         ({"file": "nowhere.py"}, "--file=nowhere.py is not a Python file"),
     ],
 )

@@ -1,4 +1,4 @@
-"""The benchmarks run from end to end on the smallest task, and their table is what ``gcp-jax envs`` shows."""
+"""The benchmarks run on the smallest task, and ``gcp-jax envs`` shows their table."""
 
 import json
 
@@ -10,9 +10,10 @@ import pytest
 from benchmarks import devices as device_benchmark
 from benchmarks import environments, rollout, run, seeds, segment, setup, timing
 from gcp_jax import envs
+from gcp_jax.console import make_console
 from gcp_jax.envs.demos import collect
 from gcp_jax.envs.protocol import NO_SUCCESS
-from gcp_jax.experiments import assemble
+from gcp_jax.experiments import run_config
 from gcp_jax.experiments.plan import peak_memory
 from gcp_jax.launch.cli import inspect, main
 
@@ -37,7 +38,7 @@ def test_environments_are_measured_and_shown(tmp_path, monkeypatch, capsys):
 
 
 def test_physics_alone_is_timed_beside_the_task():
-    speed = environments.speed(environments.envs.make("push_t"), 4, 2)
+    speed = environments.speed(envs.make("push_t"), 4, 2)
     assert speed["physics_steps_per_s"] > 0 and speed["of_physics"] > 0 and speed["spread"] >= 0
 
 
@@ -45,7 +46,7 @@ def test_physics_alone_is_timed_beside_the_task():
 def test_a_task_without_success_is_measured_and_shown_by_its_return(tmp_path, monkeypatch, capsys):
     env = envs.make("reach")
     env = env._replace(specs=env.specs._replace(name="brax:hopper", success=NO_SUCCESS))
-    measured = environments.demonstrated(env, 1.0, 8)
+    measured = environments.demonstrator_score(env, 1.0, 8)
     steps, *_ = jax.device_get(collect.collect(env, 1.0, jax.random.key(0), 8))
     returns = [
         float(reward[executed].sum())
@@ -61,7 +62,7 @@ def test_a_task_without_success_is_measured_and_shown_by_its_return(tmp_path, mo
     table.write_text(json.dumps({"brax:hopper": found}))
     monkeypatch.setattr(inspect, "MEASURED", table)
     assert (
-        inspect.list_envs(to_stderr=True)["brax:hopper"]["measured"]
+        inspect.print_envs(make_console())["brax:hopper"]["measured"]
         == json.loads(table.read_text())["brax:hopper"]
     )
     assert f"expert 0: return {measured['return']:,.0f} ±" in capsys.readouterr().err
@@ -95,7 +96,7 @@ def test_what_the_parts_leave_over_of_a_segment_is_the_rest():
         "sampling": [0.2, 0.4],
         "updates": [0.6, 1.4],
     }
-    found = segment.told({name: timing.Spent(wall, wall) for name, wall in times.items()})
+    found = segment.figures({name: timing.Seconds(wall, wall) for name, wall in times.items()})
     assert found["segment_ms"] == 3000.0 and found["physics"] == pytest.approx((0.5 + 0.25) / 2)
     assert found["rest"] == pytest.approx(1 - (0.9 + 0.7) / 2) and found["spread"] == pytest.approx(
         0.2
@@ -121,7 +122,7 @@ def test_results_are_appended_and_the_newest_make_the_page(tmp_path):
     assert "| ogpo | 2,500.0 | 0.90 (spread 0.01) |\n| qc | 1.0 |  |" in page
 
 
-def test_a_benchmark_that_does_not_exist_is_told(capsys):
+def test_an_unknown_benchmark_is_named(capsys):
     assert run.main(["updates"]) == 2
     assert (
         "there is no 'updates'; allowed: update, rollout, segment, seeds, devices, startup, launch."
@@ -154,8 +155,8 @@ def test_collectives_of_a_compiled_program_are_counted_as_often_as_they_run(devi
 
 @pytest.mark.parametrize("method", segment.METHODS)
 def test_every_method_that_is_measured_can_be_configured(method):
-    config = assemble.frozen_config(setup.configured("reach", method, {"finetune.envs": 8}))
-    assert (config.algorithm["name"], config.finetune.envs) == (method, 8)
+    config = run_config.frozen_config(setup.make_config("reach", method, {"finetune.envs": 8}))
+    assert (config.algorithm.name, config.finetune.envs) == (method, 8)
 
 
 def test_deviation_is_the_largest_relative_difference():
@@ -167,8 +168,10 @@ def test_deviation_is_the_largest_relative_difference():
     )
 
 
-def test_seeds_are_told_against_separate_runs_that_compile_each_for_themselves():
-    found = seeds.told(4, 30.0, [2.0, 1.8, 2.1], (20.0, [1.0, 1.0, 3.0]), 10)
+def test_seeds_are_compared_with_separate_runs_that_each_compile():
+    four = seeds.ProgramSeconds(compiling=30.0, segments=[2.0, 1.8, 2.1])
+    one = seeds.ProgramSeconds(compiling=20.0, segments=[1.0, 1.0, 3.0])
+    found = seeds.figures(4, four, one, segments=10)
     assert (found["run_s"], found["separate_s"]) == (50.0, 120.0)
     assert (found["throughput"], found["without_compiling"], found["spread"]) == (2.4, 2.0, 0.15)
 

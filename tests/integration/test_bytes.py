@@ -2,36 +2,39 @@
 
 import dataclasses
 import json
-import sys
 from ast import literal_eval
 
 import pytest
-from helpers.runs import TINY, last_json, run
+from helpers.runs import CLI, TINY, last_json, run
 
-from benchmarks.kills import unequal
+from benchmarks.equality import unequal_parts
 from gcp_jax import algorithms
 
-pytestmark = pytest.mark.unmeasured
+pytestmark = [pytest.mark.process, pytest.mark.unmeasured]
 
 METHODS = algorithms.names()
 SHORTER = {
-    "policy.hidden": (8,), "algorithm.critic_hidden": (8,), "demonstrations.episodes": 16, "pretrain.updates": 50,
-    "evaluation.every": 768, "video": False,
-}  # fmt: skip
+    "policy.hidden": (8,),
+    "algorithm.critic_hidden": (8,),
+    "demonstrations.episodes": 16,
+    "pretrain.updates": 50,
+    "evaluation.every": 768,
+    "video": False,
+}
 
 
 def benchmark(task):
-    """A file's text: all methods, each with those of TINY's fields that it has."""
+    """The text of a benchmark's file: all methods, each with those of TINY's fields that it has."""
     given = {name: literal_eval(value) for name, value in TINY.items()} | SHORTER
     common = {name: value for name, value in given.items() if not name.startswith("algorithm.")}
-    del common["seeds"], common["finetune.env_steps"]
+    del common["seeds"]
+    del common["finetune.env_steps"]
     methods = {}
     for name in METHODS:
-        own = {
-            f"algorithm.{field.name}" for field in dataclasses.fields(algorithms.load(name).Config)
-        }
-        methods[name] = {"algorithm": name, **{field: given[field] for field in own & given.keys()}}
-    methods["dppo"] |= {"algorithm.minibatches": 4}
+        settings = dataclasses.fields(algorithms.load(name).Config)
+        fields = {f"algorithm.{field.name}" for field in settings} & given.keys()
+        methods[name] = {"algorithm": name, **{field: given[field] for field in sorted(fields)}}
+    methods["dppo"]["algorithm.minibatches"] = 4
     chosen = {
         "tasks": {task: {"config": task}},
         "methods": methods,
@@ -44,27 +47,22 @@ def benchmark(task):
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory):
-    """Two benchmarks by the same command, each in a process and a folder of its own."""
+    """Two benchmarks by the same command, each in its own process and folder."""
     root = tmp_path_factory.mktemp("bytes")
-    (root / "all_methods.py").write_text(benchmark("reach"))
-    program = [
-        sys.executable,
-        "-m",
-        "gcp_jax.launch.cli.main",
-        "benchmark",
-        f"--file={root / 'all_methods.py'}",
-        "--json",
-    ]
+    file = root / "all_methods.py"
+    file.write_text(benchmark("reach"))
     for name in ("one", "other"):
-        told = last_json(run([*program, f"--run_dir={root / name}"]))
-        assert (told["finished"], told["failed"]) == (len(METHODS), {}), json.dumps(told)
+        command = [*CLI, "benchmark", f"--file={file}", f"--run_dir={root / name}", "--json"]
+        summary = last_json(run(command))
+        assert summary["finished"] == len(METHODS), json.dumps(summary)
+        assert summary["failed"] == {}, json.dumps(summary)
     return root / "one" / "reach", root / "other" / "reach"
 
 
 @pytest.mark.parametrize("method", METHODS)
 def test_the_same_command_gives_the_same_rows_policies_and_state(method, folders):
     one, other = (folder / method for folder in folders)
-    assert unequal(one, other) == []
+    assert unequal_parts(one, other) == []
 
 
 def test_the_same_command_gives_the_same_clone(folders):

@@ -7,22 +7,22 @@ from pathlib import Path
 
 import jax
 import jax.numpy as jnp
-import ml_collections
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from gcp_jax import envs
-from gcp_jax.config import ConfigError, resolve
+from gcp_jax.config import ConfigError, RunConfig
 from gcp_jax.core import policy as policies
 from gcp_jax.core.networks import Normalizer
 from gcp_jax.core.policy import PolicyConfig
 from gcp_jax.envs.demos import storage
 from gcp_jax.envs.demos.collect import collect
 from gcp_jax.envs.tasks import reach
-from gcp_jax.experiments import assemble
+from gcp_jax.experiments import assemble, run_config
 from gcp_jax.launch.cli import main
+from gcp_jax.launch.cli.parse import parse
 from gcp_jax.run import checkpoint, metrics, saved_policy
 from gcp_jax.types import Specs
 
@@ -47,7 +47,7 @@ values = st.recursive(
         st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=6), inner, max_size=3)
     ),
 )
-DEFAULTS = assemble.defaults(env="reach").to_dict()
+DEFAULTS = run_config.defaults(env="reach").to_dict()
 PLACES = [
     (*section, name)
     for section, fields in [
@@ -74,7 +74,7 @@ def test_a_configuration_is_taken_or_refused_in_one_line(changes):
                 return
         section[path[-1]] = value
     try:
-        resolve(content)
+        run_config.resolve(content)
     except ConfigError as error:
         one_line(error)
 
@@ -85,15 +85,12 @@ def test_a_configuration_is_taken_or_refused_in_one_line(changes):
     st.text(st.characters(codec="ascii", exclude_characters="\n\r"), max_size=20),
 )
 def test_an_option_is_taken_or_refused_in_one_line(place, text):
-    command = main.COMMANDS["train"]
+    command = main.load_command("train")
     try:
-        parsed, _ = main._parse("train", command, [f"--config.{'.'.join(place)}={text}"])
-        config = parsed["config"].value
-        assert isinstance(config, ml_collections.ConfigDict)
-        assemble.make_env(assemble.frozen_config(config)) if place[0] == "env" and place != (
-            "env",
-            "module",
-        ) else assemble.frozen_config(config)
+        arguments = parse("train", command, [f"--config.{'.'.join(place)}={text}"])
+        assert isinstance(arguments.config, RunConfig)
+        if place[0] == "env" and place != ("env", "module"):
+            assemble.make_env(arguments.config)
     except main.EXPECTED as error:
         assert str(error).strip()  # main joins its lines
 

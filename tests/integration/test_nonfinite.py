@@ -1,4 +1,4 @@
-"""Updates that leave the finite numbers: skipped, counted, named, and shown once more."""
+"""Updates that are not finite are skipped, counted, named, and recomputed by ``gcp-jax debug``."""
 
 import json
 import math
@@ -9,13 +9,14 @@ import numpy as np
 import optax
 import pytest
 
-from gcp_jax import mesh
-from gcp_jax.experiments import assemble
+from gcp_jax.core import optim
+from gcp_jax.experiments import assemble, run_config
 from gcp_jax.launch.cli import main
 from gcp_jax.learner import nonfinite
 from gcp_jax.run import replay_fault
+from gcp_jax.run.errors import RunError
 from gcp_jax.run.metrics import rows
-from gcp_jax.run.training import RunError, Training
+from gcp_jax.run.training import Training
 
 TINY = {
     "policy.hidden": (16,),
@@ -33,41 +34,42 @@ TINY = {
     "finetune.env_steps": 768,
     "finetune.learning_starts": 128,
     "finetune.capacity": 512,
+    "finetune.utd": 0.0625,
     "evaluation.episodes": 8,
     "evaluation.every": 768,
     "checkpoint.every": 256,
     "video": False,
     "max_nonfinite_updates": 5,
 }
-TOO_LARGE = 1e30
+TOO_LARGE = 1e30  # a learning rate
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
-def test_a_state_with_a_number_that_is_not_finite_is_not_taken(bad):
+def test_a_state_that_is_not_finite_is_discarded(bad):
     old = {"net": jnp.zeros(3), "step": jnp.int32(4), "key": jax.random.key(0)}
     new = {"net": jnp.array([1.0, bad, 2.0]), "step": jnp.int32(5), "key": jax.random.key(1)}
-    kept, skipped = nonfinite.keep_if_finite(old, new)
-    assert skipped and kept["step"] == 4 and kept["key"] == old["key"]
+    kept, discarded = nonfinite.keep_if_finite(old, new)
+    assert discarded and kept["step"] == 4 and kept["key"] == old["key"]
     np.testing.assert_array_equal(kept["net"], old["net"])
-    taken, skipped = nonfinite.keep_if_finite(old, {**new, "net": jnp.ones(3)})
-    assert not skipped and taken["step"] == 5
+    kept, discarded = nonfinite.keep_if_finite(old, {**new, "net": jnp.ones(3)})
+    assert not discarded and kept["step"] == 5
     assert nonfinite.all_finite({"step": jnp.int32(1)})
 
 
-def test_the_first_metric_that_was_not_finite_names_the_fault():
-    """Three updates; in the second ``later`` is NaN because ``earlier`` was, in the third by itself."""
-    earlier, later = jnp.array([1.0, jnp.inf, 3.0]), jnp.array([4.0, jnp.nan, jnp.nan])
-    broken = jax.vmap(lambda a, b: nonfinite.first_nonfinite_flags({"z_earlier": a, "a_later": b}))(
-        earlier, later
-    )
-    told = nonfinite.nonfinite_summary(broken, jnp.bool(False))
-    row = {f"train/{name}": float(value) for name, value in told.items()} | {"train/z_earlier": 2.0}
+def test_the_first_metric_that_is_not_finite_names_the_cause():
+    """Three updates: in the second ``later`` is NaN because ``earlier`` was, in the third alone."""
+    earlier = jnp.array([1.0, jnp.inf, 3.0])
+    later = jnp.array([4.0, jnp.nan, jnp.nan])
+    flags = jax.vmap(lambda a, b: nonfinite.first_nonfinite_flags({"z_earlier": a, "a_later": b}))
+    summary = nonfinite.nonfinite_summary(flags(earlier, later), jnp.bool(False))
+    row = {f"train/{name}": float(value) for name, value in summary.items()}
+    row["train/z_earlier"] = 2.0
     assert nonfinite.mean_of_finite(earlier) == 2.0
     assert nonfinite.pop_nonfinite(row, ()) == (2, 1, "z_earlier was not finite")
     assert row == {"train/nonfinite_updates": 2.0, "train/z_earlier": 2.0}
 
 
-def test_a_number_that_is_not_finite_although_all_updates_were_is_a_fault_without_end():
+def test_a_metric_that_is_not_finite_although_no_update_was_skipped_counts_without_limit():
     row = {
         "train/nonfinite_updates": 0.0,
         "train/first_nonfinite_update": 0.0,
@@ -79,117 +81,110 @@ def test_a_number_that_is_not_finite_although_all_updates_were_is_a_fault_withou
     assert nonfinite.pop_nonfinite({"train/gap": math.nan}, ["train/gap"]) == (0, 0, "")
 
 
-def test_a_state_that_was_lost_counts_all_updates():
-    broken = {"loss": jnp.zeros(5)}
-    row = {
-        f"train/{name}": float(value)
-        for name, value in nonfinite.nonfinite_summary(broken, jnp.bool(True)).items()
-    }
+def test_a_discarded_state_counts_all_updates():
+    summary = nonfinite.nonfinite_summary({"loss": jnp.zeros(5)}, jnp.bool(True))
+    row = {f"train/{name}": float(value) for name, value in summary.items()}
     assert nonfinite.pop_nonfinite(row, ()) == (5, 0, "a parameter was not finite")
 
 
-def test_a_gradient_that_is_not_finite_is_not_followed():
+def test_a_gradient_that_is_not_finite_changes_nothing():
     """log of a parameter that is 0 has none; the optimizer's moments stay as well."""
     optimizer = optax.adam(0.1)
 
-    def step(params, opt):
-        return mesh.gradient_step(lambda p: (jnp.sum(jnp.log(p["x"])), {}), params, opt, optimizer)
+    def loss(params):
+        return jnp.sum(jnp.log(params["x"])), {}
 
-    fine, _, aux = step({"x": jnp.ones(2)}, optimizer.init({"x": jnp.ones(2)}))
-    assert (fine["x"] < 1).all() and aux["gradient_norm"] == pytest.approx(2**0.5)
-    broken = {"x": jnp.array([0.0, 1.0])}
-    params, opt, aux = step(broken, optimizer.init(broken))
-    np.testing.assert_array_equal(params["x"], broken["x"])
-    assert opt[0].count == 0 and not np.isfinite(aux["gradient_norm"])
+    def step(params, opt_state):
+        return optim.gradient_step(loss, params, opt_state, optimizer, name="x")
 
-
-def configured(**fields):
-    config = assemble.defaults(env="reach")
-    assemble.set_algorithm(config, "qc")
-    assemble.override(
-        config, TINY | {name.replace("__", "."): value for name, value in fields.items()}
-    )
-    return config
+    ones = {"x": jnp.ones(2)}
+    finite, _, metrics = step(ones, optimizer.init(ones))
+    assert (finite["x"] < 1).all() and metrics["x_gradient_norm"] == pytest.approx(2**0.5)
+    with_zero = {"x": jnp.array([0.0, 1.0])}
+    params, opt_state, metrics = step(with_zero, optimizer.init(with_zero))
+    np.testing.assert_array_equal(params["x"], with_zero["x"])
+    assert opt_state[0].count == 0 and not np.isfinite(metrics["x_gradient_norm"])
 
 
-def training(config, folder):
-    config = assemble.frozen_config(config)
+def make_config(**fields):
+    config = run_config.defaults(env="reach")
+    run_config.set_algorithm(config, "qc")
+    run_config.override(config, {**TINY, **fields})
+    return run_config.frozen_config(config)
+
+
+def make_training(config, folder):
     return Training(config, assemble.make_task(config, film=False), folder, "gcp-jax train")
 
 
 @pytest.fixture(scope="module")
 def stopped(tmp_path_factory):
-    """A run whose critics leave the finite numbers at their second update, and what it said."""
+    """A run whose critics become non-finite at their second update, and the error it ended with."""
     folder = tmp_path_factory.mktemp("stopped") / "run"
+    config = make_config(**{"algorithm.critic_lr": TOO_LARGE})
     with pytest.raises(RunError) as raised:
-        training(configured(algorithm__critic_lr=TOO_LARGE), folder).run()
+        make_training(config, folder).run()
     return folder, str(raised.value)
 
 
-def test_a_run_stops_after_a_bounded_number_and_says_what_was_first(stopped):
-    folder, told = stopped
-    assert told.startswith(
-        "critic_loss was not finite in finetune of seed_0, at update 1 (256 env steps), and 7 updates"
+def test_a_run_stops_after_too_many_and_names_the_first(stopped):
+    folder, message = stopped
+    assert message.startswith(
+        "critic_loss was not finite in finetune of seed_0, at update 1 (256 env steps), and "
+        "7 updates in all: nothing is left to train."
     )
-    assert f"gcp-jax debug {folder}" in told and "max_nonfinite_updates=5" in told
+    assert f"gcp-jax debug {folder}" in message and "max_nonfinite_updates=5" in message
+    assert "\n" not in message
     assert not (folder / "summary.json").exists()
-    skipped = [
+    counts = [
         row["train/nonfinite_updates"]
         for row in rows(folder / "metrics.jsonl")
         if "train/nonfinite_updates" in row
     ]
-    assert skipped[-1] > 5 - sum(skipped[:-1])
+    assert sum(counts[:-1]) <= 5 < sum(counts)
 
 
-def test_nothing_that_is_not_finite_is_in_a_checkpoint_or_a_row(stopped):
+def test_the_same_command_stops_at_the_same_place_and_writes_only_finite_numbers(stopped):
     folder, _ = stopped
     assert "NaN" not in (folder / "metrics.jsonl").read_text()
-    run = training(configured(algorithm__critic_lr=TOO_LARGE), folder)
+    training = make_training(make_config(**{"algorithm.critic_lr": TOO_LARGE}), folder)
     with pytest.raises(RunError, match="nothing is left to train"):
-        run.run()  # the same command stops at the same place
+        training.run()
 
 
 def test_debug_shows_the_first_update_that_was_not_finite(stopped, capsys):
     folder, _ = stopped
     assert main.main(["debug", str(folder), "--json"]) == 0
-    out, err = capsys.readouterr()
-    found = json.loads(out.splitlines()[-1])
-    assert found["metrics"]["critic_loss"] is None and found["told"].startswith(
-        "critic_loss was not finite"
-    )
-    assert "state.critic.net" in err and "metric critic_loss" in err
+    output, errors = capsys.readouterr()
+    found = json.loads(output.splitlines()[-1])
+    assert found["metrics"]["critic_loss"] is None
+    assert found["description"].startswith("critic_loss was not finite")
+    assert "state.critic.params" in errors and "metric critic_loss" in errors
     with np.load(folder / "fault" / "update.npz") as arrays:
-        state = [arrays[name] for name in arrays if name.startswith("state.critic.net")]
-        assert (
-            all(np.isfinite(x).all() for x in state) and max(np.abs(x).max() for x in state) > 1e29
-        )
+        critic = [arrays[name] for name in arrays if name.startswith("state.critic.params")]
+        assert all(np.isfinite(x).all() for x in critic)
+        assert max(np.abs(x).max() for x in critic) > 1e29
         assert np.isfinite(arrays["batch.transitions.obs"]).all()
 
 
 def test_without_a_fault_there_is_nothing_to_debug(tmp_path, capsys):
     assert main.main(["debug", str(tmp_path)]) == 2
     assert f"{tmp_path} holds no run" in capsys.readouterr().err
-    with pytest.raises(
-        FileNotFoundError, match="every update of .* was finite; there is nothing to debug"
-    ):
-        replay_fault.kept(tmp_path)
+    message = "every update of .* was finite; there is nothing to debug"
+    with pytest.raises(FileNotFoundError, match=message):
+        replay_fault.load_fault(tmp_path)
 
 
 @pytest.mark.unmeasured
-def test_a_seed_that_is_given_up_leaves_the_others_to_the_end(tmp_path, capsys):
-    config = configured()
-    with config.unlocked():
-        config.population = {"critic_lr": (1e-3, TOO_LARGE)}
-    summary = training(config, tmp_path).run()
+def test_a_member_that_is_given_up_does_not_stop_the_others(tmp_path, capsys):
+    config = make_config(**{"population.critic_lr": (1e-3, TOO_LARGE)})
+    summary = make_training(config, tmp_path).run()
     [given_up] = summary["given_up"]
-    assert "critic_lr=1e+30" in given_up and f"of {given_up}" in capsys.readouterr().err
-    ends = [row for row in rows(tmp_path / "metrics.jsonl") if row["env_steps"] == 768]
-    by = {row["population"]: row for row in ends}
-    assert (
-        by["critic_lr=0.001"]["train/nonfinite_updates"] == 0
-        and by["critic_lr=0.001"]["train/critic_loss"] < 1e3
-    )
-    assert (
-        by["critic_lr=1e+30"]["train/nonfinite_updates"] > 0
-        and "train/critic_loss" not in by["critic_lr=1e+30"]
-    )
+    assert "critic_lr=1e+30" in given_up
+    errors = capsys.readouterr().err
+    assert f"of {given_up}" in errors and "it is given up" in errors
+    last_rows = [row for row in rows(tmp_path / "metrics.jsonl") if row["env_steps"] == 768]
+    finite, broken = sorted(last_rows, key=lambda row: row["population"])
+    assert (finite["population"], broken["population"]) == ("critic_lr=0.001", "critic_lr=1e+30")
+    assert finite["train/nonfinite_updates"] == 0 and finite["train/critic_loss"] < 1e3
+    assert broken["train/nonfinite_updates"] > 0 and "train/critic_loss" not in broken

@@ -1,4 +1,6 @@
-"""Every method learns, through the compiled loop and its own source, a one-step task whose optimum is known."""
+"""Every method learns, through the compiled loop and its own source, a one-step task whose optimum
+is known.
+"""
 
 import dataclasses
 from typing import Any
@@ -24,7 +26,8 @@ ENVS, LENGTH, SAMPLES = 64, 4, 2000
 
 
 def bandit(side):
-    """One step, one constant observation: reward 1 for an action of the sign of ``side``, else 0."""
+    """One step, one constant observation: reward 1 for an action of the sign of ``side``, else 0.
+    """
 
     def reset(key):
         no, zero = jnp.bool_(False), jnp.float32(0)
@@ -43,7 +46,9 @@ def bandit(side):
 
 @dataclasses.dataclass(frozen=True)
 class Variant:
-    """A method with sensible constants, and how many segments of ENVS · LENGTH episodes it learns from."""
+    """A method with sensible constants, and how many segments of ENVS · LENGTH episodes it learns
+    from.
+    """
 
     module: Any
     config: Any
@@ -64,13 +69,23 @@ class Variant:
         return self.module.make(self.config, policy, source)
 
 
-CRITIC = {"critics": 3, "critic_hidden": (64,), "critic_lr": 3e-3, "critic_tau": 0.1}
+CRITIC = {
+    "gamma": 0.99,
+    "critics": 3,
+    "critic_hidden": (64,),
+    "critic_lr": 3e-3,
+    "critic_tau": 0.1,
+    "critic_warmup_updates": 0,
+}
 ACTOR = {**CRITIC, "actor_hidden": (64,), "actor_lr": 3e-3}
+SOFT = {**ACTOR, "temperature_lr": 3e-4}
 BASE = {"base_lr": 1e-3, "base_tau": 0.05}
 # From one mode to the other's side it takes a residual of .6 and more.
-RESIDUAL = {**ACTOR, "scale": 1.0, "explore_steps": 1000, "policy_delay": 2}
+RESIDUAL = {**SOFT, "scale": 1.0, "explore_steps": 1000, "policy_delay": 2}
 # A chunk of one number: its log ratio is no mean over many, so the clip is that of plain PPO.
 PPO = {
+    "gamma": 0.99,
+    "min_std": 0.1,
     "epochs": 4,
     "minibatches": 2,
     "clip": 0.1,
@@ -88,12 +103,12 @@ VARIANTS = {
     ),
     "dppo, sde": Variant(dppo, dppo.Config(**PPO)),
     "dppo, learned noise": Variant(dppo, dppo.Config(**PPO, noise="learned")),
-    "dsrl, na": Variant(dsrl, dsrl.Config(**ACTOR, mode="na", distill_steps=2)),
-    "dsrl, sac": Variant(dsrl, dsrl.Config(**ACTOR, mode="sac")),
+    "dsrl, na": Variant(dsrl, dsrl.Config(**SOFT, mode="na", distill_steps=2)),
+    "dsrl, sac": Variant(dsrl, dsrl.Config(**SOFT, mode="sac")),
     "residual, sac": Variant(residual, residual.Config(**RESIDUAL, mode="sac")),
     "residual, td3": Variant(residual, residual.Config(**RESIDUAL, mode="td3")),
     # One sample, so that only its edit leads away from the wrong mode.
-    "expo": Variant(expo, expo.Config(**ACTOR, **BASE, samples=1, edit_scale=0.7)),
+    "expo": Variant(expo, expo.Config(**SOFT, **BASE, samples=1, edit_scale=0.7)),
     "qc": Variant(qc, qc.Config(**CRITIC, **BASE, samples=4)),
     # The critic's values are of the order of 1, and so is the distance of the modes.
     "fql": Variant(fql, fql.Config(**ACTOR, **BASE, alpha=1.0)),
@@ -103,7 +118,8 @@ VARIANTS = {
 def learned(variant, policy, deployed, *, mesh, options):
     """Success of (the first segment's episodes, the deployed policy in the end).
 
-    The rewarded side is the one that the untrained method takes less often: none may be right from the start.
+    The rewarded side is the one that the untrained method takes less often: none may be right from
+    the start.
     """
     algorithm = variant.make(policy)
     greedy = jax.jit(
@@ -111,11 +127,11 @@ def learned(variant, policy, deployed, *, mesh, options):
     )
 
     def positive(train):
-        state = jax.tree.map(lambda x: x[0], train.state)
+        state = jax.tree.map(lambda x: x[0], train.learner.state)
         return np.mean(np.asarray(greedy(state, jnp.zeros((SAMPLES, 1)), jax.random.key(7))) > 0)
 
     def build(side):
-        collection = CollectConfig(bandit(side), ENVS, LENGTH, pool=4)
+        collection = CollectConfig(env=bandit(side), envs=ENVS, unroll_chunks=LENGTH, reset_pool=4)
         return loop.build_learner(
             algorithm, policy.specs, mesh=mesh, seeds=1, collection=collection
         )
@@ -156,7 +172,7 @@ def diffused(two_modes, devices, optimized):
     cloning = loop.build_learner(algorithm, policy.specs, mesh=devices(), seeds=1)
     train = cloning.init(jnp.arange(1), {"normalizer": two_modes.deployed["normalizer"]})
     train, _ = cloning.compile(train, optimized).segment(train)
-    return policy, algorithm.export(jax.tree.map(lambda x: x[0], train.state))
+    return policy, algorithm.export(jax.tree.map(lambda x: x[0], train.learner.state))
 
 
 def test_a_diffusion_learns_it_too(diffused, devices, optimized):

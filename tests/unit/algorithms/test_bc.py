@@ -1,4 +1,6 @@
-"""Cloning keeps every mode of the demonstrations; its update is AdamW on the matching loss, with averaged weights."""
+"""Cloning keeps every mode of the demonstrations; its update is AdamW on the matching loss, with
+averaged weights.
+"""
 
 import dataclasses
 
@@ -16,7 +18,9 @@ from gcp_jax.types import Batch, Segment, Specs, Transition
 
 
 def test_both_modes_are_cloned_and_nothing_between(two_modes):
-    """Against the mixture itself: equal shares, the middle third all but empty, and a small transport distance."""
+    """Against the mixture itself: equal shares, the middle third all but empty, and a small
+    transport distance.
+    """
     count = 4000
     sample = jax.jit(two_modes.policy.eval_policy)(
         two_modes.deployed, jnp.zeros((count, 1)), jax.random.key(1)
@@ -57,7 +61,7 @@ def cloned(config, batch, updates):
 
 
 def test_updates_are_adamw_on_the_matching_loss_with_a_warmed_up_average(batch):
-    config = bc.Config(learning_rate=0.01, weight_decay=0.1, ema=0.2)
+    config = bc.Config(learning_rate=0.01, weight_decay=0.1, ema_decay=0.2)
     data = batch.transitions
 
     @jax.jit
@@ -76,20 +80,20 @@ def test_updates_are_adamw_on_the_matching_loss_with_a_warmed_up_average(batch):
     np.testing.assert_allclose(metrics["imitation_loss"], value, rtol=1e-5)
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5),
-        (state.net, state.ema),
+        (state.params, state.ema_params),
         (net, average),
     )
     jax.tree.map(np.testing.assert_array_equal, state.normalizer, NORMALISER)
-    assert state.step == 4
+    assert state.updates == 4
 
 
 @pytest.mark.parametrize(
-    ("field", "value"), [("learning_rate", 0.1), ("weight_decay", 10.0), ("ema", 0.01)]
+    ("field", "value"), [("learning_rate", 0.1), ("weight_decay", 10.0), ("ema_decay", 0.01)]
 )
 def test_every_field_changes_what_is_learned(batch, field, value):
     usual, _ = cloned(bc.Config(), batch, 1)
     changed, _ = cloned(dataclasses.replace(bc.Config(), **{field: value}), batch, 1)
-    kernels = [np.asarray(state.ema["last"]["kernel"]) for state in (usual, changed)]
+    kernels = [np.asarray(state.ema_params["last"]["kernel"]) for state in (usual, changed)]
     assert np.abs(kernels[0] - kernels[1]).max() > 1e-5
 
 
@@ -97,7 +101,7 @@ def test_every_field_has_its_test():
     assert {field.name for field in dataclasses.fields(bc.Config)} == {
         "learning_rate",
         "weight_decay",
-        "ema",
+        "ema_decay",
     }
 
 
@@ -105,7 +109,7 @@ def test_what_acts_and_is_exported_is_the_average(batch):
     state, _ = cloned(bc.Config(learning_rate=0.1), batch, 2)
     algorithm = bc.make(bc.Config(), POLICY, source=None)
     exported = algorithm.export(state)
-    assert exported["net"] is state.ema
+    assert exported["net"] is state.ema_params
     obs, key = batch.transitions.obs, jax.random.key(0)
     chunk, extras = algorithm.act(state, obs, key)
     np.testing.assert_array_equal(chunk, POLICY.eval_policy(exported, obs, key))
@@ -114,4 +118,7 @@ def test_what_acts_and_is_exported_is_the_average(batch):
 
 def test_prepare_hands_the_segment_on():
     segment = Segment(steps=None, extras={})
-    assert bc.make(bc.Config(), POLICY, source=None).prepare(None, segment) == (None, segment)
+    assert bc.make(bc.Config(), POLICY, source=None).preprocess_segment(None, segment) == (
+        None,
+        segment,
+    )

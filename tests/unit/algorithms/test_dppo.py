@@ -1,4 +1,6 @@
-"""DPPO's equations against float64 numpy, on denoising nets that are affine and so known in closed form."""
+"""DPPO's equations against float64 numpy, on denoising nets that are affine and so known in closed
+form.
+"""
 
 import dataclasses
 import functools
@@ -25,9 +27,18 @@ ROWS, COLUMNS, STEPS, SIGMA = 4, 4, 3, 0.05
 NORMALISER = Normalizer(jnp.array([0.5, -0.5]), jnp.array([2.0, 0.5]))
 BASE, MOVED, FAR = np.array([[0.1, -0.2], [0.16, -0.27], [0.5, -0.6]])
 SMALL = dppo.Config(
-    gamma=0.9, epochs=1, minibatches=2, denoising_gamma=0.7, clip=0.2, clip_base=0.02, max_kl=1e3,
-    actor_lr=0.01, value_lr=0.01, value_hidden=(8,),
-)  # fmt: skip
+    gamma=0.9,
+    epochs=1,
+    minibatches=2,
+    denoising_gamma=0.7,
+    clip=0.2,
+    clip_base=0.02,
+    max_kl=1e3,
+    actor_lr=0.01,
+    value_lr=0.01,
+    value_hidden=(8,),
+    min_std=0.1,
+)
 
 
 def small(**changes):
@@ -109,7 +120,9 @@ class Method:
         )
 
     def state(self, bias=MOVED):
-        """The fresh state with θ moved away from the base, and a noise net that is not almost constant."""
+        """The fresh state with θ moved away from the base, and a noise net that is not almost
+        constant.
+        """
         actor = {**self.fresh.actor, "net": {"bias": jnp.array(bias)}}
         if actor["noise"] is not None:
             last = 0.3 * np.random.default_rng(3).standard_normal(
@@ -146,8 +159,9 @@ def method(config, family="flow"):
 
 
 def recorded(seed, scale=1.0):
-    """Chunk rows [4, 4, 2]: column 0 never ends, 1 meets a time limit inside its second row, 2 terminates at the end of its
-    third, 3 does both, the termination inside a row."""
+    """Chunk rows [4, 4, 2]: column 0 never ends, 1 meets a time limit inside its second row, 2
+    terminates at the end of its third, 3 does both, the termination inside a row.
+    """
     rng = np.random.default_rng(seed)
     shape = (ROWS, COLUMNS, SPECS.chunk)
     obs, following = rng.standard_normal((2, *shape, 2)).astype(np.float32)
@@ -216,7 +230,9 @@ def survival(k):
 
 
 def denoised(family, bias, obs, x, step):
-    """(mean, std of the family's stochastic step, the deterministic step) from x [..., D] at step 0 … K−1."""
+    """(mean, std of the family's stochastic step, the deterministic step) from x [..., D] at step 0
+    … K−1.
+    """
     t = step / STEPS
     net = bias + 0.5 * x + 0.3 * obs[..., :1] + 0.2 * t
     if family == "flow":
@@ -243,7 +259,9 @@ def stochastic_step(config, family, actor, obs, x, step):
 
 
 def log_densities(config, family, actor, obs, chain):
-    """(lp [B, K'] or [B, 1], σ, every dimension's log-density) of chains [B, K'+1, D]; obs normalized."""
+    """(lp [B, K'] or [B, 1], σ, every dimension's log-density) of chains [B, K'+1, D]; obs
+    normalized.
+    """
     trained = chain.shape[1] - 1
     made = [
         stochastic_step(config, family, actor, obs, chain[:, i], STEPS - trained + i)
@@ -330,7 +348,9 @@ CASES = {
 
 @pytest.mark.parametrize("name", CASES)
 def test_chains_start_with_the_base_and_are_scored_as_they_were_drawn(name):
-    """K − K' steps of the base, K' of θ, noise cut at ±3; the densities are those of the stored, unclipped points."""
+    """K − K' steps of the base, K' of θ, noise cut at ±3; the densities are those of the stored,
+    unclipped points.
+    """
     config, family = CASES[name]
     made, count, key = method(config, family), ROWS * COLUMNS, jax.random.key(2)
     state, segment = made.state(), made.collect(made.state())
@@ -361,7 +381,7 @@ def test_losses_and_gradients_equal_the_papers_formulas(name):
     made = method(config, family)
     state, batch = made.minibatch(made.state(FAR if "bounds" in name else MOVED))
     after, metrics = made.update(state, batch, jax.random.key(0))
-    expected, _ = losses(config, family, state.actor, state.value.net, batch)
+    expected, _ = losses(config, family, state.actor, state.value.params, batch)
     assert metrics.keys() == expected.keys() | {"actor_gradient_norm", "stopped", "reward_scale"}
     for key, value in expected.items():
         np.testing.assert_allclose(metrics[key], value, rtol=5e-4, atol=2e-5, err_msg=key)
@@ -371,10 +391,10 @@ def test_losses_and_gradients_equal_the_papers_formulas(name):
         actor = jax.tree.map(lambda x: np.array(x, np.float64), state.actor)
         bias = (actor["net"] if at == "net" else actor["noise"]["Dense_1"])["bias"]
         bias += step
-        return losses(config, family, actor, state.value.net, batch)[1]
+        return losses(config, family, actor, state.value.params, batch)[1]
 
     gradient = optax.tree.get(
-        after.actor_opt, "mu"
+        after.actor_opt_state, "mu"
     )  # (1 − 0.9) times the gradient after the first step
     found = {"net": gradient["net"]["bias"]}
     if config.noise == "learned":
@@ -418,7 +438,9 @@ NETS = {
 
 @pytest.mark.parametrize("name", NETS)
 def test_the_first_ratio_is_one(name):
-    """act → prepare → source → update without a change of θ: every ratio is 1 to within the last bits."""
+    """act → prepare → source → update without a change of θ: every ratio is 1 to within the last
+    bits.
+    """
     config, policy = NETS[name]
     config = dataclasses.replace(config, clip=1e-5, clip_base=1e-5)
     made = Method(config, policy.family, policy_lib.make_policy(policy, SPECS))
@@ -461,7 +483,7 @@ def test_advantages_are_cut_at_ends_and_a_time_limit_bootstraps_from_its_true_su
     made = method(small(gamma=0.5, gae_lambda=0.5, scale_rewards=False))
     state, segment = made.prepare(made.state(), made.segment)
     advantage, steps = np.asarray(segment.extras["advantage"]), made.segment.steps
-    v = functools.partial(value_of, state.value.net)
+    v = functools.partial(value_of, state.value.params)
     v_t, r = v(steps.obs[:, :, 0]), np.asarray(steps.reward, np.float64)
     folded, later = r[..., 0] + 0.5 * r[..., 1], v(steps.next_obs)
     expected = np.zeros((4, 4))
@@ -485,7 +507,9 @@ def test_advantages_are_cut_at_ends_and_a_time_limit_bootstraps_from_its_true_su
 
 
 def running_returns(config, steps):
-    """The discounted return so far after each chunk, from 0 at the segment's start and after an end; a flat list."""
+    """The discounted return so far after each chunk, from 0 at the segment's start and after an
+    end; a flat list.
+    """
     steps, found = jax.tree.map(np.asarray, steps), []
     for n in range(COLUMNS):
         total, decay = 0.0, 0.0
@@ -510,28 +534,30 @@ def test_rewards_are_divided_by_the_std_of_all_running_returns(scale_rewards):
         seen += running_returns(config, steps)
         np.testing.assert_allclose(state.returns.std, np.std(seen), rtol=1e-4)
         scale = np.std(seen) if scale_rewards else 1.0
-        advantage, target = targets_by_hand(config, state.value.net, steps, scale)
+        advantage, target = targets_by_hand(config, state.value.params, steps, scale)
         np.testing.assert_allclose(prepared.extras["advantage"], advantage, rtol=1e-4, atol=1e-5)
         np.testing.assert_allclose(prepared.extras["return"], target, rtol=1e-4, atol=1e-5)
     assert len(seen) == 2 * ROWS * COLUMNS
-    v = value_of(state.value.net, recorded(0).obs[0, :, 0])
+    v = value_of(state.value.params, recorded(0).obs[0, :, 0])
     chunk = jnp.zeros((COLUMNS, 3, 2, 1))
-    judged = jax.jit(made.algorithm.value)(state, recorded(0).obs[0, :, 0], chunk)
+    judged = jax.jit(made.algorithm.q_values)(state, recorded(0).obs[0, :, 0], chunk)
     np.testing.assert_allclose(
         judged, np.broadcast_to(v[None, :, None] * scale, (1, 4, 3)), rtol=1e-4, atol=1e-5
     )
 
 
 def test_v_takes_an_adam_step_of_its_own():
-    """Half of the halved squared error: the gradient's norm is far below ``grad_clip``, so Adam sees it whole."""
+    """Half of the halved squared error: the gradient's norm is far below ``grad_clip``, so Adam
+    sees it whole.
+    """
     made = method(SMALL)
     state, batch = made.minibatch(made.state())
     after, _ = made.update(state, batch, jax.random.key(0))
     target = np.asarray(batch.transitions.extras["return"])
-    error = value_of(state.value.net, batch.transitions.obs) - target
-    gradient = optax.tree.get(after.value.opt, "mu")["Dense_1"]["bias"]
+    error = value_of(state.value.params, batch.transitions.obs) - target
+    gradient = optax.tree.get(after.value.opt_state, "mu")["Dense_1"]["bias"]
     np.testing.assert_allclose(10 * gradient, [0.5 * error.mean()], rtol=1e-4, atol=1e-6)
-    step = after.value.net["Dense_1"]["bias"] - state.value.net["Dense_1"]["bias"]
+    step = after.value.params["Dense_1"]["bias"] - state.value.params["Dense_1"]["bias"]
     np.testing.assert_allclose(step, [-0.01 * np.sign(error.mean())], rtol=1e-3)
 
 
@@ -573,9 +599,9 @@ def test_the_first_segments_train_v_alone():
         for _ in range(2):
             before = state
             state, _ = made.update(before, batch, jax.random.key(0))
-            assert changed((state.actor, state.actor_opt), (before.actor, before.actor_opt)) == (
-                n >= 2
-            )
+            assert changed(
+                (state.actor, state.actor_opt_state), (before.actor, before.actor_opt_state)
+            ) == (n >= 2)
             assert changed(state.value, before.value)
         assert state.segments == n + 1
 
@@ -610,7 +636,7 @@ def test_the_learned_noise_keeps_to_its_range():
         actor = made.state().actor
         noise = {
             **actor["noise"],
-            "Dense_1": jax.tree.map(lambda x: scale * x, actor["noise"]["Dense_1"]),
+            "Dense_1": jax.tree.map(lambda x, scale=scale: scale * x, actor["noise"]["Dense_1"]),
         }
         state = made.state()._replace(actor={**actor, "noise": noise})
         chain = np.asarray(made.act(state, obs, jax.random.key(1))[1]["chain"], np.float64)
@@ -629,7 +655,9 @@ def test_the_learned_noise_keeps_to_its_range():
 
 
 def learn(made):
-    """(state, segment) -> (state, metrics): all updates of a segment, as the compiled loop does them."""
+    """(state, segment) -> (state, metrics): all updates of a segment, as the compiled loop does
+    them.
+    """
 
     def run(state, segment):
         state, segment = made.algorithm.preprocess_segment(state, segment)
@@ -645,8 +673,9 @@ def learn(made):
 
 @pytest.mark.parametrize("config", [small(num_finetuned_steps=2), LEARNED], ids=["sde", "learned"])
 def test_a_segment_is_the_same_over_two_devices(config, devices):
-    """Environments split in two, under the loop's check that parameters stay the same everywhere; up to rounding, which Adam
-    magnifies where a gradient is almost 0."""
+    """Environments split in two, under the loop's check that parameters stay the same everywhere;
+    up to rounding, which Adam magnifies where a gradient is almost 0.
+    """
     made = method(config)
     state, segment = jax.tree.map(lambda x: jnp.asarray(x)[None], (made.state(), made.segment))
     (out, rows), run = (P("seed"), P("seed", None, "data")), jax.vmap(learn(made))
@@ -662,30 +691,32 @@ def test_a_segment_is_the_same_over_two_devices(config, devices):
 SWITCHES = {
     "gamma": (SMALL, 0.5, "extras"),
     "gae_lambda": (SMALL, 0.5, "extras"),
-    "epochs": (SMALL, 2, "actor_opt"),
-    "minibatches": (SMALL, 4, "actor_opt"),
-    "num_finetuned_steps": (SMALL, 2, "actor_opt"),
-    "denoising_gamma": (SMALL, 0.9, "actor_opt"),
-    "clip": (SMALL, 0.03, "actor_opt"),
-    "clip_base": (SMALL, 0.1, "actor_opt"),
+    "epochs": (SMALL, 2, "actor_opt_state"),
+    "minibatches": (SMALL, 4, "actor_opt_state"),
+    "num_finetuned_steps": (SMALL, 2, "actor_opt_state"),
+    "denoising_gamma": (SMALL, 0.9, "actor_opt_state"),
+    "clip": (SMALL, 0.03, "actor_opt_state"),
+    "clip_base": (SMALL, 0.1, "actor_opt_state"),
     "min_std": (SMALL, 0.2, "action"),
     "actor_lr": (SMALL, 0.1, "actor"),
     "value_lr": (SMALL, 0.1, "value"),
     "value_hidden": (SMALL, (8, 8), "value"),
-    "grad_clip": (SMALL, 1e-3, "actor_opt"),
+    "grad_clip": (SMALL, 1e-3, "actor_opt_state"),
     "max_kl": (SMALL, 1e-4, "actor"),
     "value_warmup_segments": (SMALL, 1, "actor"),
     "scale_rewards": (SMALL, False, "extras"),
     "noise": (SMALL, "learned", "action"),
     "noise_low": (LEARNED, 0.2, "action"),
     "noise_high": (LEARNED, 0.8, "action"),
-    "entropy_weight": (LEARNED, 0.0, "actor_opt"),
+    "entropy_weight": (LEARNED, 0.0, "actor_opt_state"),
 }
 
 
 @functools.cache
 def outcome(config):
-    """What a configuration makes of a segment: actions, what ``prepare`` adds, and the state after all updates."""
+    """What a configuration makes of a segment: actions, what ``prepare`` adds, and the state after
+    all updates.
+    """
     made = Method(config, "flow")
     steps = recorded(0)
 
@@ -698,7 +729,7 @@ def outcome(config):
         return {
             "action": chunk,
             "extras": (prepared["advantage"], prepared["return"]),
-            **{name: getattr(state, name) for name in ("actor", "actor_opt", "value")},
+            **{name: getattr(state, name) for name in ("actor", "actor_opt_state", "value")},
         }
 
     parts = jax.jit(run)(made.state(BASE), made.state())
@@ -732,13 +763,13 @@ def test_the_rollout_is_told_what_it_needs():
     ("settings", "message"),
     [
         ({"noise": "gauss"}, "algorithm.noise is 'gauss'; allowed: sde, learned."),
-        ({"epochs": 0}, "algorithm.epochs is 0; it must be at least 1 (default: 5)."),
-        ({"minibatches": 0}, "algorithm.minibatches is 0; it must be at least 1 (default: 4)."),
+        ({"epochs": 0}, "algorithm.epochs is 0; it must be at least 1 (default: 10)."),
+        ({"minibatches": 0}, "algorithm.minibatches is 0; it must be at least 1 (default: 8)."),
         (
             {"num_finetuned_steps": -1},
             "algorithm.num_finetuned_steps is -1; it must be at least 0 (default: 0).",
         ),
-        ({"min_std": -0.1}, "algorithm.min_std is -0.1; it must be at least 0 (default: 0.1)."),
+        ({"min_std": -0.1}, "algorithm.min_std is -0.1; it must be at least 0 (default: 0.05)."),
         (
             {"value_warmup_segments": -1},
             "algorithm.value_warmup_segments is -1; it must be at least 0 (default: 0).",

@@ -1,4 +1,6 @@
-"""EXPO against its formulas in float64 numpy; samples of the policy and the noise of the edits are known waves."""
+"""EXPO against its formulas in float64 numpy; samples of the policy and the noise of the edits are
+known waves.
+"""
 
 import dataclasses
 
@@ -18,13 +20,26 @@ from gcp_jax.types import Batch
 
 B, D, N = 8, 2, 5
 SMALL = expo.Config(
-    critics=3, critic_hidden=(4,), critic_lr=0.01, critic_tau=0.1, samples=N, base_lr=0.01, base_tau=0.25,
-    actor_hidden=(4,), actor_lr=0.01, temperature=0.3, edit_scale=0.4,
-)  # fmt: skip
+    critics=3,
+    critic_hidden=(4,),
+    critic_lr=0.01,
+    critic_tau=0.1,
+    samples=N,
+    base_lr=0.01,
+    base_tau=0.25,
+    actor_hidden=(4,),
+    actor_lr=0.01,
+    temperature=0.3,
+    edit_scale=0.4,
+    gamma=0.99,
+    critic_warmup_updates=0,
+    temperature_lr=3e-4,
+)
 TWO = dataclasses.replace(SMALL, critics=2)  # of two critics "two at random" are always both
 
 
-# The policy, for jax and for numpy; its samples differ by their places alone and not by the noise they are given.
+# The policy, for jax and for numpy; its samples differ by their places alone and not by the noise
+# they are given.
 
 
 def sampled(bias, obs, shape):
@@ -40,7 +55,9 @@ def samples(params, obs, count=N):
 
 
 def drawn(net, obs, action):
-    """The unit edit u = tanh(μ + σ·wave) [..., D] of the actor ``net`` and log π(u) [...], by change of variables."""
+    """The unit edit u = tanh(μ + σ·wave) [..., D] of the actor ``net`` and log π(u) [...], by
+    change of variables.
+    """
     mean, log_std = np.split(mlp(net, obs, action), 2, -1)
     std = np.exp(np.clip(log_std, -5, 2))
     x = mean + std * wave(mean.shape)
@@ -54,7 +71,7 @@ def known_edits(monkeypatch):
     squash = tanh_gaussian.squash_gaussian
     monkeypatch.setattr(
         tanh_gaussian,
-        "squash",
+        "squash_gaussian",
         lambda mean, log_std, noise: squash(mean, log_std, wave(noise.shape)),
     )
 
@@ -72,11 +89,13 @@ def edited(action, u, config=SMALL):
 
 
 def candidates(state, obs):
-    """Samples of the averaged base, then their edits, and what each averaged critic thinks: ([B, 2N, D], [M, B, 2N])."""
-    action = samples(state.base.target, obs)
-    u, _ = drawn(state.edit.net, obs[:, None], action)
+    """Samples of the averaged base, then their edits, and what each averaged critic thinks: ([B,
+    2N, D], [M, B, 2N]).
+    """
+    action = samples(state.base.target_params, obs)
+    u, _ = drawn(state.edit.params, obs[:, None], action)
     both = np.concatenate([action, edited(action, u)], 1)
-    return both, heads(state.critic.target, obs[:, None], both)
+    return both, heads(state.critic.target_params, obs[:, None], both)
 
 
 # Acting.
@@ -117,7 +136,7 @@ def test_samples_and_edits_have_noise_of_their_own(monkeypatch):
         seen.append(np.asarray(noise))
         return squash(mean, log_std, noise)
 
-    monkeypatch.setattr(tanh_gaussian, "squash", watched)
+    monkeypatch.setattr(tanh_gaussian, "squash_gaussian", watched)
     policy = POLICY._replace(sample=lambda params, obs, z: (seen.append(np.asarray(z)), z)[1])
     algorithm = expo.make(SMALL, policy, source=None)
     algorithm.act(start(algorithm), transitions(seed=2).obs, jax.random.key(0))
@@ -129,9 +148,11 @@ def test_samples_and_edits_have_noise_of_their_own(monkeypatch):
 
 
 def test_an_update_follows_the_papers_formulas(known_edits, monkeypatch):
-    """Target with the maximum, cloning of the replay, and α log π(Δ) − mean_m Q(s, a + βΔ): value and gradient."""
-    regressions = watch(monkeypatch, critic, "regress")["regress"]
-    clones = watch(monkeypatch, cloning, "improve")["improve"]
+    """Target with the maximum, cloning of the replay, and α log π(Δ) − mean_m Q(s, a + βΔ): value
+    and gradient.
+    """
+    regressions = watch(monkeypatch, critic.Critic, "td_step")["td_step"]
+    clones = watch(monkeypatch, cloning.BCUpdater, "update")["update"]
     algorithm = make(TWO)
     before, data = start(algorithm), transitions()
     after, metrics = algorithm.update(before, Batch(data), jax.random.key(0))
@@ -144,44 +165,49 @@ def test_an_update_follows_the_papers_formulas(known_edits, monkeypatch):
     assert np.any(np.argmax(q.min(0), -1) >= N)
     off.assert_close(y, reward + discount * q.min(0).max(-1))
     flat, mask = (np.asarray(x, np.float64) for x in (data.action[..., 0], data.mask))
-    online = heads(before.critic.net, s, flat)
+    online = heads(before.critic.params, s, flat)
 
     # The base clones the replay.
     jax.tree.map(np.testing.assert_array_equal, after.base, off.cloned(clones[0], before, data))
-    bias = np.asarray(before.base.net["bias"], np.float64)
+    bias = np.asarray(before.base.params["bias"], np.float64)
 
     # The edit, of a sample of the base, climbs the critics as this update left them.
-    proposed = samples(before.base.target, s, 1)[:, 0]
+    proposed = samples(before.base.target_params, s, 1)[:, 0]
 
     def parts(net):
         u, log_density = drawn(net, s, proposed)
-        return log_density, heads(after.critic.net, s, edited(proposed, u)).mean()
+        return log_density, heads(after.critic.params, s, edited(proposed, u)).mean()
 
     def loss(net):
         log_density, worth = parts(net)
         return TWO.temperature * log_density.mean() - worth
 
     size = assert_first_adam_step(
-        loss, before.edit.net, after.edit.net, after.edit.opt, TWO.actor_lr
+        loss, before.edit.params, after.edit.params, after.edit.opt_state, TWO.actor_lr
     )
-    log_density, worth = parts(before.edit.net)
+    log_density, worth = parts(before.edit.params)
     entropy = -log_density.mean() / D
     np.testing.assert_allclose(
-        10 * memory(after.edit.alpha_opt), D * (entropy - TWO.target_entropy), rtol=1e-4
+        10 * memory(after.edit.alpha_opt_state), D * (entropy - TWO.target_entropy), rtol=1e-4
     )
     expected = {
-        "critic_loss": np.mean((online - np.asarray(y)) ** 2), "q": online.mean(), "q_std": online.std(0).mean(),
+        "critic_loss": np.mean((online - np.asarray(y)) ** 2),
+        "q": online.mean(),
+        "q_std": online.std(0).mean(),
         "imitation_loss": matching({"bias": bias}, s, flat, mask, None, None).mean(),
-        "actor_loss": loss(before.edit.net), "actor_q": worth, "entropy": entropy, "actor_gradient_norm": size,
-    }  # fmt: skip
+        "actor_loss": loss(before.edit.params),
+        "actor_q": worth,
+        "entropy": entropy,
+        "actor_gradient_norm": size,
+    }
     off.assert_metrics(
         metrics, expected, {"critic_gradient_norm", "base_gradient_norm", "temperature"}
     )
-    assert after.step == before.step + 1
+    assert after.updates == before.updates + 1
 
 
 def test_a_termination_does_not_bootstrap_and_a_time_limit_does(monkeypatch):
-    regressions = watch(monkeypatch, critic, "regress")["regress"]
+    regressions = watch(monkeypatch, critic.Critic, "td_step")["td_step"]
     algorithm, data = make(SMALL), transitions()
     algorithm.update(start(algorithm), Batch(data), jax.random.key(0))
     off.assert_only_time_limits_bootstrap(regressions[0][0][3], data)

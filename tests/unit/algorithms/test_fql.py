@@ -1,4 +1,6 @@
-"""FQL against its formulas in float64 numpy, on a policy ``a = bias + z/2 + 0.3 s`` from which the noise can be read back."""
+"""FQL against its formulas in float64 numpy, on a policy ``a = bias + z/2 + 0.3 s`` from which the
+noise can be read back.
+"""
 
 import dataclasses
 
@@ -20,9 +22,18 @@ from gcp_jax.types import Batch
 
 B, D = 8, 2
 SMALL = fql.Config(
-    critics=3, critic_hidden=(4,), critic_lr=0.01, critic_tau=0.1, alpha=0.7,
-    actor_hidden=(4,), actor_lr=0.01, base_lr=0.01, base_tau=0.25,
-)  # fmt: skip
+    critics=3,
+    critic_hidden=(4,),
+    critic_lr=0.01,
+    critic_tau=0.1,
+    alpha=0.7,
+    actor_hidden=(4,),
+    actor_lr=0.01,
+    base_lr=0.01,
+    base_tau=0.25,
+    gamma=0.99,
+    critic_warmup_updates=0,
+)
 
 
 POLICY = off.policy_of(lambda params, obs, z: affine(params["bias"], obs, z), matching)
@@ -45,7 +56,7 @@ def watch_head(monkeypatch):
             seen.append((np.asarray(obs), np.asarray(z)))
             return super().apply(params, obs, z)
 
-    monkeypatch.setattr(fql, "Head", Watched)
+    monkeypatch.setattr(fql, "ActorNet", Watched)
     return seen
 
 
@@ -60,7 +71,7 @@ def test_the_flow_acts_until_the_critics_are_warm_and_then_the_one_step_policy(w
     for step in (0, warmup):
         state = start(algorithm, step)
         chunk, extras = algorithm.act(state, obs, jax.random.key(step))
-        bias = np.asarray(state.base.target["bias"], np.float64)
+        bias = np.asarray(state.base.target_params["bias"], np.float64)
         z = 2 * (np.asarray(chunk, np.float64)[..., 0] - bias - 0.3 * normalize(obs))
         assert (chunk.shape, extras) == ((1500, 2, 1), {})
         assert all(stats.kstest(column, "norm").pvalue > 1e-3 for column in z.T)
@@ -69,7 +80,7 @@ def test_the_flow_acts_until_the_critics_are_warm_and_then_the_one_step_policy(w
     given, z = seen[-1]
     np.testing.assert_allclose(given, normalize(obs), rtol=1e-5, atol=1e-6)
     assert all(stats.kstest(column, "norm").pvalue > 1e-3 for column in z.T)
-    raw = mlp(state.one_step, given, z)
+    raw = mlp(state.one_step_params, given, z)
     assert np.abs(raw).max() > 1
     np.testing.assert_allclose(chunk[..., 0], np.clip(raw, -1, 1), rtol=1e-4, atol=1e-5)
 
@@ -80,9 +91,12 @@ def test_the_one_step_policy_is_deployed(monkeypatch):
     state, obs = start(algorithm), transitions(seed=2).obs
     deployed = algorithm.export(state)
     assert deployed.keys() == {"net", "normalizer", "one_step"}
-    assert (deployed["net"], deployed["one_step"]) == (state.base.target, state.one_step)
+    assert (deployed["net"], deployed["one_step"]) == (
+        state.base.target_params,
+        state.one_step_params,
+    )
     chunk = algorithm.eval_policy(deployed, obs, jax.random.key(1))
-    expected = np.clip(mlp(state.one_step, normalize(obs), seen[-1][1]), -1, 1)
+    expected = np.clip(mlp(state.one_step_params, normalize(obs), seen[-1][1]), -1, 1)
     np.testing.assert_allclose(chunk[..., 0], expected, rtol=1e-4, atol=1e-5)
     assert algorithm.preprocess_segment(state, obs) == (state, obs)
 
@@ -93,9 +107,11 @@ def test_the_one_step_policy_is_deployed(monkeypatch):
 @pytest.mark.parametrize("aggregate", ["mean", "min"])
 @pytest.mark.parametrize("warmup", [0, 5])
 def test_an_update_follows_the_papers_formulas(aggregate, warmup, monkeypatch):
-    """The target of μ, the flow's cloning, and μ's loss, value and gradient: without the critic's term in the warm-up."""
-    regressions = watch(monkeypatch, critic, "regress")["regress"]
-    clones = watch(monkeypatch, cloning, "improve")["improve"]
+    """The target of μ, the flow's cloning, and μ's loss, value and gradient: without the critic's
+    term in the warm-up.
+    """
+    regressions = watch(monkeypatch, critic.Critic, "td_step")["td_step"]
+    clones = watch(monkeypatch, cloning.BCUpdater, "update")["update"]
     seen = watch_head(monkeypatch)
     config = changed(aggregate=aggregate, critic_warmup_updates=warmup)
     algorithm = make(config)
@@ -111,9 +127,14 @@ def test_an_update_follows_the_papers_formulas(aggregate, warmup, monkeypatch):
     # y = reward + discount · Q̄(s', μ(s', z'))
     y = off.regressed(regressions[0], before, after, data)
     reward, discount = off.returns(data)
-    taken = np.clip(mlp(before.one_step, following, z_next), -1, 1)
+    taken = np.clip(mlp(before.one_step_params, following, z_next), -1, 1)
     off.assert_pooled(
-        y, heads(before.critic.target, following, taken), aggregate, discount, reward, atol=1e-4
+        y,
+        heads(before.critic.target_params, following, taken),
+        aggregate,
+        discount,
+        reward,
+        atol=1e-4,
     )
     off.assert_only_time_limits_bootstrap(y, data)
 
@@ -121,24 +142,33 @@ def test_an_update_follows_the_papers_formulas(aggregate, warmup, monkeypatch):
     assert after.base is off.cloned(clones[0], before, data)
 
     # L(μ) = α mean_d (μ − ODE)² − Q(s, μ)
-    goal = affine(np.asarray(after.base.target["bias"], np.float64), s, z)
+    goal = affine(np.asarray(after.base.target_params["bias"], np.float64), s, z)
 
     def parts(one_step):
         raw = mlp(one_step, s, z)
-        values = off.poolings(heads(after.critic.net, s, np.clip(raw, -1, 1)), aggregate)
+        values = off.poolings(heads(after.critic.params, s, np.clip(raw, -1, 1)), aggregate)
         return np.mean((raw - goal) ** 2), [value.mean() for value in values]
 
-    distance, worths = parts(before.one_step)
+    distance, worths = parts(before.one_step_params)
     index = int(np.argmin([abs(metrics["actor_q"] - worth) for worth in worths]))
 
     def loss(one_step):
         distance, worths = parts(one_step)
         return config.alpha * distance - (0 if warmup else worths[index])
 
-    size = assert_first_adam_step(loss, before.one_step, after.one_step, after.opt, SMALL.actor_lr)
+    size = assert_first_adam_step(
+        loss,
+        before.one_step_params,
+        after.one_step_params,
+        after.one_step_opt_state,
+        SMALL.actor_lr,
+    )
     expected = {
-        "distill_loss": distance, "actor_q": worths[index], "actor_loss": loss(before.one_step), "actor_gradient_norm": size
-    }  # fmt: skip
+        "distill_loss": distance,
+        "actor_q": worths[index],
+        "actor_loss": loss(before.one_step_params),
+        "actor_gradient_norm": size,
+    }
     others = {
         "critic_loss",
         "q",
@@ -148,7 +178,7 @@ def test_an_update_follows_the_papers_formulas(aggregate, warmup, monkeypatch):
         "base_gradient_norm",
     }
     off.assert_metrics(metrics, expected, others)
-    assert after.step == before.step + 1
+    assert after.updates == before.updates + 1
 
 
 def test_the_diagnostics_see_the_averaged_critics():
@@ -166,8 +196,8 @@ def test_the_replay_carries_plain_transitions():
 PARTS = {
     **off.CRITIC_PARTS,
     **off.BASE_PARTS,
-    "one step": lambda state: state.one_step,
-    "actor gradient": lambda state: memory(state.opt),
+    "one step": lambda state: state.one_step_params,
+    "actor gradient": lambda state: memory(state.one_step_opt_state),
 }
 SWITCHES = {
     **off.CRITIC_SWITCHES,

@@ -1,4 +1,6 @@
-"""OGPO's update against the paper's formulas in float64 numpy, on a policy whose every density is known in closed form."""
+"""OGPO's update against the paper's formulas in float64 numpy, on a policy whose every density is
+known in closed form.
+"""
 
 import dataclasses
 import functools
@@ -31,6 +33,10 @@ SMALL = ogpo.Config(
     best_of=4,
     actor_lr=0.01,
     critic_lr=0.01,
+    gamma=0.99,
+    actor_tau=0.005,
+    critic_tau=0.02,
+    critic_warmup_updates=0,
 )
 
 
@@ -39,7 +45,8 @@ def plain(**changes):
     return dataclasses.replace(SMALL, **{"success_weight": 0.0, "conservative": False, **changes})
 
 
-# The policy: x_0 and the noise are fixed waves, x_1 ~ N(bias + x_0/2 + 0.3 s, STD²). Written once for jax and for numpy.
+# The policy: x_0 and the noise are fixed waves, x_1 ~ N(bias + x_0/2 + 0.3 s, STD²). Written once
+# for jax and for numpy.
 
 
 def wave(shape, speed):
@@ -137,11 +144,12 @@ def apart(algorithm):
     actor, target, slow = (
         {"bias": jnp.array(bias)} for bias in ([0.05, -0.02], [0.0, 0.01], [-0.1, 0.08])
     )
+    uses_slow = state.actor.slow_params is not None
     return state._replace(
-        actor=actor,
-        target=target,
-        slow=None if state.slow is None else slow,
-        critic_target=other.critic_target,
+        actor=state.actor._replace(
+            params=actor, target_params=target, slow_params=slow if uses_slow else None
+        ),
+        critic=state.critic._replace(target_params=other.critic.target_params),
     )
 
 
@@ -183,7 +191,7 @@ class ByHand:
         )
 
     def v(self, obs):
-        params = jax.tree.map(np.asarray, self.before.value)
+        params = jax.tree.map(np.asarray, self.before.value.params)
         return self.mlp(obs, params["Dense_0"], params["LayerNorm_0"], params["Dense_1"])
 
     @staticmethod
@@ -206,7 +214,7 @@ class ByHand:
         q = self.q(critic_target, obs, np.clip(end, -1, 1))
         log_ratio = [
             self.density(net["bias"], obs, start, end)
-            for net in (self.before.actor, self.before.slow)
+            for net in (self.before.actor.params, self.before.actor.slow_params)
         ]
         ratio = np.exp(log_ratio[0] - log_ratio[1])
         weight = 1 / (1 + np.exp(-self.config.chi2_alpha * (ratio - 1)))
@@ -218,21 +226,27 @@ class ByHand:
 
     def targets(self):
         following = self.normalize(self.batch.transitions.next_obs)
-        start, end, action = self.chains(self.before.target, following, self.config.target_samples)
+        start, end, action = self.chains(
+            self.before.actor.target_params, following, self.config.target_samples
+        )
         if self.config.chi2:
-            value = self.pessimism(self.before.critic_target, following, start, end)[0]
+            value = self.pessimism(self.before.critic.target_params, following, start, end)[0]
         else:
-            value = self.q(self.before.critic_target, following, action).mean(0)
+            value = self.q(self.before.critic.target_params, following, action).mean(0)
         return np.asarray(self.batch.transitions.reward) + np.asarray(
             self.batch.transitions.discount
         ) * value.mean(-1)
 
     def critic(self):
-        q = self.q(self.before.critic, self.obs, np.asarray(self.batch.transitions.action)[..., 0])
+        q = self.q(
+            self.before.critic.params, self.obs, np.asarray(self.batch.transitions.action)[..., 0]
+        )
         loss = np.mean((q - self.targets()) ** 2)
         if self.config.calql:
             proposed = self.q(
-                self.before.critic, self.obs, self.chains(self.before.target, self.obs, 1)[2]
+                self.before.critic.params,
+                self.obs,
+                self.chains(self.before.actor.target_params, self.obs, 1)[2],
             )[..., 0]
             to_go = np.nan_to_num(np.asarray(self.batch.return_to_go), nan=-np.inf)
             loss += self.config.calql * np.mean(np.maximum(proposed, to_go) - q)
@@ -241,10 +255,12 @@ class ByHand:
     def advantages(self, start, end):
         config, upper = self.config, 1 + self.config.clip
         if config.chi2:
-            q, ratio, beta = self.pessimism(self.before.critic_target, self.actor_obs, start, end)
+            q, ratio, beta = self.pessimism(
+                self.before.critic.target_params, self.actor_obs, start, end
+            )
             heads, upper = (q - beta * ratio)[None], min(upper, 1 + config.max_reward / beta)
         else:
-            heads = self.q(self.before.critic_target, self.actor_obs, np.clip(end, -1, 1))
+            heads = self.q(self.before.critic.target_params, self.actor_obs, np.clip(end, -1, 1))
             heads = heads if config.conservative else heads.mean(0, keepdims=True)
         group = heads.shape[-1]
         baseline = {
@@ -272,11 +288,15 @@ class ByHand:
 
     def policy_loss(self, bias, start, end, advantage, upper):
         """The extraction rule's loss and the ratios it used (None where it uses none)."""
-        config, action, target = self.config, np.clip(end, -1, 1), self.before.target["bias"]
+        config, action, target = (
+            self.config,
+            np.clip(end, -1, 1),
+            self.before.actor.target_params["bias"],
+        )
         weight = np.minimum(np.exp(advantage / config.temperature), 100)
         if config.extraction == "backprop":
             sampled = affine_mean(bias, self.actor_obs[:, None], start)
-            return -self.q(self.before.critic_target, self.actor_obs, sampled).mean(), None
+            return -self.q(self.before.critic.target_params, self.actor_obs, sampled).mean(), None
         if config.extraction == "awfm":
             return np.mean(weight * self.matching(bias, action)), None
         if config.extraction == "fpo":
@@ -299,8 +319,8 @@ class ByHand:
         return np.sum(weight * (error * mask).sum(-1) / mask.sum(-1)) / weight.sum()
 
     def actor(self):
-        config, start_bias = self.config, np.asarray(self.before.actor["bias"], np.float64)
-        start, end, _ = self.chains(self.before.target, self.actor_obs, config.chains)
+        config, start_bias = self.config, np.asarray(self.before.actor.params["bias"], np.float64)
+        start, end, _ = self.chains(self.before.actor.target_params, self.actor_obs, config.chains)
         advantage, upper = self.advantages(start, end)
 
         def loss(bias):
@@ -308,7 +328,7 @@ class ByHand:
             if config.success_weight:
                 value += config.success_weight * self.imitation(bias)
             if config.forward_kl:
-                from_slow = self.chains(self.before.slow, self.actor_obs, 1)[:2]
+                from_slow = self.chains(self.before.actor.slow_params, self.actor_obs, 1)[:2]
                 value -= config.forward_kl * self.density(bias, self.actor_obs, *from_slow).mean()
             return value
 
@@ -318,7 +338,7 @@ class ByHand:
         result = {
             "policy_loss": value,
             "actor_gradient_norm": np.linalg.norm(gradient),
-            "advantage": np.abs(advantage).mean(),
+            "advantage_abs_mean": np.abs(advantage).mean(),
             "advantage_nonzero_fraction": (advantage != 0).mean(),
         }
         if config.success_weight:
@@ -394,27 +414,33 @@ def test_critics_take_an_adam_step_on_the_squared_error_and_their_average_follow
         )
         return jnp.mean((q - y[None]) ** 2)
 
-    stepped = adam_step(loss, before.critic, config.critic_lr)
-    followed = jax.tree.map(lambda old, new: 0.9 * old + 0.1 * new, before.critic_target, stepped)
-    assert_trees_close((after.critic, after.critic_target), (stepped, followed))
+    stepped = adam_step(loss, before.critic.params, config.critic_lr)
+    followed = jax.tree.map(
+        lambda old, new: 0.9 * old + 0.1 * new, before.critic.target_params, stepped
+    )
+    assert_trees_close((after.critic.params, after.critic.target_params), (stepped, followed))
 
 
 def test_the_value_baseline_regresses_on_the_mean_of_the_critics(batch):
-    """V(s) takes an Adam step on (V(s) − mean_m Q̄_m(s, a))², a ~ θ̄, with the critics as this update found them."""
+    """V(s) takes an Adam step on (V(s) − mean_m Q̄_m(s, a))², a ~ θ̄, with the critics as this
+    update found them.
+    """
     config = plain(baseline="value")
     algorithm = make(config)
     before = apart(algorithm)
     after, _ = algorithm.update(before, batch, jax.random.key(0))
     by_hand = ByHand(config, before, batch)
-    action = by_hand.chains(before.target, by_hand.obs, 1)[2]
-    y = jnp.asarray(by_hand.q(before.critic_target, by_hand.obs, action).mean((0, 2)), jnp.float32)
+    action = by_hand.chains(before.actor.target_params, by_hand.obs, 1)[2]
+    y = jnp.asarray(
+        by_hand.q(before.critic.target_params, by_hand.obs, action).mean((0, 2)), jnp.float32
+    )
 
     def loss(value):
         return jnp.mean(
             (ValueNet((8,)).apply({"params": value}, NORMALISER(batch.transitions.obs)) - y) ** 2
         )
 
-    assert_trees_close(after.value, adam_step(loss, before.value, config.critic_lr))
+    assert_trees_close(after.value.params, adam_step(loss, before.value.params, config.critic_lr))
 
 
 def test_averages_follow_at_their_rates(batch):
@@ -422,30 +448,38 @@ def test_averages_follow_at_their_rates(batch):
     algorithm = make(config)
     before = apart(algorithm)
     after, _ = algorithm.update(before, batch, jax.random.key(0))
-    new = after.actor["bias"]
+    new = after.actor.params["bias"]
     np.testing.assert_allclose(
-        after.target["bias"], 0.75 * before.target["bias"] + 0.25 * new, rtol=1e-5
+        after.actor.target_params["bias"],
+        0.75 * before.actor.target_params["bias"] + 0.25 * new,
+        rtol=1e-5,
     )
     np.testing.assert_allclose(
-        after.slow["bias"], 0.99 * before.slow["bias"] + 0.01 * new, rtol=1e-5
+        after.actor.slow_params["bias"],
+        0.99 * before.actor.slow_params["bias"] + 0.01 * new,
+        rtol=1e-5,
     )
-    assert after.step == before.step + 1
-    assert not np.array_equal(new, before.actor["bias"])
+    assert after.updates == before.updates + 1
+    assert not np.array_equal(new, before.actor.params["bias"])
 
 
 def test_an_advantage_on_which_the_critics_disagree_is_zero(batch):
-    """Critics of opposite sign: no chain has a consensus, so nothing moves the actor, to the last bit."""
+    """Critics of opposite sign: no chain has a consensus, so nothing moves the actor, to the last
+    bit.
+    """
     algorithm = make(plain(conservative=True, critic_tau=0.0))
     before = apart(algorithm)
-    mirrored = jax.tree.map(lambda x: jnp.stack([x[0]] * 3), before.critic_target)
+    mirrored = jax.tree.map(lambda x: jnp.stack([x[0]] * 3), before.critic.target_params)
     mirrored["Dense_0"] = jax.tree.map(
-        lambda x: jnp.stack([x[0], -x[0], x[0]]), before.critic_target["Dense_0"]
+        lambda x: jnp.stack([x[0], -x[0], x[0]]), before.critic.target_params["Dense_0"]
     )
     after, metrics = algorithm.update(
-        before._replace(critic_target=mirrored), batch, jax.random.key(0)
+        before._replace(critic=before.critic._replace(target_params=mirrored)),
+        batch,
+        jax.random.key(0),
     )
     assert metrics["advantage_nonzero_fraction"] == 0
-    np.testing.assert_array_equal(after.actor["bias"], before.actor["bias"])
+    np.testing.assert_array_equal(after.actor.params["bias"], before.actor.params["bias"])
 
 
 def test_the_warm_up_leaves_the_actor_alone(batch):
@@ -454,26 +488,27 @@ def test_the_warm_up_leaves_the_actor_alone(batch):
     for n in range(3):
         before = state
         state, _ = algorithm.update(state, batch, jax.random.key(n))
-        frozen = (
-            (before.actor, before.target, before.slow, before.actor_opt),
-            (state.actor, state.target, state.slow, state.actor_opt),
-        )
+        frozen = (before.actor, state.actor)
         same = all(jax.tree.leaves(jax.tree.map(np.array_equal, *frozen)))
         assert same == (n < 2)
         assert not np.array_equal(
-            before.critic["Dense_0"]["kernel"], state.critic["Dense_0"]["kernel"]
+            before.critic.params["Dense_0"]["kernel"], state.critic.params["Dense_0"]["kernel"]
         )
-    assert state.step == 3
+    assert state.updates == 3
 
 
 def test_acting_takes_the_best_of_n_by_the_smaller_of_two_critics():
-    """Over many keys exactly the choices of the three pairs of critics appear; before the first update, the first chain."""
+    """Over many keys exactly the choices of the three pairs of critics appear; before the first
+    update, the first chain.
+    """
     algorithm = make(SMALL)
     state = apart(algorithm)
     obs = transitions(2).obs[:1]
     by_hand = ByHand(SMALL, state, Batch(transitions(2)))
-    candidates = by_hand.chains(state.target, by_hand.normalize(obs), SMALL.best_of)[2][0]
-    q = by_hand.q(state.critic_target, by_hand.normalize(obs), candidates[None])[:, 0]
+    candidates = by_hand.chains(state.actor.target_params, by_hand.normalize(obs), SMALL.best_of)[
+        2
+    ][0]
+    q = by_hand.q(state.critic.target_params, by_hand.normalize(obs), candidates[None])[:, 0]
     best = {int(np.argmax(np.minimum(q[i], q[j]))) for i, j in ((0, 1), (0, 2), (1, 2))}
     assert len(best) > 1
 
@@ -485,56 +520,67 @@ def test_acting_takes_the_best_of_n_by_the_smaller_of_two_critics():
         return set(distance.argmin(-1))
 
     keys = jax.random.split(jax.random.key(0), 64)
-    assert chosen(state._replace(step=jnp.int32(1)), keys) == best
+    assert chosen(state._replace(updates=jnp.int32(1)), keys) == best
     assert chosen(state, keys) == {0}
 
 
 SWITCHES = {
-    "chains": (plain(), 6, "actor_opt"),
-    "actor_states": (plain(), 4, "actor_opt"),
-    "critics": (plain(), 4, "actor_opt"),
-    "critic_hidden": (plain(), (8, 8), "actor_opt"),
+    "chains": (plain(), 6, "actor gradient"),
+    "actor_states": (plain(), 4, "actor gradient"),
+    "critics": (plain(), 4, "actor gradient"),
+    "critic_hidden": (plain(), (8, 8), "actor gradient"),
     "actor_lr": (plain(), 0.1, "actor"),
     "critic_lr": (plain(), 0.1, "critic"),
     "lr_cycle": (plain(), 10, "actor"),
-    "grad_clip": (plain(), 1e-3, "critic_opt"),
-    "clip": (plain(), 1.0, "actor_opt"),
-    "actor_tau": (plain(), 0.5, "target"),
-    "critic_tau": (plain(), 0.5, "critic_target"),
+    "grad_clip": (plain(), 1e-3, "critic gradient"),
+    "clip": (plain(), 1.0, "actor gradient"),
+    "actor_tau": (plain(), 0.5, "actor average"),
+    "critic_tau": (plain(), 0.5, "critic average"),
     "best_of": (plain(), 1, "action"),
     "deploy_best_of": (plain(), 4, "deployed"),
-    "success_weight": (plain(), 1.0, "actor_opt"),
+    "success_weight": (plain(), 1.0, "actor gradient"),
     "success_critic": (plain(), True, "critic"),
-    "conservative": (plain(), True, "actor_opt"),
-    "target_samples": (plain(), 4, "critic_opt"),
-    "chi2": (plain(), 0.5, "critic_opt"),
-    "chi2_alpha": (plain(chi2=0.5), 50.0, "critic_opt"),
-    "max_reward": (plain(chi2=5.0, clip=1.0), 1e-4, "actor_opt"),
-    "slow_tau": (plain(forward_kl=0.1), 0.5, "slow"),
-    "baseline": (plain(), "leave_one_out", "actor_opt"),
-    "group_std": (plain(), True, "actor_opt"),
-    "no_negative": (plain(), True, "actor_opt"),
-    "forward_kl": (plain(), 1.0, "actor_opt"),
+    "conservative": (plain(), True, "actor gradient"),
+    "target_samples": (plain(), 4, "critic gradient"),
+    "chi2": (plain(), 0.5, "critic gradient"),
+    "chi2_alpha": (plain(chi2=0.5), 50.0, "critic gradient"),
+    "max_reward": (plain(chi2=5.0, clip=1.0), 1e-4, "actor gradient"),
+    "slow_tau": (plain(forward_kl=0.1), 0.5, "slow reference"),
+    "baseline": (plain(), "leave_one_out", "actor gradient"),
+    "group_std": (plain(), True, "actor gradient"),
+    "no_negative": (plain(), True, "actor gradient"),
+    "forward_kl": (plain(), 1.0, "actor gradient"),
     "critic_warmup_updates": (plain(), 10, "actor"),
-    "calql": (plain(critic_warmup_updates=10), 1.0, "critic_opt"),
-    "extraction": (plain(), "awr", "actor_opt"),
-    "temperature": (plain(extraction="awr"), 0.1, "actor_opt"),
+    "calql": (plain(critic_warmup_updates=10), 1.0, "critic gradient"),
+    "extraction": (plain(), "awr", "actor gradient"),
+    "temperature": (plain(extraction="awr"), 0.1, "actor gradient"),
+}
+
+
+PARTS = {
+    "actor": lambda state: state.actor.params,
+    "actor average": lambda state: state.actor.target_params,
+    "actor gradient": lambda state: state.actor.opt_state,
+    "slow reference": lambda state: state.actor.slow_params,
+    "critic": lambda state: state.critic.params,
+    "critic average": lambda state: state.critic.target_params,
+    "critic gradient": lambda state: state.critic.opt_state,
 }
 
 
 def outcome(config, batch, part):
-    """What an update makes of one part of the state, or the actions the result takes, as one vector."""
+    """What an update makes of one part of the state, or the actions the result takes, as one
+    vector.
+    """
     algorithm = make(config)
     state, _ = algorithm.update(apart(algorithm), batch, jax.random.key(0))
     obs, key = batch.transitions.obs, jax.random.key(1)
     if part == "action":
         result, _ = algorithm.act(state, obs, key)
+    elif part == "deployed":
+        result = algorithm.eval_policy(algorithm.export(state), obs, key)
     else:
-        result = (
-            algorithm.eval_policy(algorithm.export(state), obs, key)
-            if part == "deployed"
-            else getattr(state, part)
-        )
+        result = PARTS[part](state)
     return np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(result)])
 
 
@@ -590,7 +636,10 @@ def test_the_replay_carries_what_the_switches_need(config, needs):
         ({"best_of": 0}, "algorithm.best_of is 0; it must be at least 1"),
         ({"target_samples": 0}, "algorithm.target_samples is 0; it must be at least 1"),
         ({"chi2": 0.1}, "set algorithm.conservative=False"),
-        ({"calql": 0.1}, "set algorithm.critic_warmup_updates above 0"),
+        (
+            {"calql": 0.1, "critic_warmup_updates": 0},
+            "set algorithm.critic_warmup_updates above 0",
+        ),
     ],
 )
 def test_a_wrong_config_is_refused(settings, message):
@@ -600,8 +649,10 @@ def test_a_wrong_config_is_refused(settings, message):
 
 @pytest.mark.parametrize("scheme", flow.SCHEMES)
 def test_the_first_ratio_is_one(scheme, batch):
-    """Stored chains are scored as they were sampled, also where the executed action is clipped, so θ = θ̄ gives 1 up to
-    the rounding of a mean, measured in the σ of a step, in which sampling and scoring differ."""
+    """Stored chains are scored as they were sampled, also where the executed action is clipped, so
+    θ = θ̄ gives 1 up to the rounding of a mean, measured in the σ of a step, in which sampling and
+    scoring differ.
+    """
     policy = policy_lib.make_policy(
         PolicyConfig(chunk=2, hidden=(8,), steps=2, scheme=scheme), SPECS
     )
@@ -615,7 +666,9 @@ def test_the_first_ratio_is_one(scheme, batch):
         policy.config.sampler.std(policy.times)
     )
     assert metrics["actor_gradient_norm"] > 0
-    chains = policy.sample_chain_points(state.target, batch.transitions.obs, jax.random.key(3), 4)
+    chains = policy.sample_chain_points(
+        state.actor.target_params, batch.transitions.obs, jax.random.key(3), 4
+    )
     assert np.any(np.abs(chains[..., -1, :]) > 1)
 
 
@@ -624,22 +677,24 @@ def test_deployed_is_the_policy_that_acts_and_its_normalizer(batch):
     state = apart(algorithm)
     exported = algorithm.export(state)
     assert exported.keys() == {"net", "normalizer"}
-    assert exported["net"] is state.target
+    assert exported["net"] is state.actor.target_params
     assert exported["normalizer"] is state.normalizer
     assert algorithm.preprocess_segment(state, batch) == (state, batch)
 
 
 def test_deploying_the_best_of_n_takes_its_critics_along(batch):
-    """The chosen of N deterministic samples has the highest value by the smaller of one of the pairs of critics."""
+    """The chosen of N deterministic samples has the highest value by the smaller of one of the
+    pairs of critics.
+    """
     algorithm = make(dataclasses.replace(SMALL, deploy_best_of=5))
     state, obs, key = apart(algorithm), batch.transitions.obs, jax.random.key(3)
     deployed = algorithm.export(state)
     assert deployed.keys() == {"net", "normalizer", "critic"}
     candidates = np.asarray(
-        AFFINE.sample_n(state.target, NORMALISER(obs), jax.random.split(key)[0], 5)
+        AFFINE.sample_n(state.actor.target_params, NORMALISER(obs), jax.random.split(key)[0], 5)
     )
     by_hand = ByHand(SMALL, state, batch)
-    q = by_hand.q(state.critic_target, by_hand.normalize(obs), candidates)
+    q = by_hand.q(state.critic.target_params, by_hand.normalize(obs), candidates)
     allowed = [np.argmax(np.minimum(q[i], q[j]), -1) for i, j in ((0, 1), (0, 2), (1, 2))]
     expected = [candidates[np.arange(STATES), best] for best in allowed]
     chunk = np.asarray(algorithm.eval_policy(deployed, obs, key))[..., 0]
@@ -647,11 +702,14 @@ def test_deploying_the_best_of_n_takes_its_critics_along(batch):
 
 
 def test_a_two_mode_prior_concentrates_on_the_rewarded_mode(two_modes, optimized):
-    """A one-step task: reward 1 for a positive action. The prior takes either mode half of the time."""
+    """A one-step task: reward 1 for a positive action. The prior takes either mode half of the
+    time.
+    """
     specs, count = two_modes.policy.specs, 32
     config = ogpo.Config(
         critics=3, critic_hidden=(32, 32), chains=8, actor_states=count, success_weight=0.0,
         actor_lr=1e-3, actor_tau=0.05, critic_lr=3e-3, critic_tau=0.1, clip=0.05,
+        gamma=0.99, critic_warmup_updates=0,
     )  # fmt: skip
     algorithm = ogpo.make(config, two_modes.policy, SimpleNamespace(batch_size=count))
 

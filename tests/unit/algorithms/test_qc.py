@@ -1,4 +1,6 @@
-"""QC against its formulas in float64 numpy, on a policy whose samples are known: ``a = bias + wave/2 + 0.3 s``."""
+"""QC against its formulas in float64 numpy, on a policy whose samples are known: ``a = bias +
+wave/2 + 0.3 s``.
+"""
 
 import dataclasses
 
@@ -24,10 +26,13 @@ SMALL = qc.Config(
     samples=N,
     base_lr=0.01,
     base_tau=0.25,
+    gamma=0.99,
+    critic_warmup_updates=0,
 )
 
 
-# The policy, for jax and for numpy; its samples differ by their places alone and not by the noise they are given.
+# The policy, for jax and for numpy; its samples differ by their places alone and not by the noise
+# they are given.
 POLICY = off.policy_of(lambda params, obs, z: affine(params["bias"], obs, wave(z.shape)), matching)
 
 
@@ -40,10 +45,12 @@ def make(config):
 
 
 def values(state, obs):
-    """Samples of the averaged flow and what each averaged critic thinks of them: ([B, N, D], [M, B, N])."""
-    bias = np.asarray(state.base.target["bias"], np.float64)
+    """Samples of the averaged flow and what each averaged critic thinks of them: ([B, N, D], [M, B,
+    N]).
+    """
+    bias = np.asarray(state.base.target_params["bias"], np.float64)
     action = affine(bias, obs[:, None], wave((len(obs), N, D)))
-    return action, heads(state.critic.target, obs[:, None], action)
+    return action, heads(state.critic.target_params, obs[:, None], action)
 
 
 # Acting.
@@ -89,8 +96,8 @@ def test_samples_of_a_state_differ():
 
 @pytest.mark.parametrize("aggregate", ["mean", "min"])
 def test_an_update_regresses_on_the_best_next_sample_and_clones_the_replay(aggregate, monkeypatch):
-    regressions = watch(monkeypatch, critic, "regress")["regress"]
-    clones = watch(monkeypatch, cloning, "improve")["improve"]
+    regressions = watch(monkeypatch, critic.Critic, "td_step")["td_step"]
+    clones = watch(monkeypatch, cloning.BCUpdater, "update")["update"]
     algorithm = make(changed(aggregate=aggregate))
     before, data = start(algorithm), transitions()
     after, metrics = algorithm.update(before, Batch(data), jax.random.key(0))
@@ -102,18 +109,23 @@ def test_an_update_regresses_on_the_best_next_sample_and_clones_the_replay(aggre
     off.assert_only_time_limits_bootstrap(y, data)
 
     jax.tree.map(np.testing.assert_array_equal, after.base, off.cloned(clones[0], before, data))
-    bias = np.asarray(before.base.net["bias"], np.float64)
+    bias = np.asarray(before.base.params["bias"], np.float64)
     flat, mask = (np.asarray(x, np.float64) for x in (data.action[..., 0], data.mask))
     loss = matching({"bias": bias}, normalize(data.obs), flat, mask, None, None).mean()
     np.testing.assert_allclose(metrics["imitation_loss"], loss, rtol=1e-5)
-    online = heads(before.critic.net, normalize(data.obs), flat)
+    online = heads(before.critic.params, normalize(data.obs), flat)
     np.testing.assert_allclose(
         metrics["critic_loss"], np.mean((online - np.asarray(y)) ** 2), rtol=1e-4
     )
     np.testing.assert_allclose(metrics["q"], online.mean(), rtol=1e-4, atol=1e-6)
     assert metrics.keys() == {
-        "critic_loss", "q", "q_std", "critic_gradient_norm", "imitation_loss", "base_gradient_norm"
-    }  # fmt: skip
+        "critic_loss",
+        "q",
+        "q_std",
+        "critic_gradient_norm",
+        "imitation_loss",
+        "base_gradient_norm",
+    }
 
 
 def test_the_warm_up_leaves_the_flow_alone():

@@ -1,4 +1,6 @@
-"""Residual policies against their formulas in float64 numpy, on a base policy ``a_b = bias + z/4 + 0.3 s``."""
+"""Residual policies against their formulas in float64 numpy, on a base policy ``a_b = bias + z/4 +
+0.3 s``.
+"""
 
 import dataclasses
 
@@ -20,9 +22,19 @@ from gcp_jax.types import Batch, Segment, Step
 B, D = 64, 2
 BIAS = np.array([0.4, -0.3])
 SMALL = residual.Config(
-    critics=3, critic_hidden=(4,), actor_hidden=(4,), critic_lr=0.01, actor_lr=0.01, critic_tau=0.1, temperature=0.3,
-    scale=0.4, explore_steps=100,
-)  # fmt: skip
+    critics=3,
+    critic_hidden=(4,),
+    actor_hidden=(4,),
+    critic_lr=0.01,
+    actor_lr=0.01,
+    critic_tau=0.1,
+    temperature=0.3,
+    scale=0.4,
+    explore_steps=100,
+    gamma=0.99,
+    critic_warmup_updates=0,
+    temperature_lr=3e-4,
+)
 MODES = ("sac", "td3")
 
 
@@ -52,20 +64,22 @@ def make(config, base=None):
 
 
 def start(algorithm, step=4, env_steps=1000.0):
-    """In the midst of training: the average critic differs from the critic, and the residual is no longer near zero."""
+    """In the midst of training: the average critic differs from the critic, and the residual is no
+    longer near zero.
+    """
     state = off.midway(algorithm, BIAS, step)
-    net = dict(state.actor.net)
+    net = dict(state.actor.params)
     last = max(name for name in net if name.startswith("Dense"))
     kernel = np.random.default_rng(7).standard_normal(net[last]["kernel"].shape)
     net[last] = {
         "kernel": jnp.asarray(kernel, jnp.float32),
         "bias": jnp.array([0.3, -0.2, -0.5, -0.5]),
     }
-    return state._replace(actor=state.actor._replace(net=net), env_steps=jnp.float32(env_steps))
+    return state._replace(actor=state.actor._replace(params=net), env_steps=jnp.float32(env_steps))
 
 
 def untrained(algorithm):
-    return algorithm.init(jax.random.key(0), off.pretrained(BIAS))._replace(step=jnp.int32(1))
+    return algorithm.init(jax.random.key(0), off.pretrained(BIAS))._replace(updates=jnp.int32(1))
 
 
 def mode_of(net, obs, base):
@@ -106,13 +120,13 @@ def test_before_the_actors_first_step_the_base_acts_from_fresh_noise(mode):
     z = (base - BIAS - 0.3 * obs)[inside] / 0.25
     assert np.abs(z.mean(0)).max() < 0.25  # cut by the clipping of a_b
     assert len(np.unique(z)) > 0.99 * z.size
-    assert np.any(acted(config, state._replace(step=jnp.int32(4)))[2] != base)
+    assert np.any(acted(config, state._replace(updates=jnp.int32(4)))[2] != base)
 
 
 def test_sac_adds_a_scaled_draw_of_its_gaussian_and_clips():
     state = start(make(SMALL))
     obs, base, chunk = acted(SMALL, state)
-    mean, log_std = np.split(mlp(state.actor.net, obs, base), 2, -1)
+    mean, log_std = np.split(mlp(state.actor.params, obs, base), 2, -1)
     assert np.abs(chunk).max() <= 1
     assert np.any(np.abs(chunk) == 1)
     assert np.abs(chunk - base).max() <= SMALL.scale + 1e-6
@@ -159,7 +173,9 @@ def test_steps_are_counted_where_they_were_executed(devices):
 
 
 def test_td3_starts_as_the_base():
-    """Its residual is exactly zero, so that without noise nothing is added, however far training is said to be."""
+    """Its residual is exactly zero, so that without noise nothing is added, however far training is
+    said to be.
+    """
     still = changed(mode="td3", noise=0.0)
     algorithm = make(still)
     state = untrained(algorithm)
@@ -174,7 +190,7 @@ def test_td3_starts_as_the_base():
     np.testing.assert_array_equal(
         chunk, watched.policy.eval_policy(deployed, obs, key)
     )  # the diagnostics pair them so
-    assert np.all(vector(untrained(noisy).actor.net["Dense_0"]) == 0)
+    assert np.all(vector(untrained(noisy).actor.params["Dense_0"]) == 0)
 
 
 def test_sac_starts_near_the_base():
@@ -191,7 +207,7 @@ def test_td3_explores_with_noise_that_is_not_cut_and_stays_in_the_unit_box():
     config = changed(mode="td3", noise=0.2, noise_clip=0.1)
     state = start(make(config), env_steps=0.0)
     obs, base, chunk = acted(config, state)
-    u = mode_of(state.actor.net, obs, base)
+    u = mode_of(state.actor.params, obs, base)
     free = (np.abs(base) < 0.6) & (
         np.abs(u) < 0.4
     )  # where neither the box of u nor that of the action is reached
@@ -214,7 +230,7 @@ def test_deployed_is_the_base_plus_the_scaled_mode_clipped(mode):
     assert deployed["net"] is state.base
     chunk = np.asarray(algorithm.eval_policy(deployed, jnp.asarray(obs), jax.random.key(0)))[..., 0]
     base = watched.taken(0)
-    u = mode_of(state.actor.net, normalize(obs), base)
+    u = mode_of(state.actor.params, normalize(obs), base)
     np.testing.assert_allclose(chunk, combined(base, u, 0.8), rtol=1e-4, atol=1e-5)
     assert np.any(np.abs(base + 0.8 * u) > 1)
 
@@ -227,8 +243,8 @@ def test_deployed_is_the_base_plus_the_scaled_mode_clipped(mode):
 )
 def test_an_update_follows_the_papers_formulas(mode, aggregate, batch, monkeypatch):
     """From the base actions and the draws that the update made."""
-    critics = watch(monkeypatch, critic, "regress", "pooled")
-    actors = watch(monkeypatch, tanh_gaussian, "draw", "improve")
+    critics = watch(monkeypatch, critic.Critic, "td_step", "aggregate_q")
+    actors = watch(monkeypatch, tanh_gaussian.Actor, "sample", "update")
     config, watched = changed(mode=mode, aggregate=aggregate, noise=0.3, noise_clip=0.35), Base()
     algorithm = make(config, watched)
     before, data = start(algorithm), batch.transitions
@@ -236,18 +252,19 @@ def test_an_update_follows_the_papers_formulas(mode, aggregate, batch, monkeypat
     s, following = normalize(data.obs), normalize(data.next_obs)
     future, present = watched.taken(0), watched.taken(1)
 
-    # y = reward + discount·[Q̄(s', clip(a'_b + scale·u')) − α log π], or with smoothed u' and without the last term
+    # y = reward + discount·[Q̄(s', clip(a'_b + scale·u')) − α log π], or with smoothed u' and
+    # without the last term
     bonus = 0.0
     if mode == "sac":
-        (net, inputs, _), (u, log_density) = actors["draw"][0]
-        assert net is before.actor.net
+        (net, inputs, _), (u, log_density) = actors["sample"][0]
+        assert net is before.actor.params
         np.testing.assert_allclose(inputs[0], following, rtol=1e-5, atol=1e-6)
         np.testing.assert_array_equal(np.asarray(inputs[1], np.float64), future)
         u, bonus = np.asarray(u, np.float64), -0.3 * np.asarray(log_density, np.float64)
         assert bonus.min() < 0 < bonus.max()
     else:
-        judged = np.asarray(critics["pooled"][0][0][2], np.float64)
-        exact = mode_of(before.actor.net, following, future)
+        judged = np.asarray(critics["aggregate_q"][0][0][2], np.float64)
+        exact = mode_of(before.actor.params, following, future)
         u = (judged - future) / config.scale
         free = (np.abs(judged) < 1) & (np.abs(exact) < 0.6)
         smoothing = (u - exact)[free]
@@ -256,37 +273,37 @@ def test_an_update_follows_the_papers_formulas(mode, aggregate, batch, monkeypat
         assert abs(at_cut.mean() - 2 * stats.norm.sf(config.noise_clip / config.noise)) < 0.15
         assert np.abs(u).max() <= 1 + 1e-5
     reward, discount = off.returns(data)
-    y = off.regressed(critics["regress"][0], before, after, data)
-    q = heads(before.critic.target, following, combined(future, u))
+    y = off.regressed(critics["td_step"][0], before, after, data)
+    q = heads(before.critic.target_params, following, combined(future, u))
     off.assert_pooled(y, q, aggregate, discount, reward + discount * bonus)
     off.assert_only_time_limits_bootstrap(y, data)
 
     # The actor maximises Q(s, clip(a_b + scale·u)) by the critics as this update left them.
     if mode == "sac":
-        (actor, inputs, worth, _), (improved, _) = actors["improve"][0]
+        (actor, inputs, worth, _), (improved, _) = actors["update"][0]
         assert actor is before.actor
         np.testing.assert_allclose(inputs[0], s, rtol=1e-5, atol=1e-6)
         np.testing.assert_array_equal(np.asarray(inputs[1], np.float64), present)
         u = np.random.default_rng(5).uniform(-1, 1, (B, D)).astype(np.float32)
         off.assert_pooled(
-            worth(jnp.asarray(u)), heads(after.critic.net, s, combined(present, u)), aggregate
+            worth(jnp.asarray(u)), heads(after.critic.params, s, combined(present, u)), aggregate
         )
         jax.tree.map(np.testing.assert_array_equal, after.actor, improved)
         return
 
     def losses(net):
-        q = heads(after.critic.net, s, combined(present, mode_of(net, s, present)))
+        q = heads(after.critic.params, s, combined(present, mode_of(net, s, present)))
         return [-each.mean() for each in off.poolings(q, aggregate)]
 
-    which = int(np.argmin(np.abs(np.array(losses(before.actor.net)) - metrics["actor_loss"])))
+    which = int(np.argmin(np.abs(np.array(losses(before.actor.params)) - metrics["actor_loss"])))
     np.testing.assert_allclose(
-        metrics["actor_loss"], losses(before.actor.net)[which], rtol=1e-4, atol=1e-5
+        metrics["actor_loss"], losses(before.actor.params)[which], rtol=1e-4, atol=1e-5
     )
     size = assert_first_adam_step(
         lambda net: losses(net)[which],
-        before.actor.net,
-        after.actor.net,
-        after.actor.opt,
+        before.actor.params,
+        after.actor.params,
+        after.actor.opt_state,
         config.actor_lr,
     )
     np.testing.assert_allclose(metrics["actor_gradient_norm"], size, rtol=1e-3)
@@ -315,7 +332,7 @@ def test_the_actor_waits_for_the_warm_up_and_for_its_turn_while_the_critics_lear
 
 def test_two_devices_learn_as_one(batch, devices):
     def opts(after):
-        return after.critic.opt, after.actor.opt, after.actor.alpha_opt
+        return after.critic.opt_state, after.actor.opt_state, after.actor.alpha_opt_state
 
     algorithm = make(SMALL)
     off.assert_two_devices_learn_as_one(algorithm, start(algorithm), batch, devices, opts)

@@ -15,7 +15,7 @@ from helpers.by_hand import (
 )
 from scipy import stats
 
-from gcp_jax.core import critic
+from gcp_jax.core import critic, tree
 
 CONFIG = critic.Config(critics=3, critic_hidden=(4, 4), critic_lr=0.01, critic_tau=0.1)
 WIDTH, D, B = 2, 3, 6
@@ -50,10 +50,10 @@ def test_two_of_takes_every_ordered_pair_of_different_indices_equally_often(memb
 
 def test_a_new_ensemble_has_different_heads_and_starts_as_its_average(parts, data):
     critics, state = parts
-    q = np.asarray(critics.q(state.net, *data[:2]))
+    q = np.asarray(critics.q(state.params, *data[:2]))
     assert q.shape == (3, B)
     assert q.std(0).min() > 1e-3
-    jax.tree.map(np.testing.assert_array_equal, state.net, state.target)
+    jax.tree.map(np.testing.assert_array_equal, state.params, state.target_params)
 
 
 def test_values_broadcast_over_samples(parts):
@@ -62,19 +62,19 @@ def test_values_broadcast_over_samples(parts):
     obs, action = (
         rng.standard_normal(shape).astype(np.float32) for shape in ((B, 1, WIDTH), (B, 4, D))
     )
-    found = critics.q(state.net, jnp.asarray(obs), jnp.asarray(action))
-    np.testing.assert_allclose(found, heads(state.net, obs, action), rtol=1e-4, atol=1e-5)
+    found = critics.q(state.params, jnp.asarray(obs), jnp.asarray(action))
+    np.testing.assert_allclose(found, heads(state.params, obs, action), rtol=1e-4, atol=1e-5)
 
 
 def test_the_smaller_of_two_is_the_minimum_of_one_pair_for_the_whole_batch(parts, data):
     critics, state = parts
     obs, action, _ = data
-    q = heads(state.net, obs, action)
+    q = heads(state.params, obs, action)
     minima = np.stack(pairs(q))
     assert min(np.abs(minima[i] - minima[j]).max() for i, j in ((0, 1), (0, 2), (1, 2))) > 1e-3
     keys = jax.random.split(jax.random.key(0), 64)
     found = np.asarray(
-        jax.jit(jax.vmap(lambda key: critics.min_of_two(state.net, obs, action, key)))(keys)
+        jax.jit(jax.vmap(lambda key: critics.min_of_two(state.params, obs, action, key)))(keys)
     )
     distance = np.abs(found[:, None] - minima[None]).max(-1)
     assert distance.min(-1).max() < 1e-4
@@ -85,11 +85,13 @@ def test_the_value_of_an_ensemble_is_its_mean_or_the_smaller_of_two(parts, data)
     critics, state = parts
     obs, action, _ = data
     key = jax.random.key(5)
-    found = critics.aggregate_q(state.net, obs, action, key)
-    np.testing.assert_allclose(found, heads(state.net, obs, action).mean(0), rtol=1e-4, atol=1e-5)
+    found = critics.aggregate_q(state.params, obs, action, key)
+    np.testing.assert_allclose(
+        found, heads(state.params, obs, action).mean(0), rtol=1e-4, atol=1e-5
+    )
     careful = critic.make_critic(dataclasses.replace(CONFIG, aggregate="min"), WIDTH, D)
-    found = careful.aggregate_q(state.net, obs, action, key)
-    np.testing.assert_array_equal(found, critics.min_of_two(state.net, obs, action, key))
+    found = careful.aggregate_q(state.params, obs, action, key)
+    np.testing.assert_array_equal(found, critics.min_of_two(state.params, obs, action, key))
 
 
 @pytest.mark.parametrize("grad_clip", [1000.0, 0.01])
@@ -97,23 +99,25 @@ def test_regression_is_an_adam_step_on_every_heads_squared_error(grad_clip, part
     """mean_m mean (Q_m − y)², not (mean_m Q_m − y)²; φ̄ follows the stepped critics."""
     obs, action, y = data
     critics = critic.make_critic(dataclasses.replace(CONFIG, grad_clip=grad_clip), WIDTH, D)
-    before = parts[1]._replace(target=critics.init(jax.random.key(1)).target)
+    before = parts[1]._replace(target_params=critics.init(jax.random.key(1)).target_params)
     after, metrics = jax.jit(critics.td_step)(before, obs, action, y)
 
     def loss(net):
         return np.mean((heads(net, obs, action) - np.asarray(y, np.float64)) ** 2)
 
     size = assert_first_adam_step(
-        loss, before.net, after.net, after.opt, CONFIG.critic_lr, grad_clip
+        loss, before.params, after.params, after.opt_state, CONFIG.critic_lr, grad_clip
     )
     follow = jax.tree.map(
-        lambda old, new: 0.9 * old + 0.1 * new, float64(before.target), float64(after.net)
+        lambda old, new: 0.9 * old + 0.1 * new, float64(before.target_params), float64(after.params)
     )
     jax.tree.map(
-        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7), after.target, follow
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7),
+        after.target_params,
+        follow,
     )
-    q = heads(before.net, obs, action)
-    expected = {"critic_loss": loss(before.net), "q": q.mean(), "q_std": q.std(0).mean()}
+    q = heads(before.params, obs, action)
+    expected = {"critic_loss": loss(before.params), "q": q.mean(), "q_std": q.std(0).mean()}
     expected["critic_gradient_norm"] = size
     assert metrics.keys() == expected.keys()
     for name, value in expected.items():
@@ -138,7 +142,7 @@ def test_hold_keeps_the_state_before_while_warming(warming):
         {"a": jnp.zeros(2), "b": (jnp.int32(1),)},
         {"a": jnp.ones(2), "b": (jnp.int32(2),)},
     )
-    held = critic.where_tree(jnp.bool_(warming), before, after)
+    held = tree.where_tree(jnp.bool_(warming), before, after)
     jax.tree.map(np.testing.assert_array_equal, held, before if warming else after)
 
 

@@ -1,4 +1,6 @@
-"""The schedule and both samplers against published formulas and the marginals of a known Gaussian; densities against scipy."""
+"""The schedule and both samplers against published formulas and the marginals of a known Gaussian;
+densities against scipy.
+"""
 
 import jax
 import jax.numpy as jnp
@@ -17,12 +19,12 @@ def exact_epsilon(sampler):
     """E[ε | x_k = x] for a ~ N(MEAN, STD²): the perfect noise prediction at the chain's levels."""
 
     def epsilon(x, t):
-        survival, _ = sampler.levels(t)
-        survival = survival[..., None]
+        alpha_bar, _ = sampler.alpha_bars(t)
+        alpha_bar = alpha_bar[..., None]
         return (
-            jnp.sqrt(1 - survival)
-            * (x - jnp.sqrt(survival) * MEAN)
-            / (survival * STD**2 + 1 - survival)
+            jnp.sqrt(1 - alpha_bar)
+            * (x - jnp.sqrt(alpha_bar) * MEAN)
+            / (alpha_bar * STD**2 + 1 - alpha_bar)
         )
 
     return epsilon
@@ -33,26 +35,26 @@ def curved_epsilon(x, t):
 
 
 def test_the_schedule_is_nichol_and_dhariwals():
-    survival = diffusion.cosine_schedule(100)
+    alpha_bar = diffusion.cosine_schedule(100)
     f = np.cos((np.arange(101) / 100 + 0.008) / 1.008 * np.pi / 2) ** 2
-    np.testing.assert_allclose(survival[:-1], f[:-1] / f[0], rtol=1e-12)
-    assert survival[-1] / survival[-2] == pytest.approx(0.001)  # β cut at .999
+    np.testing.assert_allclose(alpha_bar[:-1], f[:-1] / f[0], rtol=1e-12)
+    assert alpha_bar[-1] / alpha_bar[-2] == pytest.approx(0.001)  # β cut at .999
 
 
 def test_the_chain_visits_every_ratio_th_level_from_noise_to_data():
-    survival = diffusion.cosine_schedule(12)
+    alpha_bar = diffusion.cosine_schedule(12)
     for steps in (12, 4):
         sampler = DiffusionSampler(steps, 0.1, "ddpm", 12)
-        begin, end = sampler.levels(sampler.times)
-        np.testing.assert_allclose(begin, survival[12 : 0 : -12 // steps], rtol=1e-6)
-        np.testing.assert_allclose(end, survival[12 - 12 // steps :: -12 // steps], rtol=1e-6)
+        begin, end = sampler.alpha_bars(sampler.times)
+        np.testing.assert_allclose(begin, alpha_bar[12 : 0 : -12 // steps], rtol=1e-6)
+        np.testing.assert_allclose(end, alpha_bar[12 - 12 // steps :: -12 // steps], rtol=1e-6)
         assert end[-1] == 1.0
 
 
 def test_ddpm_steps_have_the_posterior_of_ho_et_al():
     """Mean and variance of q(x_{k−1} | x_k, â), eq. 6 and 7, in float64."""
     steps = 8
-    sampler, survival = DiffusionSampler(steps, 1e-3, "ddpm"), diffusion.cosine_schedule(steps)
+    sampler, alpha_bar = DiffusionSampler(steps, 1e-3, "ddpm"), diffusion.cosine_schedule(steps)
     x = np.random.default_rng(0).standard_normal((steps, 3))
     t = np.arange(steps) / steps
     mean, std = sampler.stochastic_step(curved_epsilon)(
@@ -60,7 +62,7 @@ def test_ddpm_steps_have_the_posterior_of_ho_et_al():
     )
     epsilon = np.asarray(curved_epsilon(x, t), np.float64)
     for i in range(steps):
-        now, before = survival[steps - i], survival[steps - i - 1]
+        now, before = alpha_bar[steps - i], alpha_bar[steps - i - 1]
         beta = 1 - now / before
         clean = np.clip((x[i] - np.sqrt(1 - now) * epsilon[i]) / np.sqrt(now), -1, 1)
         expected = (
@@ -88,7 +90,9 @@ def end_of(name, steps, train_steps, samples):
 
 @pytest.mark.parametrize(("name", "ratio"), [("ddpm", 1), ("ddim", 1), ("ddim", 2)])
 def test_samplers_converge_to_the_data(name, ratio):
-    """Both are too narrow with few steps (DDPM's posterior has the smallest variance of its choices) and exact with many."""
+    """Both are too narrow with few steps (DDPM's posterior has the smallest variance of its
+    choices) and exact with many.
+    """
     coarse, fine = (end_of(name, steps, ratio * steps, 10_000) for steps in (50, 400))
     assert abs(np.mean(fine) - MEAN) < 0.004
     assert 0 < STD - np.std(fine) < 0.25 * (STD - np.std(coarse))
@@ -111,24 +115,24 @@ def test_ddim_chain_follows_the_deterministic_sampler_up_to_sigma():
 def test_densities_equal_scipy_and_sigma_is_the_floor(scheme):
     sampler = DiffusionSampler(5, 0.3, scheme)
     noise = jax.random.normal(jax.random.key(1), (2, 3, 6, 2))
-    walk = chain_lib.sample_chain(sampler.stochastic_step(curved_epsilon), noise, sampler.times)
-    assert np.min(walk.std) == pytest.approx(0.3)
-    expected = stats.norm.logpdf(walk.points[..., 1:, :], walk.mean, walk.std)
-    np.testing.assert_allclose(walk.log_densities, expected, rtol=1e-4, atol=1e-5)
+    chain = chain_lib.sample_chain(sampler.stochastic_step(curved_epsilon), noise, sampler.times)
+    assert np.min(chain.std) == pytest.approx(0.3)
+    expected = stats.norm.logpdf(chain.points[..., 1:, :], chain.mean, chain.std)
+    np.testing.assert_allclose(chain.log_densities, expected, rtol=1e-4, atol=1e-5)
     again = chain_lib.rescore_chain(
-        sampler.stochastic_step(curved_epsilon), walk.points, sampler.times
+        sampler.stochastic_step(curved_epsilon), chain.points, sampler.times
     )
     np.testing.assert_allclose(again.log_densities, expected, rtol=1e-3, atol=1e-3)
     prior = stats.norm.logpdf(noise[..., 0, :]).sum(-1)
     whole = chain_lib.rescore_chain(
-        sampler.stochastic_step(curved_epsilon), walk.points, sampler.times
+        sampler.stochastic_step(curved_epsilon), chain.points, sampler.times
     ).log_density
     np.testing.assert_allclose(whole, (prior + expected.sum((-2, -1))) / 6 / 2, rtol=1e-4)
 
 
 def test_the_loss_is_the_squared_error_of_the_noise_at_its_level():
     sampler = DiffusionSampler(4, 0.1, "ddpm", 8)
-    survival = diffusion.cosine_schedule(8)
+    alpha_bar = diffusion.cosine_schedule(8)
     rng = np.random.default_rng(0)
     action, z = np.clip(rng.standard_normal((2, 5, 4)), -1, 1).astype(np.float32)
     mask = np.array(
@@ -138,7 +142,7 @@ def test_the_loss_is_the_squared_error_of_the_noise_at_its_level():
     loss = sampler.loss(curved_epsilon, action=action, z=z, t=jnp.asarray(t), mask=mask)
     level = 8 - np.floor(t * 8).astype(int)
     assert level.tolist() == [8, 7, 4, 2, 1]
-    x = np.sqrt(survival[level])[:, None] * action + np.sqrt(1 - survival[level])[:, None] * z
+    x = np.sqrt(alpha_bar[level])[:, None] * action + np.sqrt(1 - alpha_bar[level])[:, None] * z
     error = (np.asarray(curved_epsilon(x, np.floor(t * 8) / 8)) - z) ** 2
     np.testing.assert_allclose(loss, (error * mask).sum(-1) / mask.sum(-1), rtol=1e-4)
 

@@ -1,4 +1,6 @@
-"""Samplers against the marginals of a Gaussian flow and a plain simulation; densities against scipy."""
+"""Samplers against the marginals of a Gaussian flow and a plain simulation; densities against
+scipy.
+"""
 
 import jax
 import jax.numpy as jnp
@@ -34,7 +36,9 @@ def chain_log_density(velocity, chain, sampler):
 
 
 def gaussian_velocity(x, t):
-    """E[a − z | x_t = x] for independent z ~ N(0, 1) and a ~ N(MEAN, STD²): the exact velocity of this flow."""
+    """E[a − z | x_t = x] for independent z ~ N(0, 1) and a ~ N(MEAN, STD²): the exact velocity of
+    this flow.
+    """
     t = t[..., None]
     return MEAN + (t * STD**2 - (1 - t)) / ((1 - t) ** 2 + t**2 * STD**2) * (x - t * MEAN)
 
@@ -45,10 +49,12 @@ def curved_velocity(x, t):
 
 
 def affine_response(sample, inputs):
-    """(offset, weights) of an affine scalar map of ``inputs`` numbers, by probing it at 0 and at ½ of each unit vector.
+    """(offset, weights) of an affine scalar map of ``inputs`` numbers, by probing it at 0 and at ½
+    of each unit vector.
 
-    Under ``gaussian_velocity`` every sampler is affine in its noise while no clip is active, so mean and variance of
-    its result for standard normal noise are exactly ``offset`` and ``Σ weights²``.
+    Under ``gaussian_velocity`` every sampler is affine in its noise while no clip is active, so
+    mean and variance of its result for standard normal noise are exactly ``offset`` and ``Σ
+    weights²``.
     """
     probes = jnp.concatenate([jnp.zeros((1, inputs)), 0.5 * jnp.eye(inputs)])
     ends = np.asarray(sample(probes), np.float64)
@@ -88,7 +94,9 @@ def test_ode_converges_to_the_data_at_first_order():
 
 @pytest.mark.parametrize("sampler", ["ode", "marginal"])
 def test_samples_are_distributed_as_the_data(sampler):
-    """Kolmogorov–Smirnov at the 10⁻⁶ level; the discretisation moves the distribution function by less than 0.01."""
+    """Kolmogorov–Smirnov at the 10⁻⁶ level; the discretisation moves the distribution function by
+    less than 0.01.
+    """
     count, steps = 4000, 100
     noise = jax.random.normal(jax.random.key(0), (count, steps + 1, 1))
     if sampler == "ode":
@@ -103,7 +111,9 @@ def test_samples_are_distributed_as_the_data(sampler):
 
 @pytest.mark.parametrize("steps", [5, 10, 20])
 def test_the_papers_noise_spreads_k_times_the_variance_of_the_marginal_scheme(steps):
-    """Same drift, standard deviation σ_t in place of σ_t·sqrt(1/K): each noise weighs sqrt(K) more, x_0 the same."""
+    """Same drift, standard deviation σ_t in place of σ_t·sqrt(1/K): each noise weighs sqrt(K) more,
+    x_0 the same.
+    """
     _, paper = sde_response(FlowSampler(steps, 0.1, "paper"))
     _, marginal = sde_response(FlowSampler(steps, 0.1, "marginal"))
     np.testing.assert_allclose(paper[0], marginal[0], rtol=1e-4)
@@ -153,7 +163,9 @@ def test_the_stored_chain_ends_unclipped_and_the_executed_action_clipped():
 
 
 def test_ode_clips_its_end_only():
-    """x goes 0 → 1.5 → 0 under a velocity that turns round at t = ½; a clip on the way would end at −0.5."""
+    """x goes 0 → 1.5 → 0 under a velocity that turns round at t = ½; a clip on the way would end at
+    −0.5.
+    """
     turning = ode_sample(
         lambda x, t: jnp.where(t[..., None] < 0.5, 3.0, -3.0) + 0 * x,
         jnp.zeros((1, 1)),
@@ -195,7 +207,9 @@ def test_densities_equal_scipy(scheme):
 
 
 def test_a_sampled_chain_has_the_density_of_its_noise():
-    """Change of variables: the step's density is that of its own noise over σ_i, exact because nothing is stored clipped."""
+    """Change of variables: the step's density is that of its own noise over σ_i, exact because
+    nothing is stored clipped.
+    """
     sampler = FlowSampler(steps=3, sigma=0.2)
     noise = jnp.clip(jax.random.normal(jax.random.key(2), (8, 4, 2)), -3, 3)
     chains = sde_sample(curved_velocity, noise, sampler)
@@ -212,7 +226,9 @@ def test_interpolation_runs_from_noise_to_data():
 
 
 def test_matching_loss_counts_only_what_the_mask_shows():
-    """Error 1, 2, 3 against the velocity a − z, squared and averaged over the dimensions shown; nothing shown is 0."""
+    """Error 1, 2, 3 against the velocity a − z, squared and averaged over the dimensions shown;
+    nothing shown is 0.
+    """
     z, action = jnp.zeros((4, 3)), jnp.array([[0.5, 0.25, -0.5]] * 4)
     mask = jnp.array([[1, 1, 1], [1, 1, 0], [0, 0, 1], [0, 0, 0]], jnp.float32)
 
@@ -237,7 +253,9 @@ def test_matching_loss_takes_any_leading_axes():
 
 
 def test_the_exact_velocity_minimises_the_matching_loss():
-    """Its expected loss is Var[a − z | x_t], in closed form for Gaussians, and a shifted velocity costs shift² more."""
+    """Its expected loss is Var[a − z | x_t], in closed form for Gaussians, and a shifted velocity
+    costs shift² more.
+    """
     count, t = 200_000, 0.4
     z, unit = jax.random.normal(jax.random.key(3), (2, count, 1))
     batch = {

@@ -56,7 +56,9 @@ def initialize(net, *shapes):
 
 
 def test_split_dense_is_dense_on_the_concatenation():
-    """Same parameter tree, same initialization, same values; parts may broadcast against each other."""
+    """Same parameter tree, same initialization, same values; parts may broadcast against each
+    other.
+    """
     parts = [normal(0, 5, 1, 3), normal(1, 5, 4, 2), normal(2, 1, 1, 6)]
     split, whole = SplitDense((3, 2, 6), 7), nn.Dense(7)
 
@@ -92,7 +94,9 @@ def test_velocity_net_is_the_authors_mlp(velocity):
 
 
 def test_velocity_broadcasting_equals_tiling(velocity):
-    """Observations [B, 1, 1, O] beside [B, G, K, D] and times [1, 1, K], as the density of a group of chains needs."""
+    """Observations [B, 1, 1, O] beside [B, G, K, D] and times [1, 1, K], as the density of a group
+    of chains needs.
+    """
     net, params = velocity
     obs, x, t = (
         normal(4, 3, 1, 1, 3),
@@ -210,7 +214,9 @@ def test_a_heads_last_layer_starts_as_small_as_asked(scale, expected):
     [partial(DenoisingNet, 4, 2, (32, 32)), partial(make_critic_ensemble, 3, 4, 2, (32, 32))],
 )
 def test_bfloat16_rounds_what_is_computed_and_nothing_that_is_kept(make):
-    """Parameters, outputs and gradients are float32; values are those of float32 to three digits and not to six."""
+    """Parameters, outputs and gradients are float32; values are those of float32 to three digits
+    and not to six.
+    """
     exact, rounded = make(dtype=jnp.float32), make(dtype=jnp.bfloat16)
     inputs = (
         normal(1, 5, 4),

@@ -43,7 +43,9 @@ def test_networks_see_the_range_as_the_unit_interval(ranged):
 
 
 def test_a_policy_with_a_range_acts_in_it_and_imitates_what_it_would_see(flow, ranged):
-    """Its chunks are those of the policy without, moved into the range; and so are the chunks it is asked to imitate."""
+    """Its chunks are those of the policy without, moved into the range; and so are the chunks it is
+    asked to imitate.
+    """
     plain, deployed, obs = flow
     key, mask = jax.random.key(4), jnp.ones((5, 2))
     chunk, moved = (jax.jit(made.eval_policy)(deployed, obs, key) for made in (plain, ranged))
@@ -57,7 +59,9 @@ def test_a_policy_with_a_range_acts_in_it_and_imitates_what_it_would_see(flow, r
 
 
 def test_the_range_spanned_by_actions(flow):
-    """No dimension is narrower than ±0.05, or finetuning could not leave what the demonstrations held still."""
+    """No dimension is narrower than ±0.05, or finetuning could not leave what the demonstrations
+    held still.
+    """
     action = np.array([[0.3, 0.2], [-0.5, 0.21], [0.1, 0.2]], np.float32)
     found = policy_lib.rescaled_to_actions(flow.policy.config, action)
     np.testing.assert_allclose((found.low, found.high), [(-0.5, 0.155), (0.3, 0.255)], rtol=1e-6)
@@ -71,7 +75,9 @@ def test_a_range_of_other_dimensions_is_refused(flow):
 
 
 def test_chains_of_a_state_do_not_depend_on_the_other_states(flow):
-    """Keys follow the place in the batch, so the first two states alone give the first two groups of the five."""
+    """Keys follow the place in the batch, so the first two states alone give the first two groups
+    of the five.
+    """
     made, deployed, obs = flow
     draw = jax.jit(made.sample_chain_points, static_argnums=3)
     key = jax.random.key(1)
@@ -95,7 +101,9 @@ def test_log_density_of_a_group_is_that_of_each_chain_alone(flow):
 
 
 def test_the_imitation_loss_masks_whole_steps(flow):
-    """With a zero last layer v = 0, so the loss is the mean of (a − z)² over the dimensions of the executed steps."""
+    """With a zero last layer v = 0, so the loss is the mean of (a − z)² over the dimensions of the
+    executed steps.
+    """
     made, deployed, obs = flow
     silent = {**deployed["net"], "last": jax.tree.map(jnp.zeros_like, deployed["net"]["last"])}
     action, z = jnp.asarray(np.random.default_rng(1).uniform(-1, 1, (2, 3, 4)), jnp.float32)

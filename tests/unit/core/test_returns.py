@@ -1,4 +1,6 @@
-"""Chunk returns and advantages against numbers worked by hand and plain loops, with and without jit."""
+"""Chunk returns and advantages against numbers worked by hand and plain loops, with and without
+jit.
+"""
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +17,9 @@ def variant(request):
 
 
 def window(*, reward, terminated=(), truncated=(), executed=None):
-    """One window [1, h] whose observations count up from 10; ends at the given steps, which stay up as in a frozen chunk."""
+    """One window [1, h] whose observations count up from 10; ends at the given steps, which stay up
+    as in a frozen chunk.
+    """
     h = len(reward)
     executed = h if executed is None else executed
     steps = np.arange(h)
@@ -109,7 +113,9 @@ def test_discount_is_gamma_to_the_executed_steps():
 
 
 def test_gae_by_hand(variant):
-    """λ = ½, d = ½, V = 1 everywhere: δ = r − ½; the end at t = 1 is a time limit, at t = 3 a termination."""
+    """λ = ½, d = ½, V = 1 everywhere: δ = r − ½; the end at t = 1 is a time limit, at t = 3 a
+    termination.
+    """
     column = {
         "reward_t": jnp.array([1.0, 2.0, 4.0, 8.0]),
         "discount_t": jnp.array([0.5, 0.5, 0.5, 0.0]),
@@ -176,7 +182,9 @@ def test_conservative_advantage_needs_every_head_to_agree(variant):
 
 
 def test_hindsight_by_hand(variant):
-    """γ = ½: the first episode ends at t = 2 in failure, the second at t = 4 in success, the third is not over."""
+    """γ = ½: the first episode ends at t = 2 in failure, the second at t = 4 in success, the third
+    is not over.
+    """
     known, outcome, total = variant(
         lambda **kwargs: returns.monte_carlo_return(gamma=0.5, **kwargs)
     )(
@@ -214,15 +222,17 @@ def test_hindsight_equals_looking_ahead_from_every_step(variant):
 
 
 def test_moments_of_parts_are_those_of_all_numbers(variant):
-    """Parts of unequal size, mean and spread, merged one after another; the shape of a part does not matter."""
+    """Parts of unequal size, mean and spread, merged one after another; the shape of a part does
+    not matter.
+    """
     rng = np.random.default_rng(2)
     parts = [
         rng.normal(mean, std, shape)
         for mean, std, shape in ((3, 1, (4, 5)), (-20, 7, (2, 3)), (50, 0.1, (30,)))
     ]
     moments, merge = (
-        returns.Moments(*[jnp.float32(0.0)] * 3),
-        variant(lambda moments, x: moments.merge(x)),
+        returns.Moments.empty(),
+        variant(lambda moments, x: moments.update(x)),
     )
     for n, part in enumerate(parts):
         moments = merge(moments, jnp.asarray(part, jnp.float32))
@@ -236,8 +246,8 @@ def test_moments_of_parts_are_those_of_all_numbers(variant):
 @pytest.mark.parametrize("value", [0.0, 0.1, -7.0])
 def test_the_std_of_what_never_changes_is_one(value, variant):
     moments, merge = (
-        returns.Moments(*[jnp.float32(0.0)] * 3),
-        variant(lambda moments, x: moments.merge(x)),
+        returns.Moments.empty(),
+        variant(lambda moments, x: moments.update(x)),
     )
     assert moments.std == 1
     for x in (jnp.full((1,), value), jnp.full((3, 7), value)):
@@ -255,13 +265,15 @@ def test_running_return_by_hand(variant):
 
 
 def test_observed_returns_restart_after_a_termination_and_after_a_time_limit(variant):
-    """γ = ½ and rewards 1, 2, 4, 8: the second chunk is terminated, the third is cut by the time limit: R = 1, 2.5, 4, 8."""
+    """γ = ½ and rewards 1, 2, 4, 8: the second chunk is terminated, the third is cut by the time
+    limit: R = 1, 2.5, 4, 8.
+    """
     column = {"reward": [1.0, 2.0, 4.0, 8.0], "discount": [0.5, 0.0, 0.5, 0.5]}
     fields = {name: jnp.asarray(values)[:, None] for name, values in column.items()}
     truncated = jnp.array([False, False, True, False])[:, None]
     empty = dict.fromkeys(("obs", "action", "mask", "next_obs", "terminated", "extras"))
     data = returns.Transition(**empty, **fields, truncated=truncated)
-    moments = variant(returns.update_moments)(returns.Moments(*[jnp.float32(0.0)] * 3), data)
+    moments = variant(returns.update_moments)(returns.Moments.empty(), data)
     seen = np.array([1.0, 2.5, 4.0, 8.0])
     np.testing.assert_allclose(
         (moments.total, moments.mean, moments.std), (4, seen.mean(), seen.std()), rtol=1e-6

@@ -1,4 +1,6 @@
-"""Tanh-Gaussian actors against scipy: densities by change of variables, both losses, Adam's steps of actor and temperature."""
+"""Tanh-Gaussian actors against scipy: densities by change of variables, both losses, Adam's steps
+of actor and temperature.
+"""
 
 import dataclasses
 from functools import partial
@@ -109,10 +111,12 @@ def test_the_standard_deviation_is_clipped(log_std, std):
 
 
 def test_draws_are_the_networks_gaussian_with_its_density(actor, state):
-    """5000 rows of one input: their noise, recovered from u, is standard normal and independent between dimensions."""
+    """5000 rows of one input: their noise, recovered from u, is standard normal and independent
+    between dimensions.
+    """
     inputs = tuple(jnp.repeat(x, 5000, 0) for x in inputs_of(0, 1))
-    u, log_density = jax.jit(actor.draw)(state.net, inputs, jax.random.key(1))
-    mean, log_std = halves(state.net, [x[:1] for x in inputs])
+    u, log_density = jax.jit(actor.sample)(state.params, inputs, jax.random.key(1))
+    mean, log_std = halves(state.params, [x[:1] for x in inputs])
     noise = (np.arctanh(np.asarray(u, np.float64)) - mean) / spread_of(log_std)
     well = np.abs(u).max(-1) < 0.999  # where float32 still tells u from ±1
     assert well.mean() > 0.9
@@ -127,7 +131,7 @@ def test_a_rows_draw_depends_on_no_other_row(actor, state):
     one, two = inputs_of(0), inputs_of(1)
     mixed = tuple(jnp.concatenate([a[:2], b[2:]]) for a, b in zip(one, two, strict=True))
     key = jax.random.key(2)
-    draw = jax.jit(lambda inputs, key: actor.draw(state.net, inputs, key)[0])
+    draw = jax.jit(lambda inputs, key: actor.sample(state.params, inputs, key)[0])
     full, changed, fewer = (draw(inputs, key) for inputs in (one, mixed, tuple(x[:2] for x in one)))
     np.testing.assert_array_equal(full[:2], changed[:2])
     np.testing.assert_allclose(full[:2], fewer, rtol=1e-6)
@@ -138,7 +142,7 @@ def test_a_rows_draw_depends_on_no_other_row(actor, state):
 def test_samples_between_the_axes_broadcast_and_differ(actor, state):
     rng = np.random.default_rng(4)
     obs, action = jnp.asarray(rng.standard_normal((B, 1, 2)), jnp.float32), jnp.zeros((B, 4, 3))
-    u, log_density = jax.jit(actor.draw)(state.net, (obs, action), jax.random.key(0))
+    u, log_density = jax.jit(actor.sample)(state.params, (obs, action), jax.random.key(0))
     assert (u.shape, log_density.shape) == ((B, 4, D), (B, 4))
     assert np.asarray(u).std(1).min() > 1e-3
 
@@ -146,13 +150,13 @@ def test_samples_between_the_axes_broadcast_and_differ(actor, state):
 def test_the_mode_is_the_squashed_mean_and_zero_for_a_zero_last_layer(actor, state):
     inputs = inputs_of(0)
     np.testing.assert_allclose(
-        actor.mode(state.net, inputs), np.tanh(halves(state.net, inputs)[0]), atol=1e-5
+        actor.mode(state.params, inputs), np.tanh(halves(state.params, inputs)[0]), atol=1e-5
     )
     still = tanh_gaussian.make_actor(CONFIG, SIZES, D, last_scale=0.0)
-    assert np.all(np.asarray(still.mode(still.init(jax.random.key(0)).net, inputs)) == 0)
+    assert np.all(np.asarray(still.mode(still.init(jax.random.key(0)).params, inputs)) == 0)
     small = tanh_gaussian.make_actor(CONFIG, SIZES, D, last_scale=1e-4)
-    size = np.abs(np.asarray(small.mode(small.init(jax.random.key(0)).net, inputs))).max()
-    assert 0 < size < 0.05 < np.abs(np.asarray(actor.mode(state.net, inputs))).max()
+    size = np.abs(np.asarray(small.mode(small.init(jax.random.key(0)).params, inputs))).max()
+    assert 0 < size < 0.05 < np.abs(np.asarray(actor.mode(state.params, inputs))).max()
 
 
 def worth(u):
@@ -160,18 +164,20 @@ def worth(u):
 
 
 def test_the_actor_takes_an_adam_step_on_its_loss_and_the_temperature_on_its_own(actor, state):
-    """E[α log π(u) − Q(u)] with the noise that the value function saw; log α · (H − D·H̄) for the temperature."""
+    """E[α log π(u) − Q(u)] with the noise that the value function saw; log α · (H − D·H̄) for the
+    temperature.
+    """
     inputs, seen = inputs_of(0), []
 
     def watched(u):
         jax.debug.callback(lambda u: seen.append(np.asarray(u, np.float64)), u)
         return worth(u)
 
-    after, metrics = jax.jit(lambda state, key: actor.improve(state, inputs, watched, key))(
+    after, metrics = jax.jit(lambda state, key: actor.update(state, inputs, watched, key))(
         state, jax.random.key(4)
     )
     jax.effects_barrier()
-    mean, log_std = halves(state.net, inputs)
+    mean, log_std = halves(state.params, inputs)
     noise = (np.arctanh(seen[0]) - mean) / spread_of(log_std)
     assert np.abs(noise).max() < 4
 
@@ -184,18 +190,23 @@ def test_the_actor_takes_an_adam_step_on_its_loss_and_the_temperature_on_its_own
         log_density, value = parts(net)
         return np.mean(0.3 * log_density - value)
 
-    size = assert_first_adam_step(loss, state.net, after.net, after.opt, CONFIG.actor_lr)
-    log_density, value = parts(state.net)
+    size = assert_first_adam_step(
+        loss, state.params, after.params, after.opt_state, CONFIG.actor_lr
+    )
+    log_density, value = parts(state.params)
     entropy = -log_density.mean()
     sign = np.sign(entropy + D * 0.5)
     np.testing.assert_allclose(
-        10 * optax.tree.get(after.alpha_opt, "mu"), entropy + D * 0.5, rtol=1e-4
+        10 * optax.tree.get(after.alpha_opt_state, "mu"), entropy + D * 0.5, rtol=1e-4
     )
     np.testing.assert_allclose(after.log_alpha, np.log(0.3) - 0.05 * sign, rtol=1e-5)
     expected = {
-        "actor_loss": loss(state.net), "actor_q": value.mean(), "entropy": entropy / D,
-        "actor_gradient_norm": size, "temperature": 0.3 * np.exp(-0.05 * sign),
-    }  # fmt: skip
+        "actor_loss": loss(state.params),
+        "actor_q": value.mean(),
+        "entropy": entropy / D,
+        "actor_gradient_norm": size,
+        "temperature": 0.3 * np.exp(-0.05 * sign),
+    }
     assert metrics.keys() == expected.keys()
     for name, number in expected.items():
         np.testing.assert_allclose(metrics[name], number, rtol=2e-4, atol=1e-5, err_msg=name)
@@ -208,8 +219,8 @@ def test_the_temperature_falls_where_the_entropy_per_dimension_exceeds_its_targe
     """The target is a number per dimension, whatever their count."""
     actor = tanh_gaussian.make_actor(CONFIG, SIZES, out_dim)
     state, inputs, key = actor.init(jax.random.key(0)), inputs_of(0), jax.random.key(5)
-    mean, log_std = halves(state.net, inputs)
-    u = np.asarray(jax.jit(actor.draw)(state.net, inputs, key)[0], np.float64)
+    mean, log_std = halves(state.params, inputs)
+    u = np.asarray(jax.jit(actor.sample)(state.params, inputs, key)[0], np.float64)
     entropy = (
         -log_density_of(mean, log_std, (np.arctanh(u) - mean) / spread_of(log_std)).mean() / out_dim
     )
@@ -218,10 +229,10 @@ def test_the_temperature_falls_where_the_entropy_per_dimension_exceeds_its_targe
         tuned = tanh_gaussian.make_actor(
             dataclasses.replace(CONFIG, target_entropy=target), SIZES, out_dim
         )
-        after, _ = jax.jit(lambda state: tuned.improve(state, inputs, worth, key))(state)
+        after, _ = jax.jit(tuned.update, static_argnums=2)(state, inputs, worth, key)
         assert np.sign(float(state.alpha) - float(after.alpha)) == np.sign(gap)
         np.testing.assert_allclose(
-            10 * optax.tree.get(after.alpha_opt, "mu"), gap * out_dim, rtol=1e-2
+            10 * optax.tree.get(after.alpha_opt_state, "mu"), gap * out_dim, rtol=1e-2
         )
 
 
@@ -233,7 +244,7 @@ def test_two_devices_improve_as_one(actor, state, devices):
     inputs, key = inputs_of(0), jax.random.key(6)
 
     def improve(state, *inputs):
-        return actor.improve(state, inputs, worth, key)[0]
+        return actor.update(state, inputs, worth, key)[0]
 
     spread = jax.shard_map(
         improve,
@@ -244,7 +255,8 @@ def test_two_devices_improve_as_one(actor, state, devices):
     )
     one, two = jax.jit(improve)(state, *inputs), jax.jit(spread)(state, *inputs)
     memory = [
-        [optax.tree.get(opt, "mu") for opt in (each.opt, each.alpha_opt)] + [each.log_alpha]
+        [optax.tree.get(opt, "mu") for opt in (each.opt_state, each.alpha_opt_state)]
+        + [each.log_alpha]
         for each in (one, two)
     ]
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), *memory)

@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 
 from gcp_jax import envs
-from gcp_jax.envs.physics import mjx
 from gcp_jax.envs.randomize import Randomize, randomize_env
 
 KEYS = jax.random.split(jax.random.key(0), 256)
@@ -16,8 +15,7 @@ PHYSICS = {"mass": 0.5, "friction": 0.4, "size": 0.1}
 @pytest.fixture(scope="module")
 def block():
     """pick_place in plain MuJoCo: a free block."""
-    with mjx.in_c_mujoco():
-        return envs.make("pick_place")
+    return envs.make("pick_place", backend="mujoco")
 
 
 @pytest.fixture(scope="module")
@@ -64,8 +62,7 @@ def test_the_robot_keeps_its_mass_where_something_is_free(block, drawn):
 
 
 def test_everything_moving_changes_its_mass_where_nothing_is_free():
-    with mjx.in_c_mujoco():
-        env = envs.make("peg_insert", randomize={"mass": 0.3})
+    env = envs.make("peg_insert", randomize={"mass": 0.3}, backend="mujoco")
     mass = jax.vmap(lambda key: env.reset(key).physics.body.model["body_mass"])(KEYS[:8])
     assert np.all(np.ptp(np.asarray(mass)[:, 1:], axis=0) > 0)
 
@@ -94,8 +91,8 @@ def _thrown(env, steps=12):
 
 
 def test_mujoco_feels_it_and_mjx_feels_the_same():
-    with mjx.in_c_mujoco():
-        plain, reference = envs.make("pick_place"), envs.make("pick_place", randomize=PHYSICS)
+    plain = envs.make("pick_place", backend="mujoco")
+    reference = envs.make("pick_place", randomize=PHYSICS, backend="mujoco")
     one, other = _thrown(reference), _thrown(envs.make("pick_place", randomize=PHYSICS))
     assert np.abs(one[:, 5:8] - _thrown(plain)[:, 5:8]).max() > 5e-3
     np.testing.assert_allclose(
@@ -127,7 +124,7 @@ def test_actions_arrive_late_by_the_episodes_delay():
     delays = set()
     for key in KEYS[:12]:
         state = late.reset(key)
-        delay = int(state.physics.late)
+        delay = int(state.physics.delay)
         delays.add(delay)
         expected = plain.reset(jax.random.split(key)[0])
         for t in range(len(actions)):
@@ -145,8 +142,7 @@ def test_demonstrator_and_scene_see_through_the_delay():
     state = env.reset(KEYS[0])
     action, _ = demonstrator.act(demonstrator.init(KEYS[1], state), state, KEYS[2])
     assert action.shape == (env.specs.action_dim,)
-    with mjx.in_c_mujoco():
-        scened = envs.make("peg_insert", randomize={"action_delay": 2})
+    scened = envs.make("peg_insert", randomize={"action_delay": 2}, backend="mujoco")
     assert scened.scene().pose(scened.reset(KEYS[0]))["qpos"].shape == (5,)
 
 

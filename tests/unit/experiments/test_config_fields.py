@@ -5,9 +5,24 @@ import math
 
 import pytest
 
-from gcp_jax import algorithms, config, config_fields
+from gcp_jax import algorithms, config
 from gcp_jax.algorithms import bc
-from gcp_jax.config_fields import FINITE, POSITIVE, POSITIVE_INT, UNIT_POSITIVE, Bounds
+from gcp_jax.config_fields import (
+    FINITE,
+    NON_NEGATIVE,
+    POSITIVE,
+    POSITIVE_INT,
+    UNIT_POSITIVE,
+    Bounds,
+    ConfigError,
+    allowed_values,
+    build_config,
+    check,
+    check_bounds,
+    describe,
+    field,
+    suggest,
+)
 from gcp_jax.core import diffusion, flow, policy
 
 CONFIGS = {
@@ -26,7 +41,7 @@ CONFIGS = {
 
 def numeric(cls):
     """Fields that hold a number or several, with their defaults."""
-    found = {field.name: field.default for field in dataclasses.fields(cls)}
+    found = {row.name: row.default for row in describe(cls)}
     return {
         name: value
         for name, value in found.items()
@@ -46,7 +61,7 @@ def test_a_range_holds_what_is_between_its_ends():
     assert (
         -1e300 in FINITE and math.nan not in FINITE and math.inf not in FINITE and "1" not in FINITE
     )
-    assert 0.9 in Bounds(0, 1, below=True) and 1 not in Bounds(0, 1, below=True)
+    assert 0.9 in Bounds(0, 1, high_open=True) and 1 not in Bounds(0, 1, high_open=True)
     told = [
         str(x)
         for x in (
@@ -54,9 +69,9 @@ def test_a_range_holds_what_is_between_its_ends():
             POSITIVE,
             UNIT_POSITIVE,
             FINITE,
-            Bounds(2, above=True),
+            Bounds(2, low_open=True),
             Bounds(high=3),
-            Bounds(high=3, below=True),
+            Bounds(high=3, high_open=True),
         )
     ]
     assert told == [
@@ -70,28 +85,95 @@ def test_a_range_holds_what_is_between_its_ends():
     ]
 
 
-def test_a_class_has_the_ranges_of_its_bases():
-    assert config_fields.of(CONFIGS["dsrl"]).keys() >= {"bound", "temperature", "gamma"}
+def test_a_class_has_the_bounds_of_its_bases():
+    declared = {row.name: row.allowed for row in describe(CONFIGS["dsrl"])}
+    assert declared["noise_bound"] and declared["temperature"] and declared["gamma"]
 
 
 @pytest.mark.parametrize("cls", CONFIGS.values(), ids=CONFIGS)
-def test_every_number_has_a_range(cls):
-    assert config_fields.of(cls).keys() == numeric(cls).keys()
+def test_every_number_has_bounds(cls):
+    without = [name for name in numeric(cls) if allowed_values(cls, name) is None]
+    assert without == []
 
 
 @pytest.mark.parametrize("cls", CONFIGS.values(), ids=CONFIGS)
 def test_what_is_outside_is_refused_in_one_line(cls):
     for name, default in numeric(cls).items():
-        allowed = config_fields.of(cls)[name]
+        allowed = allowed_values(cls, name)
         outside = [math.nan, math.inf]
         if not math.isinf(allowed.low):
-            outside.append(allowed.low if allowed.above else allowed.low - 1)
+            outside.append(allowed.low if allowed.low_open else allowed.low - 1)
         if not math.isinf(allowed.high):
-            outside.append(allowed.high if allowed.below else allowed.high + 1)
+            outside.append(allowed.high if allowed.high_open else allowed.high + 1)
         for value in outside:
             given = (value,) if isinstance(default, tuple) else value
             with pytest.raises(
-                ValueError, match=rf"{name} is .*; it must be .* \(default: "
+                ConfigError, match=rf"{name} is .*; it must be .* \(default: "
             ) as error:
                 cls(**{name: given})
             assert "\n" not in str(error.value)
+
+
+@dataclasses.dataclass(frozen=True)
+class Example:
+    count: int = field(3, POSITIVE_INT, "how many")
+    mode: str = field("sac", ("sac", "td3"), "how it learns")
+    noise: float | None = field(None, NON_NEGATIVE, "the noise, if any")
+    widths: tuple[int, ...] = field((8,), POSITIVE_INT, "widths")
+    corner: tuple[float, float] = field((0.0, 1.0), None, "a point")
+    free: float = 1.0
+    table: dict = field({}, None, "anything")
+
+    def __post_init__(self):
+        check(self, "example.")
+
+
+def test_a_configuration_is_built_from_plain_values():
+    built = build_config(Example, {"count": 2, "widths": [4, 4], "corner": [1, 2], "noise": 1})
+    assert built == Example(count=2, widths=(4, 4), corner=(1.0, 2.0), noise=1.0)
+    assert all(type(x) is float for x in (*built.corner, built.noise))
+    assert build_config(Example, {}) == Example() and Example().table is not Example().table
+    assert build_config(Example, {"noise": None}).noise is None
+
+
+def test_fields_are_described_as_they_are_declared():
+    rows = {row.name: row for row in describe(Example)}
+    assert rows["count"] == ("count", 3, "at least 1", "how many")
+    assert rows["mode"].allowed == "sac, td3"
+    assert rows["corner"].allowed == ""
+    assert rows["table"].default == {}
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        (3, "example is 3; a section with some of count, mode"),
+        ({"cuont": 3}, r"there is no field 'example\.cuont'; did you mean 'count'"),
+        ({"count": 0}, r"example\.count is 0; it must be at least 1 \(default: 3\)"),
+        ({"count": 1.5}, r"example\.count is 1\.5; a value of type int is expected"),
+        ({"count": True}, r"example\.count is True; a value of type int"),
+        ({"mode": "ddpg"}, r"example\.mode is 'ddpg'; allowed: sac, td3"),
+        ({"noise": -1}, r"example\.noise is -1\.0; it must be at least 0"),
+        ({"noise": "some"}, r"example\.noise is 'some'; a value of type float"),
+        ({"widths": 8}, r"example\.widths is 8; a tuple is expected"),
+        ({"corner": [1.0]}, r"example\.corner is \(1\.0,\); a tuple of 2 is expected"),
+        ({"corner": [1.0, math.inf]}, r"example\.corner is .*; it must be finite"),
+        ({"free": math.nan}, r"example\.free is nan; it must be finite \(default: 1\.0\)"),
+        ({"free": 10**400}, r"example\.free is 1000.*; it is too large for a float"),
+    ],
+)
+def test_bad_values_are_refused_in_one_line(values, message):
+    with pytest.raises(ConfigError, match=message) as error:
+        build_config(Example, values, "example.")
+    assert "\n" not in str(error.value)
+
+
+def test_bounds_that_depend_on_other_fields_are_checked_alike():
+    check_bounds(Example(), "example.", {"count": Bounds(1, 3)})
+    with pytest.raises(ConfigError, match=r"example\.count is 3; it must be in \[1, 2\]"):
+        check_bounds(Example(), "example.", {"count": Bounds(1, 2)})
+
+
+def test_an_unknown_name_gets_the_closest_one():
+    assert suggest("rech", ("reach", "push_t")) == "did you mean 'reach'? allowed: reach, push_t"
+    assert suggest("zzz", ("reach", "push_t")) == "allowed: reach, push_t"

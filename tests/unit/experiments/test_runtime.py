@@ -56,8 +56,8 @@ def heaps(*settings: str) -> int:
     """How many heaps of glibc 16 threads at once made."""
     program = """
 import ctypes, re, threading
-from experiments import cpu
-cpu.prepare()
+from gcp_jax.experiments import runtime
+runtime.prepare_cpu()
 held, barrier = [], threading.Barrier(16)
 libc = ctypes.CDLL(None)
 libc.malloc.restype = ctypes.c_void_p

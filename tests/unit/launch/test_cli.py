@@ -10,14 +10,18 @@ import numpy as np
 import pytest
 
 from gcp_jax import algorithms, envs
-from gcp_jax import config as config_lib
+from gcp_jax.config import ConfigError
 from gcp_jax.envs.demos import storage
-from gcp_jax.experiments import assemble
+from gcp_jax.experiments import assemble, comparison, run_config
 from gcp_jax.experiments.plan import plan
-from gcp_jax.launch.cli import main
-from gcp_jax.run import training
+from gcp_jax.launch import Sweep, grid
+from gcp_jax.launch.cli import main, sweep, train
+from gcp_jax.launch.cli.parse import parse
+from gcp_jax.launch.expand import expand
+from gcp_jax.run.sizes import run_sizes
 
 REACH = "experiments/configs/reach.py"
+PEG_INSERT = "experiments/configs/peg_insert.py"
 
 
 @pytest.fixture(autouse=True)
@@ -43,14 +47,54 @@ def test_help_lists_the_commands_and_an_unknown_one_is_refused(capsys):
 
 
 def test_dashes_in_options_are_underscores():
-    values, positional = main._parse(
-        "sweep", main.COMMANDS["sweep"], ["my-file.py", "--dry-run", "--run-dir=a-b"]
-    )
-    assert (values["dry_run"].value, values["run_dir"].value, positional) == (
-        True,
-        "a-b",
-        ["my-file.py"],
-    )
+    words = ["my-file.py", "--dry-run", "--run-dir=a-b", "--max-parallel=3"]
+    arguments = parse("sweep", main.load_command("sweep"), words)
+    assert arguments.flags.dry_run
+    assert arguments.flags.max_parallel == 3
+    assert arguments.flags.run_dir == "a-b"
+    assert arguments.positional == ["my-file.py"]
+
+
+@pytest.mark.parametrize("name", ["benchmark", "sweep"])
+def test_fields_of_every_run_are_given_as_for_train(name):
+    words = ["--config.seeds=2", "--config.video=false", "--config.policy.hidden=(8,8)"]
+    arguments = parse(name, main.load_command(name), [*words, "--config.env.name=reach"])
+    assert arguments.overrides == {
+        "seeds": 2,
+        "video": False,
+        "policy.hidden": (8, 8),
+        "env.name": "reach",
+    }
+
+
+def test_a_sweep_takes_fields_of_every_run_but_not_those_that_it_varies():
+    declared = Sweep(REACH, (grid("finetune.utd", (0.1, 0.2)),), seeds=2)
+    changed = sweep.with_overrides(declared, {"seeds": 3, "finetune.envs": 32})
+    assert {run.config.finetune.envs for run in expand(changed)} == {32}
+    assert {run.config.seeds for run in expand(changed)} == {3}
+    with pytest.raises(ConfigError, match=r"finetune\.utd is set twice"):
+        sweep.with_overrides(declared, {"finetune.utd": 1.0})
+
+
+def test_the_run_folder_is_named_alike_by_all_commands(tmp_path, monkeypatch):
+    taken = []
+
+    class Training:
+        def __init__(self, config, task, folder, command):
+            taken.append((config.run_dir, folder))
+
+        def run(self):
+            raise RuntimeError("stop here")
+
+    monkeypatch.setattr(train, "Training", Training)
+    folder = str(tmp_path / "run")
+    for word in (f"--run_dir={folder}", f"--run-dir={folder}", f"--config.run_dir={folder}"):
+        assert main.main(["train", f"--config={REACH}", word]) == 2
+    assert taken == [(folder, tmp_path / "run")] * 3
+    monkeypatch.setattr(comparison, "run", lambda chosen, folder, command: taken.append(folder))
+    for word in (f"--run_dir={folder}", f"--config.run_dir={folder}"):
+        assert main.main(["benchmark", "--algorithms=qc", "--envs=reach", word]) == 0
+    assert taken[3:] == [tmp_path / "run"] * 2
 
 
 def test_plan_counts_without_compiling(capsys, monkeypatch):
@@ -71,10 +115,10 @@ def test_plan_counts_without_compiling(capsys, monkeypatch):
 
 
 def test_plan_predicts_the_bytes_of_the_state():
-    run = assemble.frozen_config(assemble.defaults("reach"))
+    run = run_config.frozen_config(run_config.defaults("reach"))
     task = assemble.make_task(run, film=False)
     numbers = plan.plan(run, task)
-    size = training.run_sizes(run, task.env.specs)
+    size = run_sizes(run, task.env.specs)
     rows = size.capacity * run.finetune.envs
     step = 4 * (2 * size.specs.obs_dim + size.specs.action_dim + 1) + 4
     assert numbers["replay_bytes"] == rows * run.policy.chunk * step
@@ -118,7 +162,7 @@ def test_a_task_whose_package_is_not_installed_stays_in_the_table(capsys, monkey
         (["report"], "name at least one run folder"),
         (["report", "nowhere"], "nowhere"),
         (["evaluate"], "name one saved policy"),
-        (["evaluate", "nowhere"], "not a policy artifact"),
+        (["evaluate", "nowhere"], "not a saved policy"),
         (
             ["render", "nowhere"],
             "nowhere is no saved policy, and no environment is called 'nowhere'",
@@ -130,7 +174,7 @@ def test_a_task_whose_package_is_not_installed_stays_in_the_table(capsys, monkey
         ),
         (
             ["check", "--config.env.module=json"],
-            "json has no Config; see docs/add_an_environment.md",
+            "json has no Config; see docs/guides/add_an_environment.md",
         ),
         (
             ["demos", "reach", "--quality=superb"],
@@ -172,6 +216,11 @@ def test_a_task_whose_package_is_not_installed_stays_in_the_table(capsys, monkey
         ),
         (["plan", "--config.policy.train_steps=10"], "only policy.family='diffusion' has any"),
         (["benchmark", "--algorithms=ogpo"], "nothing to compare"),
+        (["benchmark", "--config.seeds"], "--config.seeds lacks its value"),
+        (["sweep", f"--config={REACH}"], "cannot be used here, only --config.FIELD=VALUE"),
+        (["envs", "peg"], "no environment is called 'peg'"),
+        (["algorithms", "ogpoo"], "did you mean 'ogpo'"),
+        (["plan", "--config.finetune.utdd=1"], "no field 'finetune.utdd'; did you mean 'utd'"),
         (["plan", f"--config={REACH}", "--config.nothing=1"], "nothing"),
         (["plan", f"--config={REACH}", "--wrong=1"], "wrong"),
         (["plan", f"--config={REACH}", "--config.seeds=0"], "seeds is 0"),
@@ -204,7 +253,7 @@ def test_demonstrations_are_written_and_cloned_from_disk(tmp_path, capsys):
     assert sum(facts["modes"]) == 6 and facts["steps"] <= 6 * 12
     plan = ["plan", "--config.env.name=reach", f"--config.demonstrations.path={out}"]
     assert main.main([*plan, "--config.demonstrations.episodes=6"]) == 0
-    run = assemble.frozen_config(_reading(out, episodes=4))
+    run = run_config.frozen_config(_reading(out, episodes=4))
     steps, told = assemble.make_task(run).demonstrate(jax.random.key(0))
     dataset = storage.read(out)
     assert told["episodes"] == 4 and steps.obs.shape[1] == 4
@@ -218,24 +267,17 @@ def test_demonstrations_are_written_and_cloned_from_disk(tmp_path, capsys):
 
 
 def _reading(path, episodes):
-    config = assemble.defaults("reach")
+    config = run_config.defaults("reach")
     config.demonstrations.path, config.demonstrations.episodes = str(path), episodes
     return config
 
 
 def test_a_task_without_demonstrator_asks_for_something_to_clone(monkeypatch):
     made = envs.make("reach")
-    monkeypatch.setattr(
-        assemble.envs, "make", lambda name, **fields: made._replace(demonstrator=None)
-    )
-    with pytest.raises(config_lib.ConfigError, match="reach has no demonstrator; name a dataset"):
-        assemble.make_task(assemble.frozen_config(assemble.defaults("reach")))
-
-
-def test_configuration_survives_its_own_json():
-    run = assemble.frozen_config(assemble.defaults("reach"))
-    again = config_lib.resolve(json.loads(json.dumps(config_lib.to_dict(run))))
-    assert dataclasses.asdict(again) == dataclasses.asdict(run)
+    without = made._replace(demonstrator=None)
+    monkeypatch.setattr(assemble, "build_env", lambda choice: without)
+    with pytest.raises(ConfigError, match="reach has no demonstrator; name a dataset"):
+        assemble.make_task(run_config.frozen_config(run_config.defaults("reach")))
 
 
 def test_every_shipped_configuration_plans():
@@ -245,15 +287,57 @@ def test_every_shipped_configuration_plans():
 
 @pytest.mark.parametrize("name", algorithms.names())
 def test_a_method_is_chosen_by_its_name_with_its_own_fields(name, capsys):
-    """The fields that all critics share keep the file's values; the method's own are its defaults and can be overridden."""
     field = {"dppo": "gae_lambda=0.9"}.get(name, "critics=7")
     words = [
+        f"--config={PEG_INSERT}",
         f"--config.algorithm.name={name}",
         f"--config.algorithm.{field}",
         "--config.policy.family=diffusion",
     ]
-    assert main.main(["plan", "--config=experiments/configs/peg_insert.py", *words, "--json"]) == 0
+    assert main.main(["plan", *words, "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["algorithm"] == name
-    config, _ = main._configuration(["--config=experiments/configs/peg_insert.py", *words])
-    assert config.algorithm.gamma == 0.97
-    assert name == "dppo" or config.algorithm.critic_warmup_updates == 256
+    config = parse("plan", main.load_command("plan"), words).run_config
+    attribute, value = field.split("=")
+    assert getattr(config.algorithm.settings, attribute) == float(value)
+    assert config.policy.family == "diffusion"
+
+
+def _config(*words):
+    return parse("train", main.load_command("train"), words).run_config
+
+
+FILES = {
+    **{name: name for name in ("peg_insert", "pick_place", "push_t", "reach")},
+    **{f"poor:{env}": f"poor.py:{env}" for env in envs.names()},
+}
+
+
+@pytest.mark.parametrize("file", FILES.values(), ids=FILES)
+def test_naming_what_a_file_has_changes_nothing(file):
+    """Neither the task nor the method of a shipped configuration."""
+    path, _, argument = file.partition(":")
+    word = f"--config=experiments/configs/{path.removesuffix('.py')}.py"
+    word += f":{argument}" if argument else ""
+    config = _config(word)
+    named = [
+        f"--config.env.name={config.env.name}",
+        f"--config.algorithm.name={config.algorithm.name}",
+    ]
+    assert _config(word, *named) == config
+
+
+@pytest.mark.parametrize("name", algorithms.names())
+def test_a_method_has_its_own_defaults_however_it_is_chosen(name):
+    config = _config(f"--config.algorithm.name={name}")
+    assert config.algorithm.settings == algorithms.load(name).Config()
+    assert config == run_config.frozen_config(run_config.defaults(algorithm=name))
+    if name == "ogpo":
+        assert config == _config()
+
+
+@pytest.mark.parametrize("name", envs.names())
+def test_a_task_has_its_own_defaults_however_it_is_chosen(name):
+    config = _config(f"--config.env.name={name}")
+    assert config.env.settings == envs.load(name).config()
+    assert config == run_config.frozen_config(run_config.defaults(env=name))
+    assert dataclasses.replace(config, env=_config().env) == _config()

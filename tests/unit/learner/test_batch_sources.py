@@ -1,4 +1,6 @@
-"""Sources against a recorded history: whatever is drawn must be a window of what was written, and everything can be drawn."""
+"""Sources against a recorded history: whatever is drawn must be a window of what was written, and
+everything can be drawn.
+"""
 
 from typing import NamedTuple
 
@@ -20,8 +22,9 @@ UPDATES, BATCH = 24, 48
 def record(rng, rows, columns, chunk):
     """Chunk rows [rows, columns, chunk] as a rollout records them, in numpy.
 
-    ``obs`` is (column, number of the executed step in its column), so that a window says where it comes from. Episodes
-    end at random steps; the rest of their chunk repeats the frozen state, with rewards no sum may contain.
+    ``obs`` is (column, number of the executed step in its column), so that a window says where it
+    comes from. Episodes end at random steps; the rest of their chunk repeats the frozen state, with
+    rewards no sum may contain.
     """
     shape = (rows, columns, chunk)
     steps = Step(
@@ -77,14 +80,17 @@ class History:
     def segment(self, clock, length, extras=None):
         rows = slice(clock * length, (clock + 1) * length)
         return jax.tree.map(
-            lambda x: jnp.asarray(x[rows]), Segment(self.steps, {} if extras is None else extras)
+            lambda x: jnp.asarray(x[rows]),
+            Segment(steps=self.steps, extras={} if extras is None else extras),
         )
 
     def place(self, obs):
         return self.places[int(obs[0]), obs[1]]
 
-    def walk(self, place):
-        """The flat indices from ``place`` to its episode's end, or to the last recorded row; executed steps only."""
+    def steps_from(self, place):
+        """The flat indices from ``place`` to its episode's end, or to the last recorded row;
+        executed steps only.
+        """
         for flat in range(
             place.row * self.chunk + place.offset, len(self.steps.reward) * self.chunk
         ):
@@ -94,17 +100,19 @@ class History:
                 return
 
     def window(self, place):
-        """The transition of a window of ``chunk`` steps from ``place``, by its definition; actions after its end are 0."""
-        walked = list(self.sample_chain(place))[: self.chunk]
-        last = walked[-1]
+        """The transition of a window of ``chunk`` steps from ``place``, by its definition; actions
+        after its end are 0.
+        """
+        window = list(self.steps_from(place))[: self.chunk]
+        last = window[-1]
         action = np.zeros((self.chunk, self.steps.action.shape[-1]), np.float32)
-        action[: len(walked)] = [self.steps.action[at] for at in walked]
+        action[: len(window)] = [self.steps.action[at] for at in window]
         return Transition(
-            obs=self.steps.obs[walked[0]],
+            obs=self.steps.obs[window[0]],
             action=action,
-            mask=(np.arange(self.chunk) < len(walked)).astype(np.float32),
-            reward=sum(GAMMA**i * self.steps.reward[at] for i, at in enumerate(walked)),
-            discount=GAMMA ** len(walked) * (1 - self.steps.terminated[last]),
+            mask=(np.arange(self.chunk) < len(window)).astype(np.float32),
+            reward=sum(GAMMA**i * self.steps.reward[at] for i, at in enumerate(window)),
+            discount=GAMMA ** len(window) * (1 - self.steps.terminated[last]),
             next_obs=self.steps.next_obs[last],
             terminated=self.steps.terminated[last],
             truncated=self.steps.truncated[last],
@@ -112,13 +120,13 @@ class History:
 
     def return_to_go(self, place, newest):
         """Realised return; NaN unless the episode terminates in a row up to ``newest``."""
-        walked = list(self.sample_chain(place))
-        if walked[-1][0] > newest or not self.steps.terminated[walked[-1]]:
+        window = list(self.steps_from(place))
+        if window[-1][0] > newest or not self.steps.terminated[window[-1]]:
             return np.nan
-        return sum(GAMMA**i * self.steps.reward[at] for i, at in enumerate(walked))
+        return sum(GAMMA**i * self.steps.reward[at] for i, at in enumerate(window))
 
     def succeeds(self, place, newest):
-        last = list(self.sample_chain(place))[-1]
+        last = list(self.steps_from(place))[-1]
         return last[0] <= newest and bool(self.steps.success[last])
 
     def successful_rows(self, oldest, newest):
@@ -136,7 +144,9 @@ def history():
 
 
 def drive(source, history, *, segments=SEGMENTS, length=LENGTH, extras=None):
-    """Feed the history segment by segment: (clock, store, batch) after each, leaves of the batch [U, B, ...] in numpy."""
+    """Feed the history segment by segment: (clock, store, batch) after each, leaves of the batch
+    [U, B, ...] in numpy.
+    """
     step = jax.jit(lambda store, segment, key, clock: source.step(store, segment, key, clock))
     store = source.init(history.segment(0, length, extras))
     for clock in range(segments):
@@ -151,7 +161,9 @@ def places_of(history, transitions):
 
 
 def assert_windows(history, transitions):
-    """Every transition [U, B] is the history's window from its place, as far as its mask shows; returns the places."""
+    """Every transition [U, B] is the history's window from its place, as far as its mask shows;
+    returns the places.
+    """
     places = places_of(history, transitions)
     expected = jax.tree.map(lambda *x: np.stack(x), *[history.window(place) for place in places])
     transitions = transitions._replace(action=transitions.action * transitions.mask[..., None])
@@ -177,8 +189,10 @@ def replayed(history):
 
 
 def test_the_ring_returns_windows_of_its_history_and_all_of_them(history, replayed):
-    """Through three wrap-arounds: each draw is a true window of rows still held, each executed start is drawn, and the
-    newest row, whose continuation is not known yet, is only entered at its beginning."""
+    """Through three wrap-arounds: each draw is a true window of rows still held, each executed
+    start is drawn, and the newest row, whose continuation is not known yet, is only entered at its
+    beginning.
+    """
     for clock, batch in replayed:
         newest = (clock + 1) * LENGTH - 1
         oldest = max(newest + 1 - CAPACITY, 0)
@@ -188,7 +202,9 @@ def test_the_ring_returns_windows_of_its_history_and_all_of_them(history, replay
 
 
 def test_columns_are_stratified_and_rows_uniform(history, replayed):
-    """Each batch takes B/N samples of each column. Rows before the newest are uniform (χ², level 10⁻⁶)."""
+    """Each batch takes B/N samples of each column. Rows before the newest are uniform (χ², level
+    10⁻⁶).
+    """
     clock, batch = replayed[-1]
     columns = batch.transitions.obs[..., 0]
     for column in range(COLUMNS):
@@ -212,8 +228,9 @@ def test_returns_to_go_are_realised_or_unknown(history, replayed):
 
 
 def test_the_success_view_holds_successful_episodes_only(history, monkeypatch):
-    """A column without success (0) weighs nothing and the mean weight is 1; below the minimum the ordinary sample stands in at
-    weight 1."""
+    """A column without success (0) weighs nothing and the mean weight is 1; below the minimum the
+    ordinary sample stands in at weight 1.
+    """
     monkeypatch.setattr(batch_sources, "MIN_SUCCESSES", 4)
     history = History(
         history.steps._replace(success=history.steps.success & (np.arange(COLUMNS)[:, None] > 0))
@@ -274,7 +291,9 @@ def test_fewer_samples_than_columns_reach_every_column():
 
 @pytest.fixture(scope="module")
 def demonstrations():
-    """Five episodes of 1 to 10 steps, time-major and frozen after their end, laid out in chunks of 4 (10 is padded)."""
+    """Five episodes of 1 to 10 steps, time-major and frozen after their end, laid out in chunks of
+    4 (10 is padded).
+    """
     rng = np.random.default_rng(3)
     lengths = np.array([1, 4, 6, 9, 10])
     time = np.arange(10)[:, None]
@@ -365,7 +384,7 @@ def test_mix_sets_batches_of_both_sources_side_by_side(history, demonstrations):
     )
     source = batch_sources.mix_sources(replay, dataset)
     assert (source.updates, source.batch_size) == (3, 16)
-    assert source.layout == (replay.layout, dataset.layout)
+    assert source.partition_spec == (replay.partition_spec, dataset.partition_spec)
     other = History(batch_sources.chunk_windows(demonstrations, CHUNK).steps)
     for _, (ring, data), batch in drive(source, history, segments=2):
         assert batch.transitions.reward.shape == (3, 16)
@@ -384,9 +403,11 @@ def test_mixed_sources_need_the_same_number_of_updates(demonstrations):
 
 
 def test_four_devices_draw_what_one_draws(devices):
-    """Columns and batch are split alike, so the parts of four devices joined are the batch of one, success view included."""
+    """Columns and batch are split alike, so the parts of four devices joined are the batch of one,
+    success view included.
+    """
     steps = record(np.random.default_rng(5), 2, 8, CHUNK)
-    segment = jax.tree.map(jnp.asarray, Segment(steps, {}))
+    segment = jax.tree.map(jnp.asarray, Segment(steps=steps, extras={}))
     source = batch_sources.replay(
         capacity=2, batch_size=16, updates=2, gamma=GAMMA, success=True, to_go=True
     )

@@ -1,4 +1,6 @@
-"""The common measurements against numpy: a closed-form policy and a fake method whose critics are known."""
+"""The common measurements against numpy: a closed-form policy and a fake method whose critics are
+known.
+"""
 
 from types import SimpleNamespace
 
@@ -27,7 +29,9 @@ def row(x, like):
 
 
 def policy():
-    """Steps N(bias + x/2 + s/10, (std·(1 + t))²) from noise; the deterministic sample is bias + z/4, so 1/4 is its spread."""
+    """Steps N(bias + x/2 + s/10, (std·(1 + t))²) from noise; the deterministic sample is bias +
+    z/4, so 1/4 is its spread.
+    """
 
     def stochastic_step(params, obs, inner=0):
         obs = obs.reshape(*obs.shape[:-1], *(1,) * inner, WIDTH)
@@ -48,8 +52,11 @@ def policy():
 
     settings = {
         "sample": lambda params, obs, z: row(params["bias"], z) + 0.25 * z,
-        "sample_chain": walk, "stochastic_step": stochastic_step, "config": PolicyConfig(chunk=H, steps=K), "specs": SPECS,
-    }  # fmt: skip
+        "sample_chain": walk,
+        "stochastic_step": stochastic_step,
+        "config": PolicyConfig(chunk=H, steps=K),
+        "specs": SPECS,
+    }
     return Policy(**{**dict.fromkeys(Policy._fields), **settings})
 
 
@@ -71,7 +78,9 @@ def value(state, obs, chunk):
 
 def method(value=value):
     """All that a diagnosis uses of a method: its state is what it deploys."""
-    return SimpleNamespace(export=lambda state: state, eval_policy=POLICY.eval_policy, value=value)
+    return SimpleNamespace(
+        export=lambda state: state, eval_policy=POLICY.eval_policy, q_values=value
+    )
 
 
 def segment(rows=L, columns=N, **changes):
@@ -80,19 +89,21 @@ def segment(rows=L, columns=N, **changes):
     lead = (rows, columns, H)
     no = np.zeros(lead, bool)
     parts = {
-        "obs": rng.standard_normal((*lead, WIDTH)), "action": rng.uniform(-1, 1, (*lead, 1)),
-        "reward": rng.standard_normal(lead), "next_obs": rng.standard_normal((*lead, WIDTH)),
-    }  # fmt: skip
+        "obs": rng.standard_normal((*lead, WIDTH)),
+        "action": rng.uniform(-1, 1, (*lead, 1)),
+        "reward": rng.standard_normal(lead),
+        "next_obs": rng.standard_normal((*lead, WIDTH)),
+    }
     parts = {name: x.astype(np.float32) for name, x in parts.items()}
     flags = {"terminated": no, "truncated": no, "success": no, "executed": ~no}
     return Segment(jax.tree.map(jnp.asarray, Step(**{**parts, **flags, **changes})), {})
 
 
 def diagnose(state, algorithm=None, data=None, base=None, key=0):
-    found = jax.jit(diagnostics.make(algorithm or method(), POLICY, GAMMA))(
+    metrics = jax.jit(diagnostics.make_diagnose(algorithm or method(), POLICY, GAMMA))(
         state, base or deployed(), data or segment(), jax.random.key(key)
     )
-    return {name: np.asarray(x, np.float64) for name, x in found.items()}
+    return {name: np.asarray(x, np.float64) for name, x in metrics.items()}
 
 
 @pytest.fixture(scope="module")
@@ -118,17 +129,19 @@ def test_the_measurements_are_scalars_under_these_names(at_start):
     assert at_start.keys() == steps | {
         "action_std",
         "base_action_rmse",
-        "agreement",
+        "critic_sign_agreement",
         "q_minus_return",
     }
     assert all(x.shape == () for x in at_start.values())
 
 
 def test_spread_is_the_deviation_of_a_states_samples():
-    """8 samples of standard deviation 1/4 for each state; the mean of their deviations (divided by 8, not 7)."""
-    found = diagnose(deployed(), data=segment(rows=40, columns=8))
+    """8 samples of standard deviation 1/4 for each state; the mean of their deviations (divided by
+    8, not 7).
+    """
+    metrics = diagnose(deployed(), data=segment(rows=40, columns=8))
     factor = np.sqrt(2 / 8) * np.exp(gammaln(8 / 2) - gammaln(7 / 2))  # E std of 8 normal numbers
-    assert abs(found["action_std"] / (0.25 * factor) - 1) < 0.12
+    assert abs(metrics["action_std"] / (0.25 * factor) - 1) < 0.12
 
 
 def test_distance_is_between_actions_of_the_same_key(perturbed):
@@ -139,7 +152,9 @@ def test_distance_is_between_actions_of_the_same_key(perturbed):
 
 
 def test_kl_of_each_step_is_that_of_two_gaussians_deployed_from_base(perturbed):
-    """log(σ₂/σ₁) + (σ₁² + Δμ²)/(2 σ₂²) − 1/2 of each number, summed over the chunk; here the same at every state."""
+    """log(σ₂/σ₁) + (σ₁² + Δμ²)/(2 σ₂²) − 1/2 of each number, summed over the chunk; here the same
+    at every state.
+    """
     for i in range(K):
         one, two = 1.2 * STD * (1 + i / K), STD * (1 + i / K)
         kl = np.sum(np.log(two / one) + (one**2 + SHIFT**2) / (2 * two**2) - 0.5)
@@ -148,25 +163,27 @@ def test_kl_of_each_step_is_that_of_two_gaussians_deployed_from_base(perturbed):
 
 def test_a_policy_far_from_its_base_has_a_bounded_ratio():
     """Its KL is told, and no number that is not finite stops the run."""
-    for found in (
+    for metrics in (
         diagnose(deployed(BIAS + 100.0)),
         diagnose(deployed(), base=deployed(BIAS + 100.0)),
     ):
         assert all(
-            np.isfinite(found[f"{name}_step_{i}"]) for name in ("ratio", "kl") for i in range(K)
+            np.isfinite(metrics[f"{name}_step_{i}"]) for name in ("ratio", "kl") for i in range(K)
         )
 
 
 def test_the_ratio_of_each_step_is_averaged_over_chains_of_the_deployed_policy():
-    """ρ = exp(mean_d [log N(x; μ₁, σ²) − log N(x; μ₂, σ²)]) has a log-normal mean under N(μ₁, σ²)."""
+    """ρ = exp(mean_d [log N(x; μ₁, σ²) − log N(x; μ₂, σ²)]) has a log-normal mean under N(μ₁,
+    σ²).
+    """
     shift = np.array([0.05, -0.05])
-    found = diagnose(deployed(BIAS + shift), data=segment(rows=40, columns=8))
+    metrics = diagnose(deployed(BIAS + shift), data=segment(rows=40, columns=8))
     for i in range(K):
         each = np.sum((shift / (STD * (1 + i / K))) ** 2)
         mean, deviation = each / 2 / 2, np.sqrt(each) / 2
         expected = np.exp(mean + deviation**2 / 2)
-        assert abs(found[f"ratio_step_{i}"] - expected) < 4 * expected * deviation / np.sqrt(32)
-        assert found[f"ratio_step_{i}"] != 1
+        assert abs(metrics[f"ratio_step_{i}"] - expected) < 4 * expected * deviation / np.sqrt(32)
+        assert metrics[f"ratio_step_{i}"] != 1
 
 
 def test_agreement_is_the_share_of_samples_all_critics_place_on_one_side_of_the_mean():
@@ -177,7 +194,7 @@ def test_agreement_is_the_share_of_samples_all_critics_place_on_one_side_of_the_
         jax.debug.callback(lambda chunk: seen.append(np.asarray(chunk, np.float64)), chunk)
         return value(state, obs, chunk)
 
-    found = diagnose(deployed(), method(watched))
+    metrics = diagnose(deployed(), method(watched))
     jax.effects_barrier()
     chunk = next(x for x in seen if x.shape[1] == diagnostics.SAMPLES)[..., 0]
     q = np.einsum("md,bgd->mbg", HEADS, chunk)
@@ -185,13 +202,16 @@ def test_agreement_is_the_share_of_samples_all_critics_place_on_one_side_of_the_
     share = np.mean(np.abs(side.sum(0)) == len(HEADS))
     assert chunk.shape == (L * N, 8, H)
     assert 0.1 < share < 0.9
-    np.testing.assert_allclose(found["agreement"], share, atol=1e-6)
+    np.testing.assert_allclose(metrics["critic_sign_agreement"], share, atol=1e-6)
 
 
 def test_a_method_without_critics_of_actions_or_with_one_critic_says_less():
-    assert not diagnose(deployed(), method(None)).keys() & {"agreement", "q_minus_return"}
+    assert not diagnose(deployed(), method(None)).keys() & {
+        "critic_sign_agreement",
+        "q_minus_return",
+    }
     one = diagnose(deployed(), method(lambda *args: value(*args)[:1])).keys()
-    assert "agreement" not in one
+    assert "critic_sign_agreement" not in one
     assert "q_minus_return" in one
 
 
@@ -204,12 +224,14 @@ def ends(*at):
 
 
 def test_q_minus_return_is_over_chunks_whose_episode_terminated_in_the_segment():
-    """Column 0 terminates in row 2 at its second step, 1 in row 1 at its first (the rest of the chunk is not executed) and goes on;
-    2 is cut by a time limit in row 1 and terminates in row 3; 3 is cut in row 3; 4 never ends."""
+    """Column 0 terminates in row 2 at its second step, 1 in row 1 at its first (the rest of the
+    chunk is not executed) and goes on; 2 is cut by a time limit in row 1 and terminates in row 3; 3
+    is cut in row 3; 4 never ends.
+    """
     terminated, truncated = ends((2, 0, 1), (1, 1, 0), (3, 2, 1)), ends((1, 2, 1), (3, 3, 1))
     executed = ~ends((1, 1, 1))
     data = segment(terminated=terminated, truncated=truncated, executed=executed)
-    found = diagnose(deployed(), data=data)
+    metrics = diagnose(deployed(), data=data)
     steps = jax.tree.map(lambda x: np.asarray(x, np.float64), data.steps)
     known = {0: (0, 1, 2), 1: (0, 1), 2: (2, 3)}
     last = {0: (2, 1), 1: (1, 0), 2: (3, 1)}
@@ -223,21 +245,23 @@ def test_q_minus_return_is_over_chunks_whose_episode_terminated_in_the_segment()
             total = sum(GAMMA**n * steps.reward[i, column, j] for n, (i, j) in enumerate(times))
             q = np.mean(HEADS @ steps.action[r, column, :, 0]) + steps.obs[r, column, 0, 0]
             gaps.append(q - total)
-    np.testing.assert_allclose(found["q_minus_return"], np.mean(gaps), rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(metrics["q_minus_return"], np.mean(gaps), rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("truncated", [ends(), ends((1, 2, 1), (3, 3, 0))])
 def test_q_minus_return_is_missing_where_none_terminated(truncated):
-    found = diagnose(deployed(), data=segment(truncated=truncated))
-    assert np.isnan(found["q_minus_return"])
+    metrics = diagnose(deployed(), data=segment(truncated=truncated))
+    assert np.isnan(metrics["q_minus_return"])
     assert diagnostics.MAY_BE_MISSING == ("train/q_minus_return",)
 
 
 def test_two_devices_measure_as_one(devices):
-    """The gap is the mean over all chunks, not the mean of the devices' means; the states measured are the same."""
+    """The gap is the mean over all chunks, not the mean of the devices' means; the states measured
+    are the same.
+    """
     state = deployed(BIAS + SHIFT, 1.2 * STD)
     data = segment(columns=4, terminated=ends((2, 0, 1), (1, 1, 0), (3, 2, 1))[:, :4])
-    measure = diagnostics.make(method(), POLICY, GAMMA)
+    measure = diagnostics.make_diagnose(method(), POLICY, GAMMA)
     key = jax.random.key(0)
     spread = jax.shard_map(
         lambda *args: measure(*args, key),

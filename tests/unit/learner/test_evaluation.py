@@ -1,4 +1,6 @@
-"""Evaluation against one episode at a time in plain Python, from start states that only seed and episode number decide."""
+"""Evaluation against one episode at a time in plain Python, from start states that only seed and
+episode number decide.
+"""
 
 import collections
 
@@ -59,7 +61,9 @@ def square(devices):
 
 @pytest.fixture(scope="module")
 def played():
-    """Every episode of both seeds by a plain loop: (success, return, length, observations after each control step)."""
+    """Every episode of both seeds by a plain loop: (success, return, length, observations after
+    each control step).
+    """
     step = jax.jit(TASK.step)
     result = []
     for seed, gain in zip(SEEDS, GAINS, strict=True):
@@ -130,14 +134,28 @@ def test_rows_sum_up_each_seed():
     rows = evaluation.eval_rows(outcome, seeds=[5, 9], specs=TASK.specs)
     assert rows == [
         {
-            "seed": 5, "eval/success": 0.75, "eval/successes": 3, "eval/episodes": 4,
-            "eval/success_bits": "b0", "eval/return": -0.5, "eval/return_std": (77 / 3) ** 0.5, "eval/length": 4.25, "eval/diverged": 0,
+            "seed": 5,
+            "eval/success": 0.75,
+            "eval/successes": 3,
+            "eval/episodes": 4,
+            "eval/success_bits": "b0",
+            "eval/return": -0.5,
+            "eval/return_std": (77 / 3) ** 0.5,
+            "eval/length": 4.25,
+            "eval/diverged": 0,
         },
         {
-            "seed": 9, "eval/success": 0.0, "eval/successes": 0, "eval/episodes": 4,
-            "eval/success_bits": "00", "eval/return": -7.0, "eval/return_std": 2.0, "eval/length": 7.0, "eval/diverged": 1,
+            "seed": 9,
+            "eval/success": 0.0,
+            "eval/successes": 0,
+            "eval/episodes": 4,
+            "eval/success_bits": "00",
+            "eval/return": -7.0,
+            "eval/return_std": 2.0,
+            "eval/length": 7.0,
+            "eval/diverged": 1,
         },
-    ]  # fmt: skip
+    ]
     by_return = evaluation.eval_rows(
         outcome, seeds=[5, 9], specs=TASK.specs._replace(success=NO_SUCCESS)
     )
@@ -150,16 +168,22 @@ def test_rows_sum_up_each_seed():
 def test_rows_tell_the_success_of_each_task_that_came_up():
     flags, numbers = np.zeros((1, 4), bool), np.zeros((1, 4))
     outcome = evaluation.EvalOutcome(
-        success=np.array([[True, False, True, True]]), episode_return=numbers, length=numbers, diverged=flags,
+        success=np.array([[True, False, True, True]]),
+        episode_return=numbers,
+        length=numbers,
+        diverged=flags,
         task=np.array([[0, 2, 0, 2]]),
-    )  # fmt: skip
+    )
     (row,) = evaluation.eval_rows(
         outcome, seeds=[5], specs=TASK.specs._replace(tasks=("push", "stack", "door"))
     )
     by_task = {key: value for key, value in row.items() if key.count("/") == 2}
     assert by_task == {
-        "eval/successes/push": 2, "eval/episodes/push": 2, "eval/successes/door": 1, "eval/episodes/door": 2,
-    }  # fmt: skip
+        "eval/successes/push": 2,
+        "eval/episodes/push": 2,
+        "eval/successes/door": 1,
+        "eval/episodes/door": 2,
+    }
 
 
 def test_the_task_of_an_episode_is_read_from_its_state(devices):

@@ -1,4 +1,6 @@
-"""The compiled loop: one seed is the same run alone, among others and over several devices; what it records is what happened."""
+"""The compiled loop: one seed is the same run alone, among others and over several devices; what it
+records is what happened.
+"""
 
 import collections
 import functools
@@ -25,7 +27,7 @@ TASK = envs.make(
     "reach", horizon=10, tolerance=1.55
 )  # so wide that a random policy reaches it now and then
 ENV = training(TASK)
-COLLECTION = CollectConfig(ENV, envs=8, length=3, pool=4, warmup=1)
+COLLECTION = CollectConfig(env=ENV, envs=8, unroll_chunks=3, reset_pool=4, warmup_segments=1)
 CAPACITY = 9  # three segments: the third of three fills it
 SEGMENTS = 4
 
@@ -40,6 +42,10 @@ def make_algorithm(traces):
         best_of=2,
         actor_lr=1e-3,
         actor_tau=0.1,
+        gamma=0.99,
+        critic_lr=3e-4,
+        critic_tau=0.02,
+        critic_warmup_updates=0,
     )
     policy = policy_lib.make_policy(PolicyConfig(chunk=4, hidden=(16, 16), steps=2), SPECS)
     source = batch_sources.replay(
@@ -72,7 +78,9 @@ def host(train):
 
 
 class Run:
-    """A learner on one mesh with its first segments run: ``trains`` [SEGMENTS + 1] and ``metrics`` [SEGMENTS] in numpy."""
+    """A learner on one mesh with its first segments run: ``trains`` [SEGMENTS + 1] and ``metrics``
+    [SEGMENTS] in numpy.
+    """
 
     def __init__(self, mesh, seeds):
         self.traces = collections.Counter()
@@ -115,13 +123,17 @@ def four(devices):
 
 def of_seed(train, index):
     """One seed's part of a Train; clock and base are everybody's."""
-    return jax.tree.map(lambda x: x[index], train._replace(clock=None, base=None))
+    return jax.tree.map(
+        lambda x: x[index], train._replace(learner=train.learner._replace(clock=None, base=None))
+    )
 
 
 @pytest.mark.unmeasured
 @pytest.mark.parametrize(("other", "index"), [("eight", 3), ("square", 0), ("four", 0)])
 def test_a_seed_is_the_same_run_alone_among_others_and_over_devices(other, index, lone, request):
-    """Keys and the beginning exactly; all the rest up to rounding, since XLA fuses the programs differently."""
+    """Keys and the beginning exactly; all the rest up to rounding, since XLA fuses the programs
+    differently.
+    """
     run = request.getfixturevalue(other)
     for n in range(SEGMENTS + 1):
         actual, expected = of_seed(run.trains[n], index), of_seed(lone.trains[n], 0)
@@ -129,8 +141,8 @@ def test_a_seed_is_the_same_run_alone_among_others_and_over_devices(other, index
         jax.tree.map(
             lambda a, b, near=tolerance: np.testing.assert_allclose(a, b, **near), actual, expected
         )
-        np.testing.assert_array_equal(actual.key, expected.key)
-        assert run.trains[n].clock == n
+        np.testing.assert_array_equal(actual.learner.key, expected.learner.key)
+        assert run.trains[n].learner.clock == n
     for n in range(SEGMENTS):
         for name, value in lone.metrics[n].items():
             np.testing.assert_allclose(
@@ -139,15 +151,18 @@ def test_a_seed_is_the_same_run_alone_among_others_and_over_devices(other, index
 
 
 def test_an_update_crosses_the_devices_once(four):
-    """The gradients of actor and critics in one all-reduce; nothing else within the loop of two updates."""
+    """The gradients of actor and critics in one all-reduce; nothing else within the loop of two
+    updates.
+    """
     text = four.learner.compile(four.train).learn.as_text()
     updates = [each.kind for each in collectives(text) if each.times == 2]
     assert updates == ["all-reduce"]
 
 
 def test_seeds_differ(eight):
-    for part in ("env", "key", "store"):
-        leaf = max(jax.tree.leaves(getattr(eight.trains[1], part)), key=np.size)
+    train = eight.trains[1]
+    for part in (train.env_state, train.learner.key, train.learner.buffer_state):
+        leaf = max(jax.tree.leaves(part), key=np.size)
         assert len(np.unique(leaf.reshape(8, -1), axis=0)) == 8
 
 
@@ -159,36 +174,46 @@ def test_segment_is_traced_once(lone, square):
 
 
 def test_a_later_segment_only_runs_on_the_devices_and_consumes_its_train(square):
-    """No transfer from or to the host, no tracing; every buffer of the Train passed in is donated."""
-    before, clock = square.train, int(square.train.clock)
+    """No transfer from or to the host, no tracing; every buffer of the Train passed in is
+    donated.
+    """
+    before, clock = square.train, int(square.train.learner.clock)
     with jax.transfer_guard("disallow"), jax.no_tracing(True):
         square.train, metrics = square.learner.segment(before)
         jax.block_until_ready((square.train, metrics))
     assert all(leaf.is_deleted() for leaf in jax.tree.leaves(before))
-    assert square.train.clock == clock + 1
+    assert square.train.learner.clock == clock + 1
 
 
 def test_the_warm_up_collects_and_changes_no_parameter(lone):
     for n in range(SEGMENTS):
         before, after = lone.trains[n], lone.trains[n + 1]
-        same = all(jax.tree.leaves(jax.tree.map(np.array_equal, before.state, after.state)))
-        assert same == (n < COLLECTION.warmup)
+        same = all(
+            jax.tree.leaves(jax.tree.map(np.array_equal, before.learner.state, after.learner.state))
+        )
+        assert same == (n < COLLECTION.warmup_segments)
         learned = {
             name: value for name, value in lone.metrics[n].items() if name.startswith("train/")
         }
-        assert all(value == 0 for value in learned.values()) == (n < COLLECTION.warmup)
-        assert not np.array_equal(before.store.steps.obs, after.store.steps.obs)
-        assert after.state.step == 2 * max(n + 1 - COLLECTION.warmup, 0)
+        assert all(value == 0 for value in learned.values()) == (n < COLLECTION.warmup_segments)
+        assert not np.array_equal(
+            before.learner.buffer_state.steps.obs, after.learner.buffer_state.steps.obs
+        )
+        assert after.learner.state.updates == 2 * max(n + 1 - COLLECTION.warmup_segments, 0)
 
 
 @pytest.fixture(scope="module")
 def recorded(lone):
-    """The rows of the first three segments in order, leaves [9, N, h, ...]: the ring is full and has not wrapped."""
-    return jax.tree.map(lambda x: x[0], lone.trains[3].store.steps)
+    """The rows of the first three segments in order, leaves [9, N, h, ...]: the ring is full and
+    has not wrapped.
+    """
+    return jax.tree.map(lambda x: x[0], lone.trains[3].learner.buffer_state.steps)
 
 
 def test_records_are_what_the_environment_does(recorded):
-    """Every executed step, run again from its observation alone, gives the recorded successor, reward and end."""
+    """Every executed step, run again from its observation alone, gives the recorded successor,
+    reward and end.
+    """
     steps = jax.tree.map(lambda x: x[recorded.executed], recorded)
     physics = reach.Physics(jnp.asarray(steps.obs[:, :2]), jnp.asarray(steps.obs[:, 2:]))
     fresh = jax.vmap(TASK.reset)(jax.random.split(jax.random.key(0), len(steps.obs)))
@@ -201,17 +226,19 @@ def test_records_are_what_the_environment_does(recorded):
 
 
 def test_episodes_are_contiguous_cut_at_their_end_and_restarted_from_the_pool(recorded):
-    """Column by column: a step starts where the one before it ended; after an end nothing runs until the next chunk,
-    which begins at a start state, of which a segment knows no more than its pool."""
+    """Column by column: a step starts where the one before it ended; after an end nothing runs
+    until the next chunk, which begins at a start state, of which a segment knows no more than its
+    pool.
+    """
     rows, columns, h = recorded.reward.shape
-    starts = [set() for _ in range(rows // COLLECTION.length)]
+    starts = [set() for _ in range(rows // COLLECTION.unroll_chunks)]
     kinds = set()
     for column in range(columns):
         time, alive, successor = 0, True, None
         for row in range(rows):
             if not alive:
                 start = recorded.obs[row, column, 0]
-                starts[row // COLLECTION.length].add(tuple(start))
+                starts[row // COLLECTION.unroll_chunks].add(tuple(start))
                 assert start[0] == np.float32(-0.8)
                 time, alive = 0, True
             for i in range(h):
@@ -234,13 +261,13 @@ def test_episodes_are_contiguous_cut_at_their_end_and_restarted_from_the_pool(re
                     else set()
                 )
     assert kinds == {"success", "time limit"}
-    assert all(len(seen) <= COLLECTION.pool for seen in starts)
+    assert all(len(seen) <= COLLECTION.reset_pool for seen in starts)
     assert any(len(seen) > 1 for seen in starts)
 
 
 def test_episode_sums_are_those_of_the_records(lone, recorded):
     rows, columns, h = recorded.reward.shape
-    sums = np.zeros((rows // COLLECTION.length, 4))
+    sums = np.zeros((rows // COLLECTION.unroll_chunks, 4))
     for column in range(columns):
         gained = length = 0.0
         for row, i in np.ndindex(rows, h):
@@ -249,7 +276,7 @@ def test_episode_sums_are_those_of_the_records(lone, recorded):
                 continue
             gained, length = gained + recorded.reward[at], length + 1
             if recorded.terminated[at] or recorded.truncated[at]:
-                sums[row // COLLECTION.length] += 1, recorded.success[at], gained, length
+                sums[row // COLLECTION.unroll_chunks] += 1, recorded.success[at], gained, length
                 gained = length = 0.0
     for n, expected in enumerate(sums):
         names = ("episodes", "successes", "returns", "lengths")
@@ -272,19 +299,19 @@ def test_episode_sums_are_those_of_the_records(lone, recorded):
             {"data": 4},
             1,
             {"envs": 6},
-            "rollout.envs is 6; it must be a positive multiple of the 4 devices",
+            "finetune.envs is 6; it must be a positive multiple of the 4 devices",
         ),
         (
             {"data": 4},
             1,
-            {"pool": 2},
-            "rollout.pool is 2; it must be a positive multiple of the 4 devices",
+            {"reset_pool": 2},
+            "finetune.reset_pool is 2; it must be a positive multiple of the 4 devices",
         ),
         (
             {"data": 1},
             1,
-            {"pool": 0},
-            "rollout.pool is 0; it must be a positive multiple of the 1 devices",
+            {"reset_pool": 0},
+            "finetune.reset_pool is 0; it must be a positive multiple of the 1 devices",
         ),
     ],
 )
@@ -312,8 +339,9 @@ def test_a_batch_that_does_not_divide_over_the_devices_is_refused(devices):
 
 
 def test_cloning_shares_its_data_and_is_the_same_on_any_mesh(devices, recorded):
-    """Seed 1 alone on one device and among two over (2, 2), to a thousandth of Adam's step, which magnifies the rounding
-    of small gradients; the demonstrations carry no seed axis."""
+    """Seed 1 alone on one device and among two over (2, 2), to a thousandth of Adam's step, which
+    magnifies the rounding of small gradients; the demonstrations carry no seed axis.
+    """
     steps = jax.tree.map(
         lambda x: np.moveaxis(x, 2, 1).reshape(-1, x.shape[1], *x.shape[3:]), recorded
     )
@@ -328,8 +356,8 @@ def test_cloning_shares_its_data_and_is_the_same_on_any_mesh(devices, recorded):
         train, metrics = cloning.segment(
             cloning.init(jnp.asarray(seeds), {"normalizer": Normalizer(jnp.zeros(4), jnp.ones(4))})
         )
-        jax.tree.map(np.testing.assert_array_equal, train.store, source.init(None))
-        return host(train.state), jax.device_get(metrics)
+        jax.tree.map(np.testing.assert_array_equal, train.learner.buffer_state, source.init(None))
+        return host(train.learner.state), jax.device_get(metrics)
 
     (alone, loss), (among, losses) = clone(devices(), [1]), clone(devices(seed=2, data=2), [0, 1])
     jax.tree.map(

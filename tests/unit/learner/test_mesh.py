@@ -8,11 +8,14 @@ import pytest
 from jax.sharding import PartitionSpec as P
 
 from gcp_jax import mesh as mesh_lib
+from gcp_jax.core import optim
 
 
 @pytest.fixture
 def on_data(devices):
-    """Run a function of one sharded argument on ``count`` data devices, its result gathered along axis 0."""
+    """Run a function of one sharded argument on ``count`` data devices, its result gathered along
+    axis 0.
+    """
 
     def run(function, x, *, count, out=P("data")):
         sharded = jax.shard_map(
@@ -34,27 +37,29 @@ def least_squares(rows):
 
 
 @pytest.mark.parametrize("count", [1, 4])
-def test_descend_takes_the_gradient_step_of_the_whole_batch(on_data, count):
-    """Plain SGD against the normal equations, so that a gradient scaled by the number of devices cannot pass."""
+def test_gradient_step_is_that_of_the_whole_batch(on_data, count):
+    """Plain SGD against the normal equations, so that a gradient scaled by the number of devices
+    cannot pass.
+    """
     rows = np.random.default_rng(0).standard_normal((8, 4)).astype(np.float32)
     params = {"w": jnp.array([0.5, -1.0, 2.0]), "b": jnp.float32(0.25)}
     optimizer = optax.sgd(0.1)
 
     def step(rows):
-        new, _, aux = mesh_lib.gradient_step(
-            least_squares(rows), params, optimizer.init(params), optimizer
+        new, _, metrics = optim.gradient_step(
+            least_squares(rows), params, optimizer.init(params), optimizer, name="line"
         )
-        return new, aux
+        return new, metrics
 
-    new, aux = on_data(step, jnp.asarray(rows), count=count, out=P())
+    new, metrics = on_data(step, jnp.asarray(rows), count=count, out=P())
     error = rows[:, :3] @ [0.5, -1.0, 2.0] + 0.25 - rows[:, 3]
     gradient_w, gradient_b = 2 * error @ rows[:, :3] / 8, 2 * error.mean()
     np.testing.assert_allclose(new["w"], params["w"] - 0.1 * gradient_w, rtol=1e-5)
     np.testing.assert_allclose(new["b"], params["b"] - 0.1 * gradient_b, rtol=1e-5)
     np.testing.assert_allclose(
-        aux["gradient_norm"], np.sqrt(gradient_w @ gradient_w + gradient_b**2), rtol=1e-5
+        metrics["line_gradient_norm"], np.sqrt(gradient_w @ gradient_w + gradient_b**2), rtol=1e-5
     )
-    np.testing.assert_allclose(aux["error"], error.mean(), rtol=1e-5)
+    np.testing.assert_allclose(metrics["error"], error.mean(), rtol=1e-5)
 
 
 def test_sample_keys_do_not_depend_on_the_number_of_devices(on_data):
@@ -87,8 +92,10 @@ def test_helpers_outside_the_compiled_loop_see_one_device():
     assert (mesh_lib.data_index(), mesh_lib.data_size(), mesh_lib.batch_mean(x)) == (0, 1, 1.5)
     for helper in (mesh_lib.all_mean, mesh_lib.all_sum, mesh_lib.gather):
         assert helper(x) is x
-    np.testing.assert_array_equal(mesh_lib.zeros_like(x), np.zeros(4))
-    np.testing.assert_array_equal(mesh_lib.seed_zeros(jax.eval_shape(lambda: x)), np.zeros(4))
+    np.testing.assert_array_equal(mesh_lib.zeros_varying_like(x), np.zeros(4))
+    np.testing.assert_array_equal(
+        mesh_lib.zeros_varying_over_seeds(jax.eval_shape(lambda: x)), np.zeros(4)
+    )
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,6 @@
-"""A population: members of one program with values of their own, each the run that it would be alone."""
+"""A population: members of one program with values of their own, each the run that it would be
+alone.
+"""
 
 import dataclasses
 import json
@@ -10,12 +12,12 @@ import pytest
 
 from gcp_jax import envs
 from gcp_jax.algorithms import ogpo
-from gcp_jax.config import ConfigError, Member
+from gcp_jax.config import AlgorithmChoice, ConfigError, Member
 from gcp_jax.core import policy as policy_lib
 from gcp_jax.core.networks import Normalizer
 from gcp_jax.core.policy import PolicyConfig
 from gcp_jax.envs.wrappers import training
-from gcp_jax.experiments import assemble
+from gcp_jax.experiments import run_config
 from gcp_jax.launch.cli import inspect, main
 from gcp_jax.learner import batch_sources, loop, population
 from gcp_jax.learner.loop import CollectConfig
@@ -23,22 +25,34 @@ from gcp_jax.types import Specs
 
 SPECS = Specs(obs_dim=4, action_dim=2, chunk=4)
 COLLECTION = CollectConfig(
-    training(envs.make("reach", horizon=10, tolerance=1.55)), envs=8, length=3, pool=4
+    env=training(envs.make("reach", horizon=10, tolerance=1.55)),
+    envs=8,
+    unroll_chunks=3,
+    reset_pool=4,
 )
 CONFIG = ogpo.Config(
-    chains=4, actor_states=8, critics=2, critic_hidden=(16,), best_of=2, actor_tau=0.1
+    chains=4,
+    actor_states=8,
+    critics=2,
+    critic_hidden=(16,),
+    best_of=2,
+    actor_tau=0.1,
+    gamma=0.99,
+    critic_lr=3e-4,
+    critic_tau=0.02,
+    critic_warmup_updates=0,
 )
 POLICY = policy_lib.make_policy(PolicyConfig(chunk=4, hidden=(16,), steps=2), SPECS)
 
 
 def configured(**fields):
-    config = assemble.defaults(env="reach")
-    assemble.override(
+    config = run_config.defaults(env="reach")
+    run_config.override(
         config,
         {name.replace("__", "."): value for name, value in fields.items() if name != "population"},
     )
     config.population = fields.get("population", {})
-    return assemble.frozen_config(config)
+    return run_config.frozen_config(config)
 
 
 def method(config):
@@ -57,15 +71,17 @@ def trained(built, seeds, values):
     )
     train, _ = built.segment(train)
     train, metrics = built.segment(train)
-    return jax.device_get((train.state, metrics))
+    return jax.device_get((train.learner.state, metrics))
 
 
 @pytest.fixture(scope="module")
 def members(devices):
-    """Seeds 2 and 5 with each of two settings, over two devices; and how often the method was made."""
+    """Seeds 2 and 5 with each of two settings, over two devices; and how often the method was
+    made.
+    """
     run = configured(population={"actor_lr": (1e-3, 1e-2), "clip": (0.01, 0.3)})
     run = dataclasses.replace(
-        run, algorithm={"name": "ogpo", "module": "", **dataclasses.asdict(CONFIG)}
+        run, algorithm=AlgorithmChoice(name="ogpo", module="", settings=CONFIG)
     )
     made = []
 
@@ -74,7 +90,7 @@ def members(devices):
         return method(population.config_of_member(run, values)), None
 
     built = loop.build_learner(
-        method(CONFIG), SPECS, mesh=devices(seed=2), seeds=4, collection=COLLECTION, vary=vary
+        method(CONFIG), SPECS, mesh=devices(seed=2), seeds=4, collection=COLLECTION, member_fn=vary
     )
     values = {"actor_lr": [1e-3, 1e-3, 1e-2, 1e-2], "clip": [0.01, 0.01, 0.3, 0.3]}
     return built, trained(built, [2, 5, 2, 5], values), made
@@ -110,7 +126,7 @@ def test_a_member_that_leaves_the_finite_numbers_does_not_touch_the_others(membe
 def test_members_differ_by_their_values_and_by_their_seeds(members):
     state, _ = members[1]
     kernels = np.concatenate(
-        [np.asarray(x).reshape(4, -1) for x in jax.tree.leaves(state.actor)], axis=1
+        [np.asarray(x).reshape(4, -1) for x in jax.tree.leaves(state.actor.params)], axis=1
     )
     assert len(np.unique(kernels, axis=0)) == 4
 
@@ -138,7 +154,7 @@ def test_the_first_values_of_every_field_go_together_each_with_all_seeds():
     np.testing.assert_array_equal(values["actor_lr"], np.float32([1e-4, 1e-4, 3e-4, 3e-4]))
     assert values["critic_warmup_updates"].dtype == np.int32
     alone = run.of(points[1])
-    assert alone.algorithm_config.actor_lr == 3e-4 and alone.members == [
+    assert alone.algorithm.settings.actor_lr == 3e-4 and alone.members == [
         Member(3, {}),
         Member(4, {}),
     ]
@@ -166,7 +182,7 @@ def test_values_that_cannot_be_used_are_refused(values, words):
         configured(population=values)
 
 
-def test_a_number_that_varies_is_an_array_in_arithmetic_and_what_all_have_in_common_as_a_condition():
+def test_a_traced_hyperparameter_is_an_array_and_as_a_condition_what_members_have_in_common():
     x = jnp.array([1.0, 2.0])
 
     def use(value):
@@ -240,7 +256,9 @@ def command(folder, **fields):
 def test_a_population_by_command_has_a_row_a_policy_and_a_column_for_each_member(
     tmp_path, monkeypatch, capsys
 ):
-    """Residual's scale is also used when acting deterministically: each member must be evaluated with its own."""
+    """Residual's scale is also used when acting deterministically: each member must be evaluated
+    with its own.
+    """
     monkeypatch.setattr(main, "compilation_cache", lambda: None)
     folder = tmp_path / "run"
     fields = {
@@ -258,7 +276,7 @@ def test_a_population_by_command_has_a_row_a_policy_and_a_column_for_each_member
     assert list(final) == points and all(
         "population" not in row for row in rows if row["stage"] == "base"
     )
-    found = inspect.evaluate(folder / "policy" / points[1] / "seed_0", episodes=16, seed=0)
+    found = inspect.evaluate_policy(folder / "policy" / points[1] / "seed_0", episodes=16, seed=0)
     assert found["return"] == pytest.approx(final[points[1]]["eval/return"], rel=1e-4)
     for point in points:
         facts = json.loads((folder / "policy" / point / "seed_0" / "policy.json").read_text())

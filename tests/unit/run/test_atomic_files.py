@@ -37,7 +37,7 @@ def test_a_full_disk_leaves_what_was_there_and_names_the_file(tmp_path):
 @pytest.mark.unmeasured
 def test_a_report_on_a_full_disk_names_the_file_that_it_could_not_write(tmp_path):
     (tmp_path / "config.json").write_text(
-        '{"config": {"env": {"name": "reach"}, "algorithm": {"name": "ogpo"}}}'
+        '{"format": 3, "config": {"env": {"name": "reach"}, "algorithm": {"name": "ogpo"}}}'
     )
     program = [sys.executable, "-m", "gcp_jax.launch.cli.main", "report", str(tmp_path)]
     limited = [

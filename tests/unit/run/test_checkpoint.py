@@ -1,4 +1,4 @@
-"""Checkpoints that are damaged are told, set aside, and the one before restored."""
+"""A damaged checkpoint is reported and moved aside, and the one before it is restored."""
 
 import shutil
 
@@ -58,13 +58,15 @@ DAMAGES = {
 }
 
 
-@pytest.mark.parametrize(("harm", "told"), DAMAGES.values(), ids=DAMAGES)
-def test_the_one_before_is_restored(folder, tmp_path, capsys, harm, told):
+@pytest.mark.parametrize(("harm", "problem"), DAMAGES.values(), ids=DAMAGES)
+def test_the_one_before_is_restored(folder, tmp_path, capsys, harm, problem):
     harm(folder)
     checkpoint.set_damaged_aside(folder, tmp_path / "damaged")
     said = capsys.readouterr().err
-    assert said.count("\n") == 1 and "checkpoint 3 of finetune is damaged" in said and told in said
-    assert "going on from 2" in said and (tmp_path / "damaged" / "finetune-3").is_dir()
+    assert (
+        said.count("\n") == 1 and "checkpoint 3 of finetune is damaged" in said and problem in said
+    )
+    assert "resuming from 2" in said and (tmp_path / "damaged" / "finetune-3").is_dir()
     assert checkpoint.latest(folder) == 2
     found, host = restored(folder)
     np.testing.assert_array_equal(found["net"], state(2)["net"])

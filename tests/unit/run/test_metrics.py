@@ -90,7 +90,7 @@ def test_a_missing_file_has_no_rows_and_stays_missing(tmp_path):
 
 
 def history(upto):
-    """The rows of a run of two seeds that pretrains for 30 updates and finetunes for ``upto`` segments."""
+    """Rows of a run of two seeds: 30 updates of pretraining and ``upto`` segments of finetuning."""
     pretrain = [row("pretrain", seed, 0, updates) for updates in (10, 20, 30) for seed in (0, 1)]
     base = [row("base", seed, 0, 0, **{"eval/success": 0.5}) for seed in (0, 1)]
     finetune = [
@@ -127,7 +127,7 @@ def test_until_drops_later_stages_and_later_steps():
 
 
 def test_the_run_writer_splits_evaluations_from_training(tmp_path):
-    with metrics.writers(["jsonl"], tmp_path, {}) as writer:
+    with metrics.make_writers(["jsonl"], tmp_path, {}) as writer:
         writer.write(row(**{"train/loss": 1.0}))
         writer.write(row(**{"eval/success": 0.5}))
     assert [list(each)[-1] for each in metrics.rows(tmp_path / "metrics.jsonl")] == ["train/loss"]
@@ -136,7 +136,7 @@ def test_the_run_writer_splits_evaluations_from_training(tmp_path):
 
 def test_an_unknown_writer_is_named_before_anything_is_opened(tmp_path):
     with pytest.raises(ValueError, match="'csv' is unknown; choose from jsonl, tensorboard, wandb"):
-        metrics.writers(["jsonl", "csv"], tmp_path, {})
+        metrics.make_writers(["jsonl", "csv"], tmp_path, {})
     assert list(tmp_path.iterdir()) == []
 
 
@@ -144,11 +144,11 @@ def test_an_unknown_writer_is_named_before_anything_is_opened(tmp_path):
 def test_a_missing_package_names_the_extra(tmp_path, monkeypatch, name, package):
     monkeypatch.setitem(sys.modules, package, None)
     with pytest.raises(ImportError, match=rf"pip install gcp-jax\[{name}\]"):
-        metrics.writers([name], tmp_path, {})
+        metrics.make_writers([name], tmp_path, {})
 
 
 def events(folder):
-    """(step, tag, value) of every scalar, and the steps from which TensorBoard hides what came before."""
+    """(step, tag, value) of every scalar, and the steps from which earlier events are hidden."""
     from tensorboardX.proto.event_pb2 import Event
 
     scalars, restarts = [], []
@@ -167,7 +167,7 @@ def events(folder):
 def test_tensorboard_has_one_folder_a_seed_and_hides_what_a_resume_repeats(tmp_path):
     pytest.importorskip("tensorboardX")
     for first in (64, 128):
-        with metrics.writers(["tensorboard"], tmp_path, {}) as writer:
+        with metrics.make_writers(["tensorboard"], tmp_path, {}) as writer:
             for step in (first, first + 64):
                 writer.write(row(seed=1, env_steps=step, updates=3, **{"train/loss": 0.5}))
             writer.write(row("pretrain", updates=first, **{"train/loss": 0.25}))
@@ -205,7 +205,7 @@ def test_wandb_gets_one_resumable_run_with_a_step_axis_a_stage(tmp_path, monkeyp
     wandb = FakeWandb()
     monkeypatch.setitem(sys.modules, "wandb", wandb)
     folder = tmp_path / "peg" / "a1b2"
-    with metrics.writers(["wandb"], folder, {"seeds": 3}) as writer:
+    with metrics.make_writers(["wandb"], folder, {"seeds": 3}) as writer:
         writer.write(row(seed=2, env_steps=64, **{"train/loss": np.float32(0.5)}))
         writer.write(row("pretrain", updates=9, **{"train/loss": 0.25}))
     assert {key: wandb.settings[key] for key in ("id", "resume", "config")} == {

@@ -67,7 +67,7 @@ def test_a_log_gets_plain_lines_that_name_compilation_and_end_with_the_state(clo
     assert shown.compile_seconds == pytest.approx(14.2)
 
 
-def test_time_left_is_judged_by_the_speed_since_the_resume(clock):
+def test_time_left_follows_from_the_speed_since_the_resume(clock):
     stream = io.StringIO()
     with Progress(100, "pretrain", unit="updates", start=50, stream=stream) as shown:
         clock[0] += 10
@@ -169,7 +169,7 @@ def test_a_total_must_be_positive():
 
 def test_the_table_is_aligned_text_in_a_log():
     stream = io.StringIO()
-    progress.table(ROWS, stream)
+    progress.print_scores(ROWS, stream)
     header, *body = lines(stream)
     assert header.split("  ")[0] == "success"
     assert [line.split("  ")[0].strip() for line in body] == ["seed 0", "seed 1", "pooled"]
@@ -177,7 +177,7 @@ def test_the_table_is_aligned_text_in_a_log():
     assert "92.5 %" in body[-1]
 
 
-def test_a_task_without_success_is_told_by_its_return():
+def test_a_task_without_success_is_shown_by_its_return():
     stream = io.StringIO()
     with Progress(10, "finetune", score_name="return", stream=stream) as shown:
         shown.update(1, evaluated=2310.44, training=900.0)
@@ -190,7 +190,7 @@ def test_a_task_without_success_is_told_by_its_return():
         "eval/return_std": 40.0,
         "eval/episodes": 16,
     }
-    progress.table([row], stream)
+    progress.print_scores([row], stream)
     header, *_, last = lines(stream)
     assert re.split(r"  +", header) == ["return", "before [95 %]", "after [95 %]", "change [95 %]"]
     assert "900 [879, 921]" in last
@@ -198,5 +198,5 @@ def test_a_task_without_success_is_told_by_its_return():
 
 def test_the_table_is_drawn_on_a_terminal():
     stream = Terminal()
-    progress.table(ROWS, stream)
+    progress.print_scores(ROWS, stream)
     assert all(text in stream.getvalue() for text in ("┃", "pooled", "40.0 % [30.9, 49.8]"))

@@ -1,4 +1,4 @@
-"""An artifact gives back the same actions or one clear error."""
+"""A saved policy gives back the same actions, or one clear error."""
 
 import json
 import os
@@ -8,8 +8,13 @@ import numpy as np
 import pytest
 from helpers.off_policy import small_flow
 
-from gcp_jax.run import saved_policy as artifacts
-from gcp_jax.run.saved_policy import SavedPolicyError
+from gcp_jax.run.saved_policy import (
+    FORMAT,
+    SavedPolicyError,
+    check_saved_policy,
+    load_saved_policy,
+    save_policy,
+)
 
 
 @pytest.fixture(scope="module")
@@ -19,15 +24,15 @@ def flow():
 
 @pytest.fixture(scope="module")
 def saved(flow, tmp_path_factory):
-    path = tmp_path_factory.mktemp("artifacts") / "runs" / "policy"
-    return artifacts.save_policy(
+    path = tmp_path_factory.mktemp("saved") / "runs" / "policy"
+    return save_policy(
         path, policy=flow.policy, deployed=flow.deployed, facts={"env": "reach", "success": 0.5}
     )
 
 
 @pytest.fixture
-def artifact(saved, tmp_path):
-    """A copy of the saved artifact to damage."""
+def copy_of_saved(saved, tmp_path):
+    """A copy of the saved policy, to be damaged."""
     copy = tmp_path / "copy"
     copy.mkdir()
     for file in saved.iterdir():
@@ -35,15 +40,15 @@ def artifact(saved, tmp_path):
     return copy
 
 
-def test_a_loaded_artifact_gives_the_same_actions(saved, flow):
-    made, deployed, obs = flow
-    loaded, parameters, facts, greedy = artifacts.load_saved_policy(saved)
-    assert (loaded.config, loaded.specs) == (made.config, made.specs)
-    assert facts.items() >= {"env": "reach", "success": 0.5, "format": artifacts.FORMAT}.items()
-    jax.tree.map(np.testing.assert_array_equal, parameters, deployed)
+def test_a_loaded_policy_gives_the_same_actions(saved, flow):
+    policy, deployed, obs = flow
+    loaded = load_saved_policy(saved)
+    assert (loaded.policy.config, loaded.policy.specs) == (policy.config, policy.specs)
+    assert loaded.facts.items() >= {"env": "reach", "success": 0.5, "format": FORMAT}.items()
+    jax.tree.map(np.testing.assert_array_equal, loaded.deployed, deployed)
     key = jax.random.key(5)
     np.testing.assert_array_equal(
-        greedy(parameters, obs, key), made.eval_policy(deployed, obs, key)
+        loaded.eval_policy(loaded.deployed, obs, key), policy.eval_policy(deployed, obs, key)
     )
 
 
@@ -52,16 +57,16 @@ def test_saving_leaves_two_files_and_no_scratch(saved):
     assert os.listdir(saved.parent) == ["policy"]
 
 
-def test_an_artifact_is_never_overwritten(saved, flow):
+def test_a_saved_policy_is_never_overwritten(saved, flow):
     before = (saved / "arrays.npz").read_bytes()
     with pytest.raises(FileExistsError, match="a saved policy is never overwritten"):
-        artifacts.save_policy(saved, policy=flow.policy, deployed=flow.deployed, facts={})
+        save_policy(saved, policy=flow.policy, deployed=flow.deployed, facts={})
     assert (saved / "arrays.npz").read_bytes() == before
 
 
 def test_a_failed_save_leaves_nothing(flow, tmp_path):
     with pytest.raises(TypeError, match="not JSON serializable"):
-        artifacts.save_policy(
+        save_policy(
             tmp_path / "policy", policy=flow.policy, deployed=flow.deployed, facts={"env": object()}
         )
     assert os.listdir(tmp_path) == []
@@ -105,11 +110,15 @@ DAMAGES = {
     ),
     "a list for a description": (
         lambda p: (p / "policy.json").write_text("[]"),
-        "artifact format None",
+        "a saved policy of format None",
     ),
     "another format": (
         lambda p: change_meta(p, lambda m: m.update(format=99)),
-        "artifact format 99; this version reads 1",
+        "a saved policy of format 99, this version reads 2",
+    ),
+    "the format before": (
+        lambda p: change_meta(p, lambda m: m.update(format=1)),
+        "a saved policy of format 1, this version reads 2; load it with the version that saved it",
     ),
     "an unknown family": (
         lambda p: change_meta(p, lambda m: m["policy"].update(family="vae")),
@@ -156,15 +165,25 @@ DAMAGES = {
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
-def test_a_damaged_artifact_gives_one_clear_line(artifact, damage):
+def test_a_damaged_policy_gives_one_clear_line(copy_of_saved, damage):
     harm, message = DAMAGES[damage]
-    harm(artifact)
+    harm(copy_of_saved)
     with pytest.raises(SavedPolicyError, match=message) as error:
-        artifacts.load_saved_policy(artifact)
-    assert str(artifact) in str(error.value)
+        load_saved_policy(copy_of_saved)
+    assert str(copy_of_saved) in str(error.value)
     assert "\n" not in str(error.value)
 
 
-def test_a_folder_that_is_not_there_is_no_artifact(tmp_path):
-    with pytest.raises(SavedPolicyError, match="is not a policy artifact"):
-        artifacts.load_saved_policy(tmp_path / "nowhere")
+def test_a_missing_folder_is_not_a_saved_policy(tmp_path):
+    with pytest.raises(SavedPolicyError, match="is not a saved policy: policy.json is missing"):
+        load_saved_policy(tmp_path / "nowhere")
+
+
+def test_a_policy_is_checked_without_computing_an_action(copy_of_saved, flow):
+    checked = check_saved_policy(copy_of_saved)
+    jax.tree.map(np.testing.assert_array_equal, checked.deployed, flow.deployed)
+    change_arrays(copy_of_saved, lambda a: a["net/last/bias"].__iadd__(0.1))
+    check_saved_policy(copy_of_saved)
+    truncate(copy_of_saved, "arrays.npz", 3000)
+    with pytest.raises(SavedPolicyError, match="damaged"):
+        check_saved_policy(copy_of_saved)

@@ -1,0 +1,259 @@
+"""Building the configuration of a run: from plain mappings, or from a ``ConfigDict``.
+
+A ``ConfigDict`` is what a configuration file returns and what command-line flags change. It is
+turned into a ``RunConfig`` once, right after parsing, by ``frozen_config``; nothing else in the
+project reads a ``ConfigDict``.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import typing
+from collections.abc import Mapping
+from pathlib import Path
+from types import NoneType
+from typing import Any, NamedTuple
+
+import ml_collections
+from absl import flags
+from ml_collections import config_dict, config_flags
+
+from gcp_jax import algorithms, config_fields, envs
+from gcp_jax.config import (
+    AlgorithmChoice,
+    ConfigError,
+    EnvChoice,
+    RunConfig,
+    build_algorithm_choice,
+    build_population,
+    split_name,
+    to_dict,
+)
+from gcp_jax.config_fields import build_config, suggest
+from gcp_jax.core import critic
+from gcp_jax.envs.randomize import Randomize
+
+
+def resolve(values: Mapping[str, Any]) -> RunConfig:
+    """The configuration of a run from plain values; the inverse of ``to_dict``.
+
+    Args:
+      values: ``env`` and ``algorithm`` are {"name", "module", and settings}, the others sections or
+        values of ``RunConfig``. Fields that are absent have their defaults.
+
+    Raises:
+      ConfigError: in one line, for an unknown field or a value that is not allowed.
+    """
+    if not isinstance(values, Mapping):
+        raise ConfigError(f"the configuration is {values!r}; a section with an env is expected.")
+    algorithm = AlgorithmChoice()
+    if "algorithm" in values:
+        algorithm = build_algorithm_choice(values["algorithm"])
+    built = {
+        **values,
+        "env": build_env_choice(values.get("env", {})),
+        "algorithm": algorithm,
+        "population": build_population(values.get("population", {}), algorithm),
+    }
+    config: RunConfig = build_config(RunConfig, built)
+    for point in config.points:
+        config.of(point)  # raises if a value is not allowed
+    return config
+
+
+def build_env_choice(section: Any) -> EnvChoice:
+    """A task with its settings from {"name", "module", "randomize", and settings}.
+
+    Raises:
+      ConfigError: in one line, for an unknown task or field, or a value that is not allowed.
+    """
+    name, module, fields = split_name(section, "env")
+    randomize = build_config(Randomize, fields.pop("randomize", {}), "env.randomize.")
+    try:
+        definition = envs.load(name, module)
+    except ConfigError:
+        raise
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+    settings = build_config(definition.config, fields, "env.")
+    config_fields.check(settings, "env.")  # a task of the user may not do it
+    return EnvChoice(name=name, module=module, settings=settings, randomize=randomize)
+
+
+def config_of_run(folder: Path) -> RunConfig:
+    """The configuration of a run's folder.
+
+    Raises:
+      ConfigError: if the folder holds no run.
+    """
+    path = folder / "config.json"
+    if not path.is_file():
+        raise ConfigError(f"{folder} holds no run: there is no {path}.")
+    return resolve(json.loads(path.read_text())["config"])
+
+
+def defaults(
+    env: str = "peg_insert", algorithm: str = "ogpo", env_module: str = ""
+) -> ml_collections.ConfigDict:
+    """Every field of a run on ``env`` with the method ``algorithm``, at its default.
+
+    Raises:
+      ConfigError: for an unknown task.
+    """
+    choice = build_env_choice({"name": env, "module": env_module})
+    config = editable(RunConfig(env=choice))
+    set_algorithm(config, algorithm)
+    return config
+
+
+def editable(config: RunConfig) -> ml_collections.ConfigDict:
+    """The configuration as a ``ConfigDict``, whose fields can be set by flags."""
+    content = ml_collections.ConfigDict(to_dict(config))
+    for section in dataclasses.fields(config):
+        value = getattr(config, section.name)
+        if dataclasses.is_dataclass(value):
+            _type_optional_fields(content[section.name], type(value))
+    return content
+
+
+def _type_optional_fields(section: ml_collections.ConfigDict, cls: type) -> None:
+    """Give fields of type ``X | None`` that are None their type, so that a flag can set them."""
+    for name, hint in typing.get_type_hints(cls).items():
+        kinds = typing.get_args(hint)
+        if NoneType in kinds and name in section and section[name] is None:
+            [kind] = [kind for kind in kinds if kind is not NoneType]
+            section[name] = config_dict.placeholder(kind)
+
+
+def frozen_config(config: ml_collections.ConfigDict) -> RunConfig:
+    """The configuration as frozen records.
+
+    Raises:
+      ConfigError: in one line, for a value that is not allowed.
+    """
+    return resolve(config.to_dict())
+
+
+class Selection(NamedTuple):
+    """The task and the method that a command line or a sweep names; "" if it names none."""
+
+    env: str = ""
+    env_module: str = ""
+    algorithm: str = ""
+    algorithm_module: str = ""
+
+    @classmethod
+    def of(cls, fields: Mapping[str, Any]) -> Selection:
+        """The selection among dotted fields, which are those of ``SELECTORS``."""
+        return cls(**{SELECTORS[name]: x for name, x in fields.items() if name in SELECTORS})
+
+
+SELECTORS = {
+    "env.name": "env",
+    "env.module": "env_module",
+    "algorithm.name": "algorithm",
+    "algorithm.module": "algorithm_module",
+}
+
+
+def read_config_file(file: str, *, named: str) -> ml_collections.ConfigDict:
+    """What ``get_config()`` of a configuration file returns.
+
+    Args:
+      file: the path; ``FILE:ARGUMENT`` gives get_config its argument.
+      named: the file as the user gave it, for messages.
+
+    Raises:
+      ConfigError: in one line, if it cannot be read.
+    """
+    flag_values = flags.FlagValues()
+    argv = ["config", f"--config={file}"]
+    try:
+        config_flags.DEFINE_config_file("config", flag_values=flag_values, sys_argv=argv)
+        flag_values(argv)
+        config = flag_values["config"].value
+        if not isinstance(config, ml_collections.ConfigDict):
+            raise TypeError("its get_config() returns no ConfigDict")
+        _ = config.env  # a file that does not exist raises here, not before
+    except (OSError, AttributeError, KeyError, TypeError, flags.Error) as error:
+        message = " ".join(str(error).split())
+        raise ConfigError(f"cannot read {named}: {message}") from error
+    return config
+
+
+def select(config: ml_collections.ConfigDict, selection: Selection) -> None:
+    """Give the configuration the task and the method that are named, in place."""
+    env = selection.env or selection.env_module
+    if env:
+        module = selection.env_module
+        if env == config.env.name and not module:
+            module = config.env.module
+        set_env(config, env, module)
+    algorithm = selection.algorithm or selection.algorithm_module
+    if algorithm:
+        module = selection.algorithm_module
+        if algorithm == config.algorithm.name and not module:
+            module = config.algorithm.module
+        set_algorithm(config, algorithm, module)
+
+
+def set_env(config: ml_collections.ConfigDict, name: str, module: str = "") -> None:
+    """Give the configuration another task with that task's defaults, in place.
+
+    Naming the task that it already has changes nothing.
+    """
+    if (config.env.name, config.env.module) == (name, module):
+        return
+    choice = build_env_choice({"name": name, "module": module})
+    config.env = ml_collections.ConfigDict(choice.to_dict())
+
+
+def set_algorithm(config: ml_collections.ConfigDict, name: str, module: str = "") -> None:
+    """Give the configuration another method, in place.
+
+    The method's settings have their defaults, except that what was set of the fields that all
+    methods with critics share keeps its value. The method's ``RUN_DEFAULTS``, dotted fields of the
+    run, are applied. Naming the method that the configuration already has changes nothing.
+    """
+    old = config.algorithm
+    if (old.name, old.module) == (name, module):
+        return
+    choice = build_algorithm_choice({"name": name, "module": module})
+    old_defaults = build_algorithm_choice({"name": old.name, "module": old.module}).to_dict()
+    fields = choice.to_dict()
+    for shared in dataclasses.fields(critic.Config):
+        field = shared.name
+        if field in fields and field in old and old[field] != old_defaults[field]:
+            fields[field] = old[field]
+    config.algorithm = ml_collections.ConfigDict(fields)
+    override(config, algorithms.run_defaults(algorithms.load(name, module)))
+
+
+def override(config: ml_collections.ConfigDict, values: Mapping[str, Any]) -> None:
+    """Set fields by their dotted names, in place.
+
+    Raises:
+      ConfigError: for a field that does not exist or a value of another type.
+    """
+    for field, value in values.items():
+        if not field.startswith("population."):  # its fields are the ones that a user adds
+            check_known(config, field)
+        try:
+            config.update_from_flattened_dict({field: value})
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise ConfigError(f"cannot set {field} to {value!r}: {error}") from error
+
+
+def check_known(config: ml_collections.ConfigDict, field: str) -> None:
+    """Check that a dotted field exists.
+
+    Raises:
+      ConfigError: with the closest existing field if it does not.
+    """
+    section = config
+    for name in field.split("."):
+        allowed = list(section.keys()) if isinstance(section, ml_collections.ConfigDict) else []
+        if name not in allowed:
+            raise ConfigError(f"there is no field {field!r}; {suggest(name, allowed)}.")
+        section = section[name]

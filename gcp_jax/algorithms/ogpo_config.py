@@ -1,0 +1,118 @@
+"""OGPO's settings and state (see ``gcp_jax.algorithms.ogpo``)."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import NamedTuple
+
+from gcp_jax.config_fields import (
+    FINITE,
+    NON_NEGATIVE,
+    POSITIVE,
+    POSITIVE_INT,
+    UNIT,
+    Bounds,
+    field,
+)
+from gcp_jax.core import critic, value_function
+from gcp_jax.core.networks import Normalizer
+from gcp_jax.types import Array, Params
+
+BASELINES = ("group", "leave_one_out", "value")
+EXTRACTIONS = ("ppo", "awr", "awfm", "fpo", "backprop")
+
+
+@dataclasses.dataclass(frozen=True)
+class Config(critic.EnsembleConfig):
+    """OGPO's settings, besides those of the critics. The defaults are OGPO+CA."""
+
+    # Schedule.
+    chains: int = field(8, Bounds(2), "G: chains sampled for each state [32]")
+    actor_states: int = field(64, POSITIVE_INT, "states of a batch that the actor uses [all]")
+    actor_lr: float = field(1e-4, NON_NEGATIVE, "Adam's learning rate of the actor [4.5e-5]")
+    lr_cycle: int = field(
+        0,
+        NON_NEGATIVE,
+        "updates in a cosine cycle of actor_lr, from 2/4.5 of it; 0: constant [50k]",
+    )
+    clip: float = field(0.01, POSITIVE, "ε: clip of the ratio of normalized densities [.01]")
+    actor_tau: float = field(0.02, UNIT, "averaging rate of θ̄ [.005, dexterous tasks .05]")
+    best_of: int = field(
+        8, POSITIVE_INT, "chunks sampled to act, of which the best of two random critics is run [8]"
+    )
+    deploy_best_of: int = field(
+        1, POSITIVE_INT, "the same in evaluation; 1 deploys the policy without its critics"
+    )
+    # Stabilizers.
+    success_weight: float = field(
+        1.0, NON_NEGATIVE, "λ: weight of cloning successful transitions; 0 is OGPO without + [1]"
+    )
+    success_critic: bool = field(
+        False, None, "one more critic step, on the successful transitions [False]"
+    )
+    conservative: bool = field(True, None, "advantage by consensus of the critics' signs (CA)")
+    target_samples: int = field(
+        1, POSITIVE_INT, "next actions averaged in the critic target [8 to reduce its variance]"
+    )
+    chi2: float = field(0.0, NON_NEGATIVE, "χ²: coefficient of β; 0 switches it off [.1]")
+    chi2_alpha: float = field(5.0, NON_NEGATIVE, "α: slope of the weight of min_m Q̄_m [5]")
+    max_reward: float = field(5.0, FINITE, "R_max of the upper clip with χ² [5]")
+    slow_tau: float = field(5e-4, UNIT, "averaging rate of the slow reference [5e-4]")
+    # Ablations.
+    baseline: str = field("group", BASELINES, "what is subtracted from Q̄ [group]")
+    group_std: bool = field(False, None, "divide advantages by the group's std of Q̄ [False]")
+    no_negative: bool = field(False, None, "replace negative advantages by 0 [False]")
+    forward_kl: float = field(0.0, NON_NEGATIVE, "weight of KL(slow reference ‖ θ) [0]")
+    calql: float = field(
+        0.0, NON_NEGATIVE, "weight of the Cal-QL penalty during critic_warmup_updates [0]"
+    )
+    extraction: str = field("ppo", EXTRACTIONS, "how advantages become a policy loss [ppo]")
+    temperature: float = field(
+        1.0, POSITIVE, "of the weights exp(A/temperature) of 'awr' and 'awfm'"
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.chi2 and self.conservative:
+            raise ValueError(
+                "algorithm.chi2 blends the critics itself; set algorithm.conservative=False with "
+                "it."
+            )
+        if self.calql and not self.critic_warmup_updates:
+            raise ValueError(
+                "algorithm.calql acts during critic_warmup_updates; set "
+                "algorithm.critic_warmup_updates above 0 with it."
+            )
+
+    @property
+    def uses_slow_reference(self) -> bool:
+        """Whether a term needs the slow reference."""
+        return bool(self.chi2 or self.forward_kl)
+
+
+def replay_needs(config: Config) -> dict[str, object]:
+    """What the replay must carry besides plain transitions."""
+    return {
+        "gamma": config.gamma,
+        "success": bool(config.success_weight) or config.success_critic,
+        "to_go": bool(config.calql),
+    }
+
+
+class ActorState(NamedTuple):
+    """The policy, its averages and its optimizer's state."""
+
+    params: Params  # θ
+    target_params: Params  # θ̄
+    slow_params: Params  # the slow reference; None if unused
+    opt_state: Params
+
+
+class State(NamedTuple):
+    """What OGPO learns, for one seed."""
+
+    actor: ActorState
+    critic: critic.CriticState
+    value: value_function.ValueState | None  # V(s); None unless it is the baseline
+    normalizer: Normalizer
+    updates: Array  # int32 []

@@ -1,0 +1,157 @@
+"""OGPO's policy extraction: from the critics to a policy loss (see ``gcp_jax.algorithms.ogpo``).
+
+Chains are those of the averaged policy θ̄. With ρ = exp(lp_θ − lp_θ̄) and w = min(exp(A/T), 100):
+
+    "ppo"        −mean min(ρ A, clip(ρ, 1 − ε, 1 + ε) A)
+    "awr"        −mean w ρ
+    "awfm"       mean w L_BC,θ(s, a): advantage-weighted flow matching
+    "fpo"        as "ppo" with ρ = exp(L_BC,θ̄ − L_BC,θ) on shared noise (arXiv 2507.21053)
+    "backprop"   −mean Q̄(s, ODE_θ(s, x_0)), through the sampler
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from gcp_jax.algorithms.ogpo_config import Config, State
+from gcp_jax.algorithms.ogpo_critics import OGPOCritics
+from gcp_jax.core import returns, value_function
+from gcp_jax.core.denoising import Chain
+from gcp_jax.core.policy import Policy
+from gcp_jax.mesh import sample_keys
+from gcp_jax.types import Array, Metrics, Params
+
+MAX_WEIGHT = 100.0
+"""Largest weight exp(A/T)."""
+
+
+class Advantages(NamedTuple):
+    """Advantages of G chains a state, and the upper clip of their ratios."""
+
+    advantage: Array  # [B, G]
+    clip_high: Array  # []
+
+
+class Ratios(NamedTuple):
+    """Ratios of G chains a state, and the interval to which PPO clips them."""
+
+    ratio: Array  # ρ, [B, G]
+    low: Array | float
+    high: Array | float
+
+    def ppo_loss(self, advantage: Array) -> Array:
+        """−mean min(ρ A, clip(ρ, low, high) A), [], for A [B, G]."""
+        clipped = jnp.clip(self.ratio, self.low, self.high)
+        return -jnp.mean(jnp.minimum(self.ratio * advantage, clipped * advantage))
+
+    def metrics(self) -> Metrics:
+        """Mean, mean distance from 1, and the fraction outside of the interval."""
+        outside = (self.ratio < self.low) | (self.ratio > self.high)
+        return {
+            "ratio": jnp.mean(self.ratio),
+            "ratio_deviation": jnp.mean(jnp.abs(self.ratio - 1.0)),
+            "clip_fraction": jnp.mean(outside),
+        }
+
+
+@dataclasses.dataclass(frozen=True)
+class Extraction:
+    """The rules that turn values into a policy loss, one method each.
+
+    Observations named ``obs`` are normalized, [B, O]. Actions are flattened chunks, [..., D];
+    points of chains are [B, G, K+1, D].
+    """
+
+    config: Config
+    policy: Policy
+    critics: OGPOCritics
+    value: value_function.ValueFunction
+
+    def advantages(self, state: State, obs: Array, points: Array) -> Advantages:
+        """A_j of each chain by the switches of the configuration."""
+        config = self.config
+        clip_high = jnp.float32(1.0 + config.clip)
+        if config.chi2:
+            pessimistic = self.critics.pessimistic_q(state, obs, points)
+            clip_high = jnp.minimum(clip_high, 1.0 + config.max_reward / pessimistic.beta)
+            q = (pessimistic.q - pessimistic.beta * pessimistic.drift)[None]
+        else:
+            q = self.critics.critic.q(
+                state.critic.target_params, obs[:, None], self.policy.action(points)
+            )
+        if not config.conservative:
+            q = jnp.mean(q, 0, keepdims=True)
+        advantage = self.subtract_baseline(state, obs, q)
+        if config.conservative:
+            advantage = returns.sign_consensus_advantage(advantage)
+        else:
+            advantage = advantage[0]
+        if config.group_std:
+            advantage = advantage / (jnp.std(q.mean(0), -1, keepdims=True) + 1e-6)
+        if config.no_negative:
+            advantage = jnp.maximum(advantage, 0.0)
+        return Advantages(advantage=advantage, clip_high=clip_high)
+
+    def subtract_baseline(self, state: State, obs: Array, q: Array) -> Array:
+        """q [M, B, G] less its baseline: the group's mean, that of the other chains, or V(s)."""
+        if state.value is not None:
+            return q - self.value.v(state.value.params, obs)[None, :, None]
+        if self.config.baseline == "leave_one_out":
+            return returns.leave_one_out_advantage(q)
+        return returns.group_advantage(q)
+
+    def bc_losses_of(self, obs: Array, action: Array, key: Array) -> Callable[[Params], Array]:
+        """Draw one noise and time for each action [B, G, D]; ``key`` is consumed.
+
+        Returns:
+          A function of a policy's parameters that returns its cloning losses [B, G] on them.
+        """
+
+        def draw(key: Array) -> tuple[Array, Array]:
+            noise_key, time_key = jax.random.split(key)
+            z = jax.random.normal(noise_key, action.shape[1:])
+            t = jax.random.uniform(time_key, action.shape[1:-1])
+            return z, t
+
+        z, t = jax.vmap(draw)(sample_keys(key, action.shape[0]))
+        mask = jnp.ones((*action.shape[:-1], self.policy.specs.chunk))
+        return lambda params: self.policy.imitation_loss(params, obs, action, mask, z, t)
+
+    def loss(
+        self,
+        params: Params,
+        state: State,
+        obs: Array,
+        chain: Chain,
+        advantages: Advantages,
+        key: Array,
+    ) -> tuple[Array, Metrics]:
+        """The policy loss on chains of θ̄, by ``extraction``, with the metrics of its ratios."""
+        extraction = self.config.extraction
+        wide_obs = obs[:, None]
+        if extraction == "backprop":
+            action = self.policy.sample(params, wide_obs, chain.points[..., 0, :])
+            q = self.critics.critic.q(state.critic.target_params, wide_obs, action)
+            return -jnp.mean(q), {}
+
+        advantage = advantages.advantage
+        weight = jnp.minimum(jnp.exp(advantage / self.config.temperature), MAX_WEIGHT)
+        if extraction in ("awfm", "fpo"):
+            action = self.policy.action(chain.points)
+            losses_of = self.bc_losses_of(wide_obs, action, key)
+            if extraction == "awfm":
+                return jnp.mean(weight * losses_of(params)), {}
+            log_ratio = losses_of(state.actor.target_params) - losses_of(params)
+        else:
+            log_ratio = self.policy.log_density(params, wide_obs, chain.points) - chain.log_density
+        ratios = Ratios(
+            ratio=jnp.exp(log_ratio), low=1.0 - self.config.clip, high=advantages.clip_high
+        )
+        if extraction == "awr":
+            return -jnp.mean(weight * ratios.ratio), ratios.metrics()
+        return ratios.ppo_loss(advantage), ratios.metrics()

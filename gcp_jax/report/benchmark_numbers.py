@@ -1,0 +1,261 @@
+"""The numbers of a benchmark: one method on one task, and all methods over all tasks."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from itertools import combinations
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from gcp_jax.report.benchmark_read import Benchmark, Entry
+from gcp_jax.report.read import RunFiles, is_number
+from gcp_jax.report.run_numbers import last_counter
+from gcp_jax.report.tables import csv_of_records
+from gcp_jax.report.text import plural
+from gcp_jax.stats.bootstrap import (
+    Profile,
+    interquartile_mean,
+    mean_score,
+    performance_profile,
+    probability_of_improvement,
+    steps_to_threshold,
+)
+from gcp_jax.stats.intervals import Floats, Interval
+from gcp_jax.stats.paired import DiscordantPairs, grouping_letters, holm
+
+THRESHOLDS = (0.5, 0.8, 0.9)  # success rates whose first crossing is reported
+PROFILE_THRESHOLDS = np.linspace(0.0, 1.0, 201)  # τ of the performance profile
+NEVER = "not reached"
+SIGNIFICANCE = 0.05  # over all pairs of a task together
+
+
+class Aggregate(NamedTuple):
+    """The methods that finished all compared tasks, over these tasks."""
+
+    tasks: tuple[str, ...]
+    iqm: dict[int, Interval]  # by index of the method
+    mean: dict[int, Interval]
+    profile: dict[int, Profile]
+    better: dict[tuple[int, int], Interval]  # P(a run of the first beats one of the second)
+    base: float  # interquartile mean of the base policies' success; NaN if not evaluated
+
+
+def aggregate_of(benchmark: Benchmark) -> Aggregate | None:
+    """Aggregates over the compared tasks; None while no method has finished all of them."""
+    tasks = _compared_tasks(benchmark)
+    scores: dict[int, Floats] = {}  # [S, M]
+    for index in range(len(benchmark.methods)):
+        columns = [benchmark.entries[task, index].scores for task in tasks]
+        if columns and all(columns):
+            scores[index] = np.asarray(columns, np.float64).T
+    if not scores:
+        return None
+    better = {}
+    for first in scores:
+        for second in scores:
+            if first != second:
+                better[first, second] = probability_of_improvement(scores[first], scores[second])
+    profiles = {
+        index: performance_profile(table, PROFILE_THRESHOLDS) for index, table in scores.items()
+    }
+    return Aggregate(
+        tasks=tasks,
+        iqm={index: interquartile_mean(table) for index, table in scores.items()},
+        mean={index: mean_score(table) for index, table in scores.items()},
+        profile=profiles,
+        better=better,
+        base=_base_score(benchmark, tasks, next(iter(scores))),
+    )
+
+
+def task_record(entry: Entry, equal_compute_seconds: float) -> dict[str, Any]:
+    """The measured columns of ``table.csv`` of one method on one task.
+
+    A number that is not known is None. An unfinished run has only the numbers that can no longer
+    change.
+    """
+    finished = bool(entry.scores)
+    rates = [point.success.estimate for point in entry.points]
+    record: dict[str, Any] = {"base": entry.base.estimate if entry.base else None}
+    record |= _bounded("final", entry.points[-1].success if finished else None)
+    record["best"] = max(rates) if finished else None
+    record["equal_compute"] = _success_within(entry, equal_compute_seconds) if finished else None
+    record |= _bounded("iqm", interquartile_mean(entry.scores) if finished else None)
+    steps = [float(point.env_steps) for point in entry.points]
+    seconds = [point.seconds for point in entry.points]
+    for name, costs in (("steps", steps), ("seconds", seconds)):
+        for threshold in THRESHOLDS:
+            key = f"{name}_to_{100 * threshold:.0f}"
+            record[key] = _cost_to(costs, rates, threshold, finished)
+    record["env_steps"] = last_counter(entry.run, "env_steps") if entry.run else None
+    record["updates"] = last_counter(entry.run, "updates") if entry.run else None
+    record["updates_per_s"] = _updates_per_second(entry.run) if entry.run else None
+    record["train_seconds"] = entry.seconds
+    return record
+
+
+def overall_record(benchmark: Benchmark, aggregate: Aggregate | None, index: int) -> dict[str, Any]:
+    """The row of ``table.csv`` of one method over all compared tasks.
+
+    Rates are means over the tasks, the training seconds their sum.
+    """
+    if aggregate is None or index not in aggregate.iqm:
+        return {"state": "not finished on every task"}
+    records = []
+    for task in aggregate.tasks:
+        seconds = benchmark.equal_compute_seconds(task)
+        records.append(task_record(benchmark.entries[task, index], seconds))
+    overall: dict[str, Any] = {"state": tasks_text(benchmark, aggregate)}
+    for name in ("base", "best", "equal_compute"):
+        overall[name] = _reduce([record[name] for record in records], np.mean)
+    overall |= _bounded("final", aggregate.mean[index])
+    overall |= _bounded("iqm", aggregate.iqm[index])
+    seconds_of_tasks = [record["train_seconds"] for record in records]
+    overall["train_seconds"] = _reduce(seconds_of_tasks, np.sum)
+    return overall
+
+
+def tasks_text(benchmark: Benchmark, aggregate: Aggregate) -> str:
+    """``over 2 of 3 tasks``."""
+    return f"over {len(aggregate.tasks)} of {plural(len(benchmark.tasks), 'task')}"
+
+
+def task_letters(benchmark: Benchmark, task: str) -> dict[int, str]:
+    """Grouping letters of a task's methods, by index.
+
+    Two methods without a letter in common differ significantly on the same start states. Empty if
+    fewer than two methods stored the outcomes of the same episodes.
+    """
+    outcomes = {}
+    for index, entry in enumerate(benchmark.entries_of(task)):
+        if entry.outcomes is not None:
+            outcomes[index] = entry.outcomes
+    if len(outcomes) < 2 or len({flags.size for flags in outcomes.values()}) > 1:
+        return {}
+    order = sorted(outcomes, key=lambda index: -float(outcomes[index].mean()))
+    p_values = {}
+    for first, second in combinations(order, 2):
+        pairs = DiscordantPairs.from_outcomes(outcomes[first], outcomes[second])
+        p_values[first, second] = pairs.p_value()
+    adjusted = holm(p_values)
+    different = [pair for pair in p_values if adjusted[pair] <= SIGNIFICANCE]
+    return grouping_letters(order, different)
+
+
+def task_csv(benchmark: Benchmark, task: str) -> str:
+    """The rows of ``table.csv`` of one task."""
+    records = _records_of_task(benchmark, task)
+    return csv_of_records(list(records[0]), records)
+
+
+def overall_csv(benchmark: Benchmark, aggregate: Aggregate | None) -> str:
+    """The rows of ``table.csv`` over all tasks."""
+    records = _overall_records(benchmark, aggregate)
+    heads = list(dict.fromkeys(name for record in records for name in record))
+    return csv_of_records(heads, records)
+
+
+def full_csv(benchmark: Benchmark, aggregate: Aggregate | None) -> str:
+    """``table.csv``: rates are fractions, times seconds; a number that is not known is empty."""
+    records: list[dict[str, Any]] = []
+    for task in benchmark.tasks:
+        records.extend(_records_of_task(benchmark, task))
+    heads = list(records[0])
+    records.extend(_overall_records(benchmark, aggregate))
+    return csv_of_records(heads, records)
+
+
+def _records_of_task(benchmark: Benchmark, task: str) -> list[dict[str, Any]]:
+    letters = task_letters(benchmark, task)
+    seconds = benchmark.equal_compute_seconds(task)
+    records = []
+    for index, method in enumerate(benchmark.methods):
+        entry = benchmark.entries[task, index]
+        record: dict[str, Any] = {
+            "task": task,
+            "method": method.label,
+            "algorithm": method.algorithm,
+            "state": entry.state,
+        }
+        record |= task_record(entry, seconds)
+        record["group"] = letters.get(index)
+        records.append(record)
+    return records
+
+
+def _overall_records(benchmark: Benchmark, aggregate: Aggregate | None) -> list[dict[str, Any]]:
+    records = []
+    for index, method in enumerate(benchmark.methods):
+        record = {"task": "all", "method": method.label, "algorithm": method.algorithm}
+        records.append(record | overall_record(benchmark, aggregate, index))
+    return records
+
+
+def _bounded(name: str, interval: Interval | None) -> dict[str, float | None]:
+    """An interval as three columns."""
+    return {
+        name: interval.estimate if interval else None,
+        f"{name}_low": interval.low if interval else None,
+        f"{name}_high": interval.high if interval else None,
+    }
+
+
+def _success_within(entry: Entry, seconds: float) -> float | None:
+    """Success at the last evaluation within the training time; None if times are not known."""
+    if not math.isfinite(seconds) or entry.seconds is None:
+        return None
+    within = [point.success.estimate for point in entry.points if point.seconds <= seconds]
+    return within[-1] if within else None
+
+
+def _cost_to(
+    costs: Sequence[float], rates: Sequence[float], threshold: float, finished: bool
+) -> float | str | None:
+    cost = steps_to_threshold(costs, rates, threshold)
+    if cost is None:
+        return NEVER if finished else None
+    if cost.is_integer():
+        return int(cost)
+    return cost if is_number(cost) else None
+
+
+def _updates_per_second(run: RunFiles) -> float | None:
+    """The median over segments with updates; segments that only collect are left out."""
+    speeds = []
+    for row in run.metrics:
+        speed = row.get("time/updates_per_s")
+        if row["stage"] == "finetune" and is_number(speed) and speed > 0:
+            speeds.append(speed)
+    return float(np.median(speeds)) if speeds else None
+
+
+def _compared_tasks(benchmark: Benchmark) -> tuple[str, ...]:
+    """The tasks with nothing left to run; if there are none, those that some method finished."""
+    begun = []
+    settled = []
+    for task in benchmark.tasks:
+        entries = benchmark.entries_of(task)
+        if not any(entry.scores for entry in entries):
+            continue
+        begun.append(task)
+        if not any(entry.pending for entry in entries):
+            settled.append(task)
+    return tuple(settled or begun)
+
+
+def _base_score(benchmark: Benchmark, tasks: Sequence[str], index: int) -> float:
+    rates = []
+    for task in tasks:
+        run = benchmark.entries[task, index].run
+        for row in run.evals if run else ():
+            if row["stage"] == "base":
+                rates.append(row["eval/success"])
+    return interquartile_mean(rates, resamples=1).estimate if rates else math.nan
+
+
+def _reduce(values: Sequence[float | None], reduce: Callable[..., Any]) -> float | None:
+    """The mean or sum of the values; None if one of them is not known."""
+    known = [value for value in values if value is not None]
+    return float(reduce(known)) if len(known) == len(values) else None

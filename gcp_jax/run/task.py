@@ -1,0 +1,21 @@
+"""What a run needs of a task."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from gcp_jax.types import PRNGKey, PyTree, Step, VectorEnv
+
+
+class TaskInterface(NamedTuple):
+    """An environment, its demonstrations and its renderer."""
+
+    env: VectorEnv
+
+    # (key) -> (steps with leaves [T, episodes, ...], facts: plain values)
+    demonstrate: Callable[[PRNGKey], tuple[Step, dict[str, Any]]]
+
+    # (host states [T, F, ...] of F episodes, path) -> None; None if the task cannot be rendered
+    write_video: Callable[[PyTree, Path], None] | None

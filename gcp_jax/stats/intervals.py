@@ -1,0 +1,228 @@
+"""Intervals of a success rate, a mean return and a difference, in closed form.
+
+    S   seeds (independent trainings)      k_s, n_s   successes and episodes of seed s
+
+Every interval is two-sided at ``confidence``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from scipy import special  # not scipy.stats: it takes half a second to import
+
+Floats = NDArray[np.float64]
+
+MISSING = "–"  # shown for a number that is not known (yet)
+
+
+class Interval(NamedTuple):
+    """An estimate and the bounds of its interval, in the unit of the data (rates are in [0, 1])."""
+
+    estimate: float
+    low: float
+    high: float
+
+    def format(self, score_name: str) -> str:
+        """``percent`` if the score is "success", ``number`` if it is "return"."""
+        if score_name == "success":
+            return self.percent()
+        return self.number()
+
+    def percent(self) -> str:
+        """A rate: ``87.5 % [80.1, 92.4]``."""
+        return f"{100 * self.estimate:.1f} % [{100 * self.low:.1f}, {100 * self.high:.1f}]"
+
+    def number(self) -> str:
+        """A number: ``2,310 [2,101, 2,519]``; with one decimal if all are below 100."""
+        return self._format_numbers("")
+
+    def change(self) -> str:
+        """A difference of numbers: ``+349 [+201, +402]``."""
+        return self._format_numbers("+")
+
+    def points(self) -> str:
+        """A difference of rates in percentage points: ``+34.9 [+20.1, +40.2]``."""
+        return f"{100 * self.estimate:+.1f} [{100 * self.low:+.1f}, {100 * self.high:+.1f}]"
+
+    def _format_numbers(self, sign: str) -> str:
+        digits = 0 if max(abs(value) for value in self) >= 100 else 1
+        style = f"{sign},.{digits}f"
+        return f"{self.estimate:{style}} [{self.low:{style}}, {self.high:{style}}]"
+
+
+class Success(NamedTuple):
+    """Counts of one evaluation."""
+
+    successes: int
+    episodes: int
+
+
+def wilson(successes: int, episodes: int, confidence: float = 0.95) -> Interval:
+    """Wilson's score interval of a binomial proportion.
+
+    Wilson (1927); Brown, Cai & DasGupta (2001), eq. 4.
+
+    Raises:
+        ValueError: there are no episodes, or more successes than episodes.
+    """
+    _check_counts(successes, episodes)
+    rate = successes / episodes
+    low, high = _wilson_bounds(rate, episodes, confidence)
+    return Interval(estimate=rate, low=low, high=high)
+
+
+def jeffreys(successes: int, episodes: int, confidence: float = 0.95) -> Interval:
+    """Equal-tailed interval of the posterior Beta(k + ½, n − k + ½).
+
+    Brown, Cai & DasGupta (2001), §4.3. As recommended there, the lower bound is 0 if no episode
+    succeeded and the upper bound is 1 if all did.
+
+    Raises:
+        ValueError: there are no episodes, or more successes than episodes.
+    """
+    _check_counts(successes, episodes)
+    tail = (1 - confidence) / 2
+    low, high = special.betaincinv(successes + 0.5, episodes - successes + 0.5, [tail, 1 - tail])
+    return Interval(
+        estimate=successes / episodes,
+        low=0.0 if successes == 0 else float(low),
+        high=1.0 if successes == episodes else float(high),
+    )
+
+
+def posterior(successes: int, episodes: int, rate: ArrayLike) -> Floats:
+    """Density of the success rate after ``episodes`` under Jeffreys' prior.
+
+    Args:
+        successes: k.
+        episodes: n.
+        rate: success rates in (0, 1) at which the density is evaluated, of any shape.
+
+    Returns:
+        The density of Beta(k + ½, n − k + ½) at each ``rate``, in its shape.
+    """
+    _check_counts(successes, episodes)
+    rate = np.asarray(rate, np.float64)
+    a = successes + 0.5
+    b = episodes - successes + 0.5
+    density: Floats = np.exp(
+        special.xlogy(a - 1, rate) + special.xlog1py(b - 1, -rate) - special.betaln(a, b)
+    )
+    return density
+
+
+def pooled_success(counts: Sequence[Success], confidence: float = 0.95) -> Interval:
+    """Success rate over all episodes of S seeds, with an interval that also covers new seeds.
+
+    Wilson's interval at the effective number of episodes (Korn & Graubard 1998):
+
+        p = Σk/Σn     v = S/(S−1) · Σ(k_s − n_s·p)²/(Σn)²     deff = v / (p(1−p)/Σn)
+        n_eff = Σn / max(1, deff · (t_{S−1} / z)²)
+
+    A bootstrap over seeds and episodes is too narrow for few seeds, and has no width at all if
+    every seed succeeds in every episode; this interval keeps its coverage. With one seed this is
+    Wilson's interval of that seed alone.
+
+    Raises:
+        ValueError: ``counts`` is empty, or holds impossible counts.
+    """
+    if not counts:
+        raise ValueError(
+            "pooled_success: no seeds given; pass one (successes, episodes) pair per seed"
+        )
+    for count in counts:
+        _check_counts(count[0], count[1])
+    table = np.asarray(counts, np.float64)
+    successes = table[:, 0]
+    episodes = table[:, 1]
+    total = episodes.sum()
+    rate = float(successes.sum() / total)
+    effective = total / max(1.0, _design_effect(successes, episodes, confidence))
+    low, high = _wilson_bounds(rate, float(effective), confidence)
+    return Interval(estimate=rate, low=low, high=high)
+
+
+def mean_return(
+    means: Sequence[float], stds: Sequence[float], episodes: Sequence[int], confidence: float = 0.95
+) -> Interval:
+    """Mean return over S seeds.
+
+    The wider of two Student intervals: one over the seeds' means, which covers seeds not yet
+    trained, and one over the episodes of these seeds, whose standard error is √(Σ std²/episodes)/S.
+    With one seed only the second exists.
+
+    Args:
+        means: mean return of each seed, [S].
+        stds: standard deviation over the episodes of each seed, [S].
+        episodes: number of episodes of each seed, [S].
+        confidence: coverage of the interval.
+
+    Raises:
+        ValueError: the lengths differ, or a seed has no episodes.
+    """
+    if not len(means) == len(stds) == len(episodes) > 0 or min(episodes) < 1:
+        raise ValueError(
+            f"mean_return: {len(means)} means, {len(stds)} stds, episodes {list(episodes)}; "
+            "need one of each"
+        )
+    mean_s = np.asarray(means, np.float64)
+    std_s = np.asarray(stds, np.float64)
+    count_s = np.asarray(episodes, np.float64)
+    seeds = len(mean_s)
+    tail = (1 + confidence) / 2
+    half = (
+        special.stdtrit(max(count_s.sum() - seeds, 1), tail)
+        * np.sqrt(np.sum(std_s**2 / count_s))
+        / seeds
+    )
+    if seeds > 1:
+        half = max(half, special.stdtrit(seeds - 1, tail) * mean_s.std(ddof=1) / np.sqrt(seeds))
+    mean = float(mean_s.mean())
+    return Interval(estimate=mean, low=mean - float(half), high=mean + float(half))
+
+
+def difference(first: Interval, second: Interval) -> Interval:
+    """first − second of two independent estimates, from their intervals.
+
+    For rates this is the hybrid score method 10 of Newcombe (1998), for means its generalisation
+    MOVER (Zou & Donner 2008).
+    """
+    gap = first.estimate - second.estimate
+    down = np.hypot(first.estimate - first.low, second.high - second.estimate)
+    up = np.hypot(first.high - first.estimate, second.estimate - second.low)
+    return Interval(estimate=gap, low=float(gap - down), high=float(gap + up))
+
+
+def _check_counts(successes: int, episodes: int) -> None:
+    if not 0 <= successes <= episodes or episodes == 0:
+        raise ValueError(
+            f"success counts: {successes} of {episodes} episodes; "
+            "need episodes > 0 and 0 <= successes <= episodes"
+        )
+
+
+def _wilson_bounds(rate: float, episodes: float, confidence: float) -> tuple[float, float]:
+    z2 = special.ndtri((1 + confidence) / 2) ** 2 / episodes
+    centre = (rate + z2 / 2) / (1 + z2)
+    half = np.sqrt(rate * (1 - rate) * z2 + z2**2 / 4) / (1 + z2)
+    return max(0.0, float(centre - half)), min(1.0, float(centre + half))
+
+
+def _design_effect(successes: Floats, episodes: Floats, confidence: float) -> float:
+    """deff · (t_{S−1} / z)²; 1 if the seeds cannot differ (one seed, or all episodes alike)."""
+    seeds = len(episodes)
+    total = episodes.sum()
+    rate = successes.sum() / total
+    if seeds == 1 or rate in (0.0, 1.0):
+        return 1.0
+    variance = seeds / (seeds - 1) * np.sum((successes - episodes * rate) ** 2) / total**2
+    tail = (1 + confidence) / 2
+    return float(
+        variance
+        / (rate * (1 - rate) / total)
+        * (special.stdtrit(seeds - 1, tail) / special.ndtri(tail)) ** 2
+    )

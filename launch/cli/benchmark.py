@@ -1,0 +1,70 @@
+"""The command ``benchmark``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from absl import flags
+
+from gcp_jax.experiments import comparison, runtime
+from gcp_jax.launch.cli.parse import Arguments, Command, Configuration
+
+
+def benchmark(arguments: Arguments) -> dict[str, Any]:
+    """Compare methods on tasks from shared clones; the report and what finished."""
+    arguments.no_positional()
+    values = arguments.flags
+    overrides = dict(arguments.overrides)
+    folder = overrides.pop("run_dir", "") or values.run_dir
+    chosen = comparison.choose(
+        file=values.file,
+        algorithms=values.algorithms,
+        envs=values.envs,
+        seeds=values.seeds,
+        steps=values.steps,
+        overrides=overrides,
+    )
+    runtime.prepare_cpu(chosen.data_parallel)
+    return comparison.run(chosen, Path(folder), arguments.command_line)
+
+
+def _benchmark_flags(declared: flags.FlagValues) -> None:
+    flags.DEFINE_list("algorithms", [], "methods, e.g. ogpo,dppo", flag_values=declared)
+    flags.DEFINE_list("envs", [], "tasks, e.g. peg_insert,pick_place", flag_values=declared)
+    flags.DEFINE_string(
+        "file",
+        "",
+        "tasks, methods and settings from a file, e.g. experiments/comparisons/clones.py; the "
+        "other flags override it",
+        flag_values=declared,
+    )
+    flags.DEFINE_integer(
+        "seeds",
+        None,
+        "seeds of each method on each task; 3 if the file names no number",
+        flag_values=declared,
+        lower_bound=1,
+    )
+    flags.DEFINE_integer(
+        "steps", None, "environment steps of each seed", flag_values=declared, lower_bound=1
+    )
+    flags.DEFINE_string(
+        "run_dir", "runs/benchmark", "the folder of the benchmark", flag_values=declared
+    )
+
+
+COMMANDS = {
+    "benchmark": Command(
+        run=benchmark,
+        usage="--algorithms=A,B --envs=E,F [--file=FILE] [--config.FIELD=VALUE …] [--run_dir=DIR]",
+        description="""\
+Clones each task once and finetunes that clone with every method: the same seeds, the same
+environment steps, evaluated at the same steps from the same start states. DIR/report/report.html
+compares the methods at equal steps and at equal compute time; tables are also CSV and LaTeX. The
+same command resumes an interrupted benchmark and skips the runs that are finished.""",
+        json="report, tasks, methods, finished, failed, seconds",
+        configuration=Configuration.OVERRIDES,
+        define_flags=_benchmark_flags,
+    ),
+}
