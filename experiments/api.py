@@ -280,5 +280,5 @@ def make_env(name: str, **settings: Any) -> Env:
 def _prepare_process(devices: int = 1) -> None:
     """Set XLA's options, and keep compiled programs unless the user has set a folder for them."""
     runtime.prepare_cpu(devices)
-    if jax.config.jax_compilation_cache_dir is None:
+    if jax.config.jax_compilation_cache_dir is None:  # type: ignore[attr-defined]
         runtime.compilation_cache()

@@ -13,7 +13,7 @@ import typing
 from collections.abc import Mapping
 from pathlib import Path
 from types import NoneType
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import ml_collections
 from absl import flags
@@ -76,7 +76,7 @@ def build_env_choice(section: Any) -> EnvChoice:
         raise
     except ValueError as error:
         raise ConfigError(str(error)) from error
-    settings = build_config(definition.config, fields, "env.")
+    settings = build_config(cast(type, definition.config), fields, "env.")
     config_fields.check(settings, "env.")  # a task of the user may not do it
     return EnvChoice(name=name, module=module, settings=settings, randomize=randomize)
 
@@ -167,18 +167,22 @@ def read_config_file(file: str, *, named: str) -> ml_collections.ConfigDict:
     Raises:
       ConfigError: in one line, if it cannot be read.
     """
+    if not Path(file.partition(":")[0]).is_file():
+        example = "experiments/configs/peg_insert.py"
+        raise ConfigError(
+            f"cannot read {named}: there is no such file; give one such as {example}."
+        )
     flag_values = flags.FlagValues()
     argv = ["config", f"--config={file}"]
     try:
         config_flags.DEFINE_config_file("config", flag_values=flag_values, sys_argv=argv)
         flag_values(argv)
         config = flag_values["config"].value
-        if not isinstance(config, ml_collections.ConfigDict):
-            raise TypeError("its get_config() returns no ConfigDict")
-        _ = config.env  # a file that does not exist raises here, not before
     except (OSError, AttributeError, KeyError, TypeError, flags.Error) as error:
         message = " ".join(str(error).split())
         raise ConfigError(f"cannot read {named}: {message}") from error
+    if not isinstance(config, ml_collections.ConfigDict):
+        raise ConfigError(f"cannot read {named}: its get_config() returns no ConfigDict.")
     return config
 
 

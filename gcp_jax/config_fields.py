@@ -23,7 +23,7 @@ import math
 import types
 import typing
 from collections.abc import Iterable, Mapping
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeGuard
 
 
 class ConfigError(ValueError):
@@ -125,7 +125,7 @@ def allowed_values(config: type | object, name: str) -> Bounds | Choices | None:
     return allowed
 
 
-def _is_choices(allowed: Bounds | Choices | None) -> bool:
+def _is_choices(allowed: Bounds | Choices | None) -> TypeGuard[Choices]:
     return isinstance(allowed, tuple) and not isinstance(allowed, Bounds)
 
 

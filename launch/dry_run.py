@@ -82,8 +82,8 @@ def dry_run(sweep: Sweep) -> dict[str, Any]:
     rows = _rows(runs, rate)
     table = Table(box=None, pad_edge=False)
     for name in COLUMNS:
-        justify = "left" if name in ("run", "what") else "right"
-        table.add_column(name, justify=justify, overflow="fold")
+        is_text = name in ("run", "what")
+        table.add_column(name, justify="left" if is_text else "right", overflow="fold")
     for row in rows:
         table.add_row(*_cells(row))
     make_console(highlight=False).print(table)

@@ -1,4 +1,6 @@
-"""Eight virtual CPU devices, strict ranks and a compilation cache that outlives the run; fixtures that modules share."""
+"""Eight virtual CPU devices, strict ranks, a compilation cache that outlives the run, and fixtures
+that several modules share.
+"""
 
 import importlib.metadata
 import os
@@ -7,19 +9,20 @@ from typing import NamedTuple
 
 from coverage import Coverage
 
-JAX = tuple(int(part) for part in importlib.metadata.version("jax").split(".")[:2])
+JAX_VERSION = tuple(int(part) for part in importlib.metadata.version("jax").split(".")[:2])
+
+# Tests compile more than they run: level 0 takes a third of the compile time. Code generation is
+# not split, because the other core runs tests of its own.
 XLA_FLAGS = [
     "--xla_force_host_platform_device_count=8",
-    "--xla_backend_optimization_level=0",  # with the next two, a third of the compile time; tests compile more than they run
-    "--xla_cpu_parallel_codegen_split_count=1",  # the other core runs tests of its own
-    *(
-        ["--xla_cpu_use_fusion_emitters=false"] if JAX < (0, 11) else []
-    ),  # an unknown flag aborts the process
+    "--xla_backend_optimization_level=0",
+    "--xla_cpu_parallel_codegen_split_count=1",
 ]
+if JAX_VERSION < (0, 11):  # an unknown flag aborts the process
+    XLA_FLAGS.append("--xla_cpu_use_fusion_emitters=false")
 os.environ["XLA_FLAGS"] = " ".join((os.environ.get("XLA_FLAGS", ""), *XLA_FLAGS)).strip()
-os.environ["NPROC"] = (
-    "4"  # the size of XLA's thread pool: collectives of virtual devices deadlock in a smaller one
-)
+# The size of XLA's thread pool: collectives of virtual devices deadlock in a smaller one.
+os.environ["NPROC"] = "4"
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
 import jax  # noqa: E402
@@ -37,7 +40,8 @@ from gcp_jax.types import Specs, Step  # noqa: E402
 
 pytest.register_assert_rewrite("helpers.off_policy", "helpers.by_hand")
 
-LONGEST = (
+# Workers take files in this order, so that no worker is left alone with a long file at the end.
+LONGEST_FIRST = (
     "test_envs",
     "test_kill_and_resume",
     "test_learning",
@@ -57,17 +61,18 @@ jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 
 
 def pytest_collection_modifyitems(items):
-    """The longest files first: workers take files in this order, and none should be left alone with one at the end."""
-    items.sort(
-        key=lambda item: (
-            LONGEST.index(name) if (name := item.path.stem) in LONGEST else len(LONGEST)
-        )
-    )
+    """Sort the longest files to the front."""
+
+    def rank(item):
+        name = item.path.stem
+        return LONGEST_FIRST.index(name) if name in LONGEST_FIRST else len(LONGEST_FIRST)
+
+    items.sort(key=rank)
 
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_protocol(item):
-    """``unmeasured``: without coverage here and in processes that the test starts, fixtures included."""
+    """Stop measuring coverage for tests marked ``unmeasured``, also in processes they start."""
     measuring = Coverage.current()
     if measuring is None or item.get_closest_marker("unmeasured") is None:
         return (yield)
@@ -83,7 +88,9 @@ def pytest_runtest_protocol(item):
 
 @pytest.fixture(scope="session")
 def optimized():
-    """Compiler options for a program that runs for seconds, where the flags above would cost more than they save."""
+    """Compiler options for programs that run for seconds: the flags above would cost more than they
+    save.
+    """
     return {"xla_backend_optimization_level": 1, "xla_cpu_use_fusion_emitters": True}
 
 
@@ -99,7 +106,7 @@ def devices():
 
 
 class TwoModes(NamedTuple):
-    """A policy of one number, cloned through the compiled loop from a mixture of N(±mode, std²) in equal parts."""
+    """A policy of one number, cloned from a mixture of N(±mode, std²) in equal parts."""
 
     policy: Policy
     deployed: dict
@@ -109,25 +116,33 @@ class TwoModes(NamedTuple):
 
 @pytest.fixture(scope="session")
 def two_modes(devices, optimized):
-    """Two modes under one constant observation: only a policy that keeps both can fit them."""
-    mode, std, episodes = 0.6, 0.1, 2048
+    """Clone two modes under one observation: only a policy that keeps both can fit them."""
+    mode = 0.6
+    std = 0.1
+    episodes = 2048
     rng = np.random.default_rng(0)
-    action = mode * rng.choice([-1.0, 1.0], (1, episodes, 1)) + std * rng.standard_normal(
-        (1, episodes, 1)
+    signs = rng.choice([-1.0, 1.0], (1, episodes, 1))
+    action = mode * signs + std * rng.standard_normal((1, episodes, 1))
+    obs = np.zeros((1, episodes, 1), np.float32)
+    yes = np.ones((1, episodes), bool)
+    steps = Step(
+        obs=obs,
+        action=action.astype(np.float32),
+        reward=np.zeros((1, episodes), np.float32),
+        next_obs=obs,
+        terminated=yes,
+        truncated=~yes,
+        success=yes,
+        executed=yes,
     )
-    obs, reward, yes = (
-        np.zeros((1, episodes, 1), np.float32),
-        np.zeros((1, episodes), np.float32),
-        np.ones((1, episodes), bool),
-    )
-    steps = Step(obs, action.astype(np.float32), reward, obs, yes, ~yes, yes, yes)
     specs = Specs(obs_dim=1, action_dim=1, chunk=1)
     policy = policy_lib.make_policy(PolicyConfig(chunk=1, hidden=(64, 64, 64), steps=10), specs)
-    source = batch_sources.dataset(
-        batch_sources.chunk_windows(steps, 1), batch_size=256, updates=1000, gamma=1.0
-    )
+    windows = batch_sources.chunk_windows(steps, 1)
+    source = batch_sources.dataset(windows, batch_size=256, updates=1000, gamma=1.0)
     algorithm = bc.make(bc.Config(learning_rate=5e-3), policy, source)
-    cloning = loop.build_learner(algorithm, specs, mesh=devices(), seeds=1)
-    train = cloning.init(jnp.arange(1), {"normalizer": Normalizer(jnp.zeros(1), jnp.ones(1))})
-    train, _ = cloning.compile(train, optimized).segment(train)
-    return TwoModes(policy, algorithm.export(jax.tree.map(lambda x: x[0], train.learner.state)), mode, std)
+    learner = loop.build_learner(algorithm, specs, mesh=devices(), seeds=1)
+    pretrained = {"normalizer": Normalizer(mean=jnp.zeros(1), std=jnp.ones(1))}
+    train = learner.init(jnp.arange(1), pretrained)
+    train, _ = learner.compile(train, optimized).segment(train)
+    deployed = algorithm.export(jax.tree.map(lambda x: x[0], train.learner.state))
+    return TwoModes(policy=policy, deployed=deployed, mode=mode, std=std)

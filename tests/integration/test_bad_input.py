@@ -1,9 +1,11 @@
-"""Bad input: one line, exit code 2, and nothing written; ``docs/reference/errors.md`` is what is printed."""
+"""Bad input gives one line and exit code 2, writes nothing, and is listed in the documentation."""
 
 import pytest
 
 from benchmarks import bad_input
 from gcp_jax.launch.cli import main
+
+pytestmark = pytest.mark.slow
 
 CASES = {case.what: case for case in bad_input.CASES}
 

@@ -1,4 +1,4 @@
-"""Methods × tasks from shared clones: what is compared is alike, failures are noted, finished runs are left alone."""
+"""A tiny benchmark by command: shared clones, equal evaluation points, failures, overrides."""
 
 import json
 
@@ -10,14 +10,25 @@ from gcp_jax.envs.protocol import NO_SUCCESS
 from gcp_jax.experiments import assemble, comparison
 from gcp_jax.run.metrics import rows
 
-pytestmark = pytest.mark.unmeasured
+pytestmark = [pytest.mark.slow, pytest.mark.unmeasured]
 
 TINY = {
-    "env.horizon": 16, "policy.hidden": (8,), "policy.steps": 2, "demonstrations.episodes": 8, "pretrain.updates": 4,
-    "pretrain.evaluate_every": 4, "finetune.learning_starts": 128, "finetune.envs": 8, "finetune.unroll_chunks": 4,
-    "finetune.batch_size": 16, "finetune.utd": 0.02, "evaluation.episodes": 16, "evaluation.every": 256,
-    "algorithm.critics": 2, "algorithm.critic_hidden": (8,),
-}  # fmt: skip
+    "env.horizon": 16,
+    "policy.hidden": (8,),
+    "policy.steps": 2,
+    "demonstrations.episodes": 8,
+    "pretrain.updates": 4,
+    "pretrain.evaluate_every": 4,
+    "finetune.learning_starts": 128,
+    "finetune.envs": 8,
+    "finetune.unroll_chunks": 4,
+    "finetune.batch_size": 16,
+    "finetune.utd": 0.02,
+    "evaluation.episodes": 16,
+    "evaluation.every": 256,
+    "algorithm.critics": 2,
+    "algorithm.critic_hidden": (8,),
+}
 BROKEN = """
 import jax.numpy as jnp
 from gcp_jax.algorithms import qc
@@ -49,12 +60,20 @@ def file(tmp_path_factory):
     folder = tmp_path_factory.mktemp("benchmark")
     (folder / "broken_method.py").write_text(BROKEN)
     path = folder / "tiny.py"
-    path.write_text(
-        "def get_config():\n"
-        "    methods = {'plain': {'algorithm': 'qc', 'algorithm.samples': 2}, 'wide': {'algorithm': 'qc', 'algorithm.samples': 4},\n"
-        "               'broken': {'algorithm': 'broken', 'module': 'broken_method', 'algorithm.samples': 2, 'max_nonfinite_updates': 0}}\n"
-        f"    return {{'tasks': {{'near': {{'config': 'reach'}}}}, 'methods': methods, 'seeds': 2, 'steps': 512, 'common': {TINY!r}}}\n"
-    )
+    plain = {"algorithm": "qc", "algorithm.samples": 2}
+    broken = {"algorithm": "broken", "module": "broken_method", "algorithm.samples": 2}
+    content = {
+        "tasks": {"near": {"config": "reach"}},
+        "methods": {
+            "plain": plain,
+            "wide": {**plain, "algorithm.samples": 4},
+            "broken": {**broken, "max_nonfinite_updates": 0},
+        },
+        "seeds": 2,
+        "steps": 512,
+        "common": TINY,
+    }
+    path.write_text(f"def get_config():\n    return {content!r}\n")
     return path
 
 

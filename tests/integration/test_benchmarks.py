@@ -17,7 +17,7 @@ from gcp_jax.experiments import run_config
 from gcp_jax.experiments.plan import peak_memory
 from gcp_jax.launch.cli import inspect, main
 
-pytestmark = pytest.mark.unmeasured
+pytestmark = [pytest.mark.slow, pytest.mark.unmeasured]
 
 
 def test_environments_are_measured_and_shown(tmp_path, monkeypatch, capsys):

@@ -8,6 +8,8 @@ from gcp_jax import mesh as mesh_lib
 from gcp_jax.launch.cli import main
 from gcp_jax.run import distributed
 
+pytestmark = pytest.mark.process
+
 
 def test_a_process_alone_exchanges_nothing():
     assert distributed.is_primary()

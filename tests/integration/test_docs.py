@@ -1,4 +1,4 @@
-"""What the guides say works: their code is extracted to a user's own file, outside the package, and run by name."""
+"""The code of the guides works: it is written to a user's own file and run by its name."""
 
 import json
 import os
@@ -9,19 +9,31 @@ from pathlib import Path
 
 import pytest
 
-pytestmark = pytest.mark.unmeasured
+pytestmark = [pytest.mark.process, pytest.mark.unmeasured]
 
 ROOT = Path(__file__).parent.parent.parent
-ALGORITHM, ENVIRONMENT = (
-    (ROOT / "docs" / "guides" / page).read_text(encoding="utf-8")
-    for page in ("add_a_method.md", "add_an_environment.md")
-)
+GUIDES = ROOT / "docs" / "guides"
+ALGORITHM = (GUIDES / "add_a_method.md").read_text(encoding="utf-8")
+ENVIRONMENT = (GUIDES / "add_an_environment.md").read_text(encoding="utf-8")
 TINY = (
-    "env.horizon=16", "policy.hidden=(8,)", "policy.steps=2", "demonstrations.episodes=8", "pretrain.updates=2",
-    "pretrain.evaluate_every=2", "finetune.env_steps=384", "finetune.learning_starts=128", "finetune.envs=8", "finetune.unroll_chunks=4",
-    "finetune.batch_size=16", "finetune.utd=0.02", "evaluation.episodes=8", "evaluation.every=384", "video=False",
-    "algorithm.critics=2", "algorithm.critic_hidden=(8,)",
-)  # fmt: skip
+    "env.horizon=16",
+    "policy.hidden=(8,)",
+    "policy.steps=2",
+    "demonstrations.episodes=8",
+    "pretrain.updates=2",
+    "pretrain.evaluate_every=2",
+    "finetune.env_steps=384",
+    "finetune.learning_starts=128",
+    "finetune.envs=8",
+    "finetune.unroll_chunks=4",
+    "finetune.batch_size=16",
+    "finetune.utd=0.02",
+    "evaluation.episodes=8",
+    "evaluation.every=384",
+    "video=False",
+    "algorithm.critics=2",
+    "algorithm.critic_hidden=(8,)",
+)
 
 
 def documented(guide: str) -> str:
@@ -56,7 +68,13 @@ def test_the_documented_method_runs_from_a_file_of_the_user(tmp_path):
         json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
     ]
     last = [row for row in rows if row["stage"] == "finetune"][-1]
-    common = {"action_std", "base_action_rmse", "ratio_step_0", "kl_step_1", "critic_sign_agreement"}
+    common = {
+        "action_std",
+        "base_action_rmse",
+        "ratio_step_0",
+        "kl_step_1",
+        "critic_sign_agreement",
+    }
     assert {f"train/{name}" for name in common | {"actor_loss", "weight"}} <= last.keys()
     config = json.loads((tmp_path / "run" / "config.json").read_text())["config"]
     assert (config["algorithm"]["module"], config["algorithm"]["temperature"]) == ("my_method", 0.5)

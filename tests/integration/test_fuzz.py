@@ -1,4 +1,4 @@
-"""Nonsense in configurations and files: whatever it is, it is read or refused in one line that names it."""
+"""Nonsense in configurations and files is read or refused in one line that names it."""
 
 import copy
 import json
@@ -25,6 +25,8 @@ from gcp_jax.launch.cli import main
 from gcp_jax.launch.cli.parse import parse
 from gcp_jax.run import checkpoint, metrics, saved_policy
 from gcp_jax.types import Specs
+
+pytestmark = pytest.mark.slow
 
 many = settings(
     max_examples=200,
@@ -244,7 +246,7 @@ def test_an_archive_that_is_packed_or_too_large_is_not_opened(policy, tmp_path, 
         match=r"bomb.npy is compressed, which a saved policy never is",
     ):
         saved_policy.check_saved_policy(folder)
-    monkeypatch.setattr(saved_policy, "LARGEST", 100)
+    monkeypatch.setattr(saved_policy, "MAX_BYTES", 100)
     with pytest.raises(
         saved_policy.SavedPolicyError, match="arrays.npz has .* bytes, allowed are 1 to 100"
     ):

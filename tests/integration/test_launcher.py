@@ -131,7 +131,7 @@ def test_killed_launchers_and_workers_lose_and_repeat_nothing(slow, tmp_path, un
     assert again.returncode == 0, again.stderr
     summary = json.loads(again.stdout.splitlines()[-1])
     assert summary["finished"] == 4 and not summary["failed"]
-    attempts = [path for path in folder.glob("runs/*/attempts.jsonl")]
+    attempts = list(folder.glob("runs/*/attempts.jsonl"))
     pids = [row["pid"] for path in attempts for row in metrics.rows(path) if "pid" in row]
     wait_until(lambda: not any(map(psutil.pid_exists, pids)))
     assert_all_resumed(folder, undisturbed)

@@ -18,6 +18,8 @@ from gcp_jax.run.errors import RunError
 from gcp_jax.run.metrics import rows
 from gcp_jax.run.training import Training
 
+pytestmark = pytest.mark.slow
+
 TINY = {
     "policy.hidden": (16,),
     "policy.steps": 2,

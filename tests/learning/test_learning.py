@@ -20,14 +20,13 @@ from gcp_jax.learner import batch_sources, loop
 from gcp_jax.learner.loop import CollectConfig
 from gcp_jax.types import Step
 
-pytestmark = pytest.mark.unmeasured
+pytestmark = [pytest.mark.slow, pytest.mark.unmeasured]
 
 ENVS, LENGTH, SAMPLES = 64, 4, 2000
 
 
 def bandit(side):
-    """One step, one constant observation: reward 1 for an action of the sign of ``side``, else 0.
-    """
+    """One step, one observation: reward 1 for an action of the sign of ``side``, else 0."""
 
     def reset(key):
         no, zero = jnp.bool_(False), jnp.float32(0)

@@ -781,7 +781,7 @@ def test_the_rollout_is_told_what_it_needs():
         ({"noise_high": 0.05}, "algorithm.noise_high is 0.05; it must be at least 0.1."),
         ({"clip": 0.001}, "algorithm.clip is 0.001; it must be at least 0.01."),
         (
-            {"num_finetuned_steps": STEPS + 1},
+            {"num_finetuned_steps": STEPS + 1, "minibatches": 4},
             "algorithm.num_finetuned_steps is 4, more than policy.steps (3).",
         ),
     ],

@@ -1,4 +1,4 @@
-"""Every number of every configuration has a range, which holds its default and refuses what is outside in one line."""
+"""Every number of a configuration has bounds; what is outside them is refused in one line."""
 
 import dataclasses
 import math

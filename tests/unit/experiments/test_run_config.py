@@ -104,6 +104,20 @@ def test_the_noise_of_demonstrations_is_none_or_a_number():
         configured(demonstrations__noise=-1.0)
 
 
+def test_a_file_that_gives_no_configuration_is_refused_in_one_line(tmp_path):
+    file = tmp_path / "mine.py"
+    for text, message in [
+        (None, "cannot read --config=mine: there is no such file; give one such as experiments/"),
+        ("get_config = dict", r"its get_config\(\) returns no ConfigDict"),
+        ("", "cannot read --config=mine: .*get_config"),
+    ]:
+        if text is not None:
+            file.write_text(text)
+        with pytest.raises(ConfigError, match=message) as error:
+            run_config.read_config_file(str(file), named="--config=mine")
+        assert "\n" not in str(error.value)
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [

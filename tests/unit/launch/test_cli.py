@@ -26,7 +26,7 @@ PEG_INSERT = "experiments/configs/peg_insert.py"
 
 @pytest.fixture(autouse=True)
 def keep_cache(monkeypatch):
-    """The tests' own compilation cache stays, and a plan traces nothing where a test does not ask for it."""
+    """The tests keep their own compilation cache, and a plan traces only what a test asks for."""
     monkeypatch.setattr(main, "compilation_cache", lambda: None)
     monkeypatch.setattr(plan, "_peak", lambda config, task: 0)
 
