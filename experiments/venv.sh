@@ -1,4 +1,5 @@
-# Sourced by the two one-command scripts: a virtual environment with the project in it. $1: extras, e.g. "[test]".
+# Makes a virtual environment with the project in it and sets $venv. Sourced by the scripts that
+# users run. $1: extras, e.g. "[test]". GCP_JAX_VENV chooses another folder than .venv.
 unset PYTHONDONTWRITEBYTECODE # modules are compiled once, when they are first imported
 venv=${GCP_JAX_VENV:-.venv}
 [ -x "$venv/bin/python" ] || "${PYTHON:-python3}" -m venv "$venv"

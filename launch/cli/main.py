@@ -54,8 +54,8 @@ COMMANDS = {
     "render": Entry("inspect", "a video of a saved policy or of a task's demonstrator"),
     "check": Entry("inspect", "check that an environment keeps the contracts"),
     "demos": Entry("inspect", "write scripted episodes of a task as a dataset"),
-    "envs": Entry("inspect", "the tasks and their fields"),
-    "algorithms": Entry("inspect", "the methods and their fields"),
+    "envs": Entry("listing", "the tasks and their fields"),
+    "algorithms": Entry("listing", "the methods and their fields"),
 }
 
 

@@ -15,7 +15,7 @@ from gcp_jax.envs.demos import collect
 from gcp_jax.envs.protocol import NO_SUCCESS
 from gcp_jax.experiments import run_config
 from gcp_jax.experiments.plan import peak_memory
-from gcp_jax.launch.cli import inspect, main
+from gcp_jax.launch.cli import listing, main
 
 pytestmark = [pytest.mark.slow, pytest.mark.unmeasured]
 
@@ -29,7 +29,7 @@ def test_environments_are_measured_and_shown(tmp_path, monkeypatch, capsys):
     )
     table = tmp_path / "measured.json"
     table.write_text(json.dumps({"reach": measured}))
-    monkeypatch.setattr(inspect, "MEASURED", table)
+    monkeypatch.setattr(listing, "MEASURED", table)
     monkeypatch.setattr(main, "compilation_cache", lambda: None)
     assert main.main(["envs", "--json"]) == 0
     shown = capsys.readouterr()
@@ -60,9 +60,9 @@ def test_a_task_without_success_is_measured_and_shown_by_its_return(tmp_path, mo
     table = tmp_path / "measured.json"
     found = {"machine": "m", "specs": env.specs._asdict(), "demonstrator": {"expert": measured}}
     table.write_text(json.dumps({"brax:hopper": found}))
-    monkeypatch.setattr(inspect, "MEASURED", table)
+    monkeypatch.setattr(listing, "MEASURED", table)
     assert (
-        inspect.print_envs(make_console())["brax:hopper"]["measured"]
+        listing.print_envs(make_console())["brax:hopper"]["measured"]
         == json.loads(table.read_text())["brax:hopper"]
     )
     assert f"expert 0: return {measured['return']:,.0f} ±" in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""check_env passes a sound environment and catches each broken contract on a copy that breaks only that one."""
+"""``check_env`` passes a sound environment and finds the one contract that a broken copy breaks."""
 
 import jax
 import jax.numpy as jnp
@@ -29,7 +29,7 @@ SOUND = Env(_reset, _step, SPECS)
 
 
 def _after(change):
-    """The sound environment with its states after a step changed: change(before, action, after) -> after."""
+    """A copy whose states after a step are change(before, action, after)."""
     return SOUND._replace(step=lambda state, action: change(state, action, _step(state, action)))
 
 

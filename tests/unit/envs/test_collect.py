@@ -1,4 +1,4 @@
-"""Demonstrations of the smallest task: shapes, freezing, repeatability, and the quality levels it promises."""
+"""Demonstrations of the smallest task: shapes, freezing, repeatability, quality levels."""
 
 import jax
 import numpy as np

@@ -1,4 +1,4 @@
-"""The registry and the tasks: contracts, quality of the demonstrators, fidelity to C MuJoCo, and no dead setting."""
+"""The registry and the tasks: contracts, demonstrators, fidelity to C MuJoCo, no dead setting."""
 
 import dataclasses
 import functools
@@ -28,13 +28,21 @@ SHOWN = CLEAN + NOISY  # as many as the contracts are checked on
 EVERYDAY = ("reach", "peg_insert", "handover")  # tasks whose contracts are checked every day
 REPLAYED = 100  # control steps compared with C MuJoCo
 
-# Allowed median distance of MJX from C MuJoCo over 100 steps of an episode, metres and radians: clean episodes, and noisy
-# ones, where what is dropped or bumped into tumbles and float32 soon parts from float64
+# Allowed median distance of MJX from C MuJoCo over 100 steps of an episode, metres and radians:
+# (clean episodes, noisy ones). In noisy episodes objects tumble, and float32 parts from float64.
 DEVIATION = {
-    "adroit_door": (1e-2, 0.5), "adroit_relocate": (3e-2, 1.0), "hand_cube": (3e-2, 5e-2), "handover": (1e-3, 3e-2),
-    "multi_task": (2e-2, 3e-2), "nut_on_peg": (3e-3, 3e-2), "peg_insert": (1e-3, 5e-3), "pick_place": (1e-3, 5e-2),
-    "push_t": (1e-3, 1e-3), "ur5e_insert": (5e-3, 3e-2), "ur5e_pick_place": (1e-3, 3e-2),
-}  # fmt: skip
+    "adroit_door": (1e-2, 0.5),
+    "adroit_relocate": (3e-2, 1.0),
+    "hand_cube": (3e-2, 5e-2),
+    "handover": (1e-3, 3e-2),
+    "multi_task": (2e-2, 3e-2),
+    "nut_on_peg": (3e-3, 3e-2),
+    "peg_insert": (1e-3, 5e-3),
+    "pick_place": (1e-3, 5e-2),
+    "push_t": (1e-3, 1e-3),
+    "ur5e_insert": (5e-3, 3e-2),
+    "ur5e_pick_place": (1e-3, 3e-2),
+}
 
 # Hundreds of steps of many contacts: where the step is worth optimizing
 OPTIMISED = {"xla_backend_optimization_level": 1}
@@ -65,7 +73,8 @@ def test_names_are_made():
 def test_unknown_name_is_told_with_what_is_allowed():
     with pytest.raises(
         ValueError,
-        match=r"no environment is called 'peg_inset'; did you mean 'peg_insert'\? allowed: .*push_t",
+        match=r"no environment is called 'peg_inset'; "
+        r"did you mean 'peg_insert'\? allowed: .*push_t",
     ):
         envs.make("peg_inset")
 
@@ -141,8 +150,10 @@ def test_axes_of_a_quaternion():
 
 ARM = """
 <mujoco><worldbody><body name="upper" pos="0 0 .1">
-  <joint name="shoulder" axis="0 1 0"/><geom name="bone" type="capsule" fromto="0 0 0 .2 0 0" size=".02"/>
-  <body name="lower" pos=".2 0 0"><joint name="elbow" axis="0 0 1"/><geom type="sphere" size=".03" pos=".1 0 0"/>
+  <joint name="shoulder" axis="0 1 0"/>
+  <geom name="bone" type="capsule" fromto="0 0 0 .2 0 0" size=".02"/>
+  <body name="lower" pos=".2 0 0">
+   <joint name="elbow" axis="0 0 1"/><geom type="sphere" size=".03" pos=".1 0 0"/>
     <site name="tip" pos=".15 0 0" euler="30 0 0"/></body></body></worldbody></mujoco>"""
 
 
@@ -162,7 +173,7 @@ def test_forward_kinematics_equals_c_mujoco():
 
 
 def test_any_nesting_of_vmaps_is_one_batch_that_is_batched_once():
-    """In loops whose carry begins unbatched too; what is the same for all is given to each; empty arrays pass."""
+    """Loops whose carry begins unbatched, values shared by all environments, and empty arrays."""
     traced = []
 
     def function(x, shared):
@@ -195,7 +206,8 @@ def test_any_nesting_of_vmaps_is_one_batch_that_is_batched_once():
 
 
 class Shown(NamedTuple):
-    """Demonstrations [T, E], the first ``CLEAN`` without noise: positions after each step, actions, success; and by episode
+    """Demonstrations [T, E], the first ``CLEAN`` without noise: positions after each step, actions,
+    success; and by episode
     [E] the start and the way."""
 
     start: State
@@ -206,7 +218,7 @@ class Shown(NamedTuple):
 
 
 def _show(name, level):
-    """``CLEAN`` episodes without noise, then ``NOISY`` ones at noise ``level``; they go on after success."""
+    """``CLEAN`` episodes without noise, then ``NOISY`` at noise ``level``, beyond success."""
     env, programs = made(name)
     noise = np.repeat(np.float32([0.0, level]), [CLEAN, NOISY])
     plan_key, *keys = jax.random.split(jax.random.key(7), 1 + env.specs.horizon)
@@ -255,7 +267,7 @@ def test_noise_costs_success(task):
 
 @pytest.mark.unmeasured
 def test_fidelity(task):
-    """The same actions give the same motion in C MuJoCo and in MJX, clean and in contact, for most episodes."""
+    """The same actions give the same motion in C MuJoCo and in MJX, for most episodes."""
     name, shown = task
     reference = envs.make(name, backend="mujoco")
 
@@ -277,7 +289,7 @@ def test_fidelity(task):
 
 @pytest.mark.parametrize("name", envs.names())
 def test_every_setting_changes_something(name, monkeypatch):
-    """The scene, the specs, or else the programs: tracing them is only needed if the rest is equal."""
+    """Compare scene and specs; trace the programs only if those are equal."""
     module = importlib.import_module(f"gcp_jax.envs.tasks.{name}")
     scenes = []
 

@@ -1,4 +1,4 @@
-"""Drawing without a display: pictures show the scene and move with it; what is missing is told in one line."""
+"""Rendering without a display: pictures show the scene; a missing library gives one line."""
 
 import jax
 import numpy as np

@@ -1,4 +1,4 @@
-"""Trajectory quality and state-action coverage: closed forms, and what they say of the smallest task's demonstrators."""
+"""Trajectory quality and state-action coverage: closed forms, and the smallest task."""
 
 import itertools
 

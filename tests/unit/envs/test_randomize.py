@@ -1,4 +1,4 @@
-"""Domain randomization: what is drawn, that MuJoCo feels it, that MJX feels the same, and that nothing else changes."""
+"""Domain randomization: what is drawn, its effect in MuJoCo and MJX, and nothing else changes."""
 
 import jax
 import jax.numpy as jnp

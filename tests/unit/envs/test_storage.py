@@ -1,4 +1,4 @@
-"""Datasets on disk: what is written comes back, padding loses nothing, and whatever is wrong is told."""
+"""Datasets on disk: what is written is read, padding loses nothing, faults give one line."""
 
 import json
 
@@ -17,7 +17,7 @@ EPISODES = 12
 
 @pytest.fixture(scope="module")
 def collected():
-    """Steps [T, E, ...] and Info of poor demonstrations, as numpy: some succeed, some run to the horizon."""
+    """Steps [T, E, ...] and Info of poor demonstrations: some succeed, some reach the horizon."""
     env = envs.make("reach")
     return jax.device_get(collect(env, reach.QUALITY["poor"], jax.random.key(0), EPISODES))[:2]
 

@@ -1,4 +1,4 @@
-"""Environments of brax and of MuJoCo Playground behind our protocol, against those suites themselves."""
+"""Environments of brax and of MuJoCo Playground against those suites themselves."""
 
 from typing import NamedTuple
 

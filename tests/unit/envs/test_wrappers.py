@@ -1,4 +1,4 @@
-"""Wrappers on an environment small enough to work out by hand: a counter that moves by its action."""
+"""Wrappers on an environment small enough to compute by hand: a counter."""
 
 import jax
 import jax.numpy as jnp

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from gcp_jax.learner import batch_sources
+from gcp_jax.learner import batch_sources, ring
 from gcp_jax.types import Batch, Segment, Step, Transition
 
 GAMMA = 0.9
@@ -231,7 +231,7 @@ def test_the_success_view_holds_successful_episodes_only(history, monkeypatch):
     """A column without success (0) weighs nothing and the mean weight is 1; below the minimum the
     ordinary sample stands in at weight 1.
     """
-    monkeypatch.setattr(batch_sources, "MIN_SUCCESSES", 4)
+    monkeypatch.setattr(ring, "MIN_SUCCESSES", 4)
     history = History(
         history.steps._replace(success=history.steps.success & (np.arange(COLUMNS)[:, None] > 0))
     )
@@ -386,12 +386,12 @@ def test_mix_sets_batches_of_both_sources_side_by_side(history, demonstrations):
     assert (source.updates, source.batch_size) == (3, 16)
     assert source.partition_spec == (replay.partition_spec, dataset.partition_spec)
     other = History(batch_sources.chunk_windows(demonstrations, CHUNK).steps)
-    for _, (ring, data), batch in drive(source, history, segments=2):
+    for _, (stored, data), batch in drive(source, history, segments=2):
         assert batch.transitions.reward.shape == (3, 16)
         assert batch.return_to_go is None
         assert_windows(history, jax.tree.map(lambda x: x[:, :6], batch.transitions))
         assert_windows(other, jax.tree.map(lambda x: x[:, 6:], batch.transitions))
-    assert ring.steps.reward.shape == (CAPACITY, COLUMNS, CHUNK)
+    assert stored.steps.reward.shape == (CAPACITY, COLUMNS, CHUNK)
     assert len(data.starts) == 30
 
 

@@ -25,10 +25,8 @@ def run_by_return(monkeypatch):
     ``bonus`` is added to the reward of every step, which is −1.
     """
 
-    make_env = envs.make
-
     def make_run(folder, bonus, **fields):
-        reach = make_env("reach", horizon=8)
+        reach = envs.make("reach", horizon=8)
 
         def step(state, action):
             new = reach.step(state, action)
@@ -39,8 +37,7 @@ def run_by_return(monkeypatch):
             )
 
         env = reach._replace(step=step, specs=reach.specs._replace(success=NO_SUCCESS))
-        monkeypatch.setattr(assemble, "make_env", lambda config: env)
-        monkeypatch.setattr(envs, "make", lambda name, **settings: env)
+        monkeypatch.setattr(assemble, "build_env", lambda choice: env)
         tiny = {
             "demonstrations.episodes": 4,
             "evaluation.episodes": 4,
