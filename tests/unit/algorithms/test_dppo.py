@@ -671,6 +671,7 @@ def learn(made):
     return run
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("config", [small(num_finetuned_steps=2), LEARNED], ids=["sde", "learned"])
 def test_a_segment_is_the_same_over_two_devices(config, devices):
     """Environments split in two, under the loop's check that parameters stay the same everywhere;
@@ -739,6 +740,7 @@ def outcome(config):
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("field", SWITCHES)
 def test_every_switch_changes_what_it_governs(field):
     """Adam's state holds the raw gradient, which its first step would hide."""

@@ -234,6 +234,7 @@ def test_the_warm_up_leaves_the_actor_and_its_temperature_alone(mode, batch):
     )
 
 
+@pytest.mark.slow
 def test_two_devices_learn_as_one(batch, devices):
     def opts(after):
         return (
@@ -281,6 +282,7 @@ def outcome(batch):
     return off.outcomes(make, start, batch, PARTS, compiled=False)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("field", SWITCHES)
 def test_every_switch_changes_what_it_governs(field, outcome):
     base = changed(mode="na" if field == "distill_steps" else "sac")

@@ -590,6 +590,7 @@ def usual(batch):
     return functools.cache(lambda config, part: outcome(config, batch, part))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("field", SWITCHES)
 def test_every_switch_changes_what_it_governs(field, batch, usual):
     """An optimizer's state holds the raw gradient, which Adam's first step would hide."""
@@ -701,6 +702,7 @@ def test_deploying_the_best_of_n_takes_its_critics_along(batch):
     assert min(np.abs(chunk - each).max() for each in expected) < 1e-5
 
 
+@pytest.mark.slow
 def test_a_two_mode_prior_concentrates_on_the_rewarded_mode(two_modes, optimized):
     """A one-step task: reward 1 for a positive action. The prior takes either mode half of the
     time.

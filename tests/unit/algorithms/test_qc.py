@@ -161,6 +161,7 @@ SWITCHES = {
 OUTCOME = off.outcomes(make, start, Batch(transitions()), PARTS)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("field", SWITCHES)
 def test_every_switch_changes_what_it_governs(field):
     off.assert_switch_governs(

@@ -330,6 +330,7 @@ def test_the_actor_waits_for_the_warm_up_and_for_its_turn_while_the_critics_lear
     )
 
 
+@pytest.mark.slow
 def test_two_devices_learn_as_one(batch, devices):
     def opts(after):
         return after.critic.opt_state, after.actor.opt_state, after.actor.alpha_opt_state
@@ -379,6 +380,7 @@ def outcome(batch):
     return read
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("field", SWITCHES)
 def test_every_switch_changes_what_it_governs(field, outcome):
     base = changed(mode="td3" if field in OF_TD3 else "sac")

@@ -255,6 +255,7 @@ def test_q_minus_return_is_missing_where_none_terminated(truncated):
     assert diagnostics.MAY_BE_MISSING == ("train/q_minus_return",)
 
 
+@pytest.mark.slow
 def test_two_devices_measure_as_one(devices):
     """The gap is the mean over all chunks, not the mean of the devices' means; the states measured
     are the same.

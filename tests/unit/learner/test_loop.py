@@ -128,6 +128,7 @@ def of_seed(train, index):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.unmeasured
 @pytest.mark.parametrize(("other", "index"), [("eight", 3), ("square", 0), ("four", 0)])
 def test_a_seed_is_the_same_run_alone_among_others_and_over_devices(other, index, lone, request):
@@ -150,6 +151,7 @@ def test_a_seed_is_the_same_run_alone_among_others_and_over_devices(other, index
             )
 
 
+@pytest.mark.slow
 def test_an_update_crosses_the_devices_once(four):
     """The gradients of actor and critics in one all-reduce; nothing else within the loop of two
     updates.
@@ -338,6 +340,7 @@ def test_a_batch_that_does_not_divide_over_the_devices_is_refused(devices):
         loop.build_learner(odd, SPECS, mesh=devices(data=4), seeds=1, collection=COLLECTION)
 
 
+@pytest.mark.slow
 def test_cloning_shares_its_data_and_is_the_same_on_any_mesh(devices, recorded):
     """Seed 1 alone on one device and among two over (2, 2), to a thousandth of Adam's step, which
     magnifies the rounding of small gradients; the demonstrations carry no seed axis.

@@ -96,6 +96,7 @@ def members(devices):
     return built, trained(built, [2, 5, 2, 5], values), made
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("index", "seed", "actor_lr", "clip"), [(1, 5, 1e-3, 0.01), (2, 2, 1e-2, 0.3)]
 )
@@ -252,6 +253,7 @@ def command(folder, **fields):
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.unmeasured
 def test_a_population_by_command_has_a_row_a_policy_and_a_column_for_each_member(
     tmp_path, monkeypatch, capsys

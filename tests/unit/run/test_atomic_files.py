@@ -34,6 +34,7 @@ def test_a_full_disk_leaves_what_was_there_and_names_the_file(tmp_path):
     assert path.read_bytes() == b"old" and list(tmp_path.iterdir()) == [path]
 
 
+@pytest.mark.process
 @pytest.mark.unmeasured
 def test_a_report_on_a_full_disk_names_the_file_that_it_could_not_write(tmp_path):
     (tmp_path / "config.json").write_text(

@@ -54,6 +54,7 @@ def run_by_return(monkeypatch):
     return make_run
 
 
+@pytest.mark.slow
 def test_a_task_without_success_is_cloned_trained_and_evaluated_by_its_return(
     tmp_path, run_by_return, capsys
 ):
