@@ -24,7 +24,7 @@ import numpy as np
 from brax.training.agents.ppo import networks as ppo_networks
 from brax.training.agents.ppo import train as ppo
 
-from gcp_jax.envs.suites import brax
+from gcp_jax.envs.suites import brax as brax_suite
 from gcp_jax.experiments import runtime
 
 ENVS = 256
@@ -87,7 +87,7 @@ def main() -> None:
     )
     chosen = parser.parse_args()
     runtime.prepare_cpu()
-    path = brax.parameters_file(chosen.name)
+    path = brax_suite.parameters_file(chosen.name)
     if path.exists() and not chosen.replace:
         sys.exit(f"{path} exists; --replace overwrites it.")
     path.parent.mkdir(exist_ok=True)
@@ -100,7 +100,7 @@ def main() -> None:
 
 def train(chosen: argparse.Namespace, keep: Callable[..., None]) -> None:
     """Run PPO; ``keep`` is called with (steps, policy, parameters) at every evaluation."""
-    config = brax.Config(iterations=chosen.iterations, ls_iterations=chosen.ls_iterations)
+    config = brax_suite.Config(iterations=chosen.iterations, ls_iterations=chosen.ls_iterations)
     start = time.monotonic()
 
     def print_progress(steps: int, metrics: dict[str, Any]) -> None:
@@ -111,7 +111,7 @@ def train(chosen: argparse.Namespace, keep: Callable[..., None]) -> None:
         print(text, file=sys.stderr, flush=True)
 
     ppo.train(
-        environment=Guarded(brax.brax_env(chosen.name, config)),
+        environment=Guarded(brax_suite.brax_env(chosen.name, config)),
         wrap_env_fn=brax.envs.training.wrap,
         num_timesteps=chosen.steps,
         episode_length=config.horizon,
