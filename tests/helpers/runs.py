@@ -70,7 +70,7 @@ def environment() -> dict[str, str]:
 def run(command: list[str]) -> subprocess.CompletedProcess[str]:
     """Run a command to its end."""
     return subprocess.run(
-        command, capture_output=True, text=True, env=environment(), timeout=500, check=False
+        command, capture_output=True, text=True, env=environment(), timeout=900, check=False
     )
 
 

@@ -10,7 +10,8 @@ from helpers.runs import CLI, TINY, last_json, run
 from benchmarks.equality import unequal_parts
 from gcp_jax import algorithms
 
-pytestmark = [pytest.mark.process, pytest.mark.unmeasured]
+# Two benchmarks of all methods, compiled once: minutes, and more beside other tests.
+pytestmark = [pytest.mark.process, pytest.mark.unmeasured, pytest.mark.timeout(1800)]
 
 METHODS = algorithms.names()
 SHORTER = {
