@@ -90,6 +90,7 @@ def _thrown(env, steps=12):
     return np.asarray(jax.jit(jax.vmap(episode))(KEYS[:4]))
 
 
+@pytest.mark.slow
 def test_mujoco_feels_it_and_mjx_feels_the_same():
     plain = envs.make("pick_place", backend="mujoco")
     reference = envs.make("pick_place", randomize=PHYSICS, backend="mujoco")

@@ -27,6 +27,7 @@ def adapted(request):
     return envs.make(request.param, horizon=40)
 
 
+@pytest.mark.slow
 @pytest.mark.unmeasured
 def test_contracts(adapted):
     check_env(adapted, jax.random.key(0), n=2, steps=50)
@@ -63,6 +64,7 @@ def test_the_renderer_gets_the_joint_positions(adapted):
     assert qpos.shape == (scene.model.nq,) and scene.camera in (cameras or [""])
 
 
+@pytest.mark.slow
 def test_rewards_and_observations_are_the_suites_own():
     from mujoco_playground import dm_control_suite
 

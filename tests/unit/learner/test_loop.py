@@ -161,6 +161,7 @@ def test_an_update_crosses_the_devices_once(four):
     assert updates == ["all-reduce"]
 
 
+@pytest.mark.slow
 def test_seeds_differ(eight):
     train = eight.trains[1]
     for part in (train.env_state, train.learner.key, train.learner.buffer_state):

@@ -109,6 +109,7 @@ def test_a_member_is_the_run_it_would_be_alone(members, devices, index, seed, ac
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a[index], b[0], **near), actual, expected)
 
 
+@pytest.mark.slow
 def test_a_member_that_leaves_the_finite_numbers_does_not_touch_the_others(members):
     built, (state, _), _ = members
     values = {"actor_lr": [1e-3, 1e-3, 1e30, 1e-2], "clip": [0.01, 0.01, 0.3, 0.3]}
