@@ -120,9 +120,7 @@ def keep(folder: Path, name: str, figures: Mapping[str, Any]) -> None:
     path = folder / "results" / f"{name}.json"
     path.parent.mkdir(exist_ok=True)
     entries = json.loads(path.read_text()) if path.exists() else []
-    docstring = sys.modules[BENCHMARKS[name].__module__].__doc__ or ""
     entry = {
-        "about": " ".join(docstring.split()),
         "machine": timing.machine(),
         "versions": package_versions(),
         "commit": git_commit(),
@@ -130,6 +128,12 @@ def keep(folder: Path, name: str, figures: Mapping[str, Any]) -> None:
     }
     write_json(path, [*entries, entry])
     (folder / "README.md").write_text(page(folder / "results"))
+
+
+def about(name: str) -> str:
+    """What a benchmark measures: the docstring of its module, on one line."""
+    docstring = sys.modules[BENCHMARKS[name].__module__].__doc__ or ""
+    return " ".join(docstring.split())
 
 
 def page(results: Path) -> str:
@@ -144,9 +148,7 @@ def page(results: Path) -> str:
             entry = json.loads(path.read_text())[-1]
             commit = (entry["commit"] or "unknown")[:12]
             source = f"{entry['machine']}, jax {entry['versions']['jax']}, commit {commit}"
-            parts.append(
-                f"## {name}\n\n{entry['about']}\n\n{source}\n\n{table(entry['figures'])}\n"
-            )
+            parts.append(f"## {name}\n\n{about(name)}\n\n{source}\n\n{table(entry['figures'])}\n")
     return "\n".join(parts)
 
 

@@ -12,12 +12,14 @@ A placeholder is an HTML comment on a line of its own:
     <!-- command: train -->              the help of a command
     <!-- commands -->                    one row for each command
 
-Notebooks in docs/notebooks become pages.
+Notebooks in docs/notebooks become pages. Equations become MathML, which browsers draw without a
+script, so the site needs no network.
 """
 
 from __future__ import annotations
 
 import contextlib
+import html
 import importlib
 import io
 import json
@@ -27,10 +29,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from latex2mathml.converter import convert
 from mkdocs.structure.files import File, Files
 
 ROOT = Path(__file__).parent.parent
 PLACEHOLDER = re.compile(r"^<!-- (\w+)(?:: (\S+))? -->$", re.MULTILINE)
+EQUATION = re.compile(r'<(span|div) class="arithmatex">\\([(\[])(.*?)\\[)\]]</\1>', re.DOTALL)
 FIGURES = ROOT / "experiments" / "results"
 FIGURE_LINK = re.compile(r"\.\./\.\./experiments/results/([\w/]+\.png)")
 
@@ -57,6 +61,18 @@ def on_page_markdown(markdown: str, **_: Any) -> str:
     """Replace every placeholder of a page, and its links to figures of ``experiments/results``."""
     filled = PLACEHOLDER.sub(lambda match: GENERATORS[match[1]](match[2] or ""), markdown)
     return FIGURE_LINK.sub(r"../results/figures/\1", filled)
+
+
+def on_page_content(page_html: str, **_: Any) -> str:
+    """Replace every equation of a page by MathML."""
+    return EQUATION.sub(equation, page_html)
+
+
+def equation(match: re.Match[str]) -> str:
+    """The MathML of one equation in TeX."""
+    _, bracket, tex = match.groups()
+    display = "block" if bracket == "[" else "inline"
+    return convert(html.unescape(tex).strip(), display=display)
 
 
 def on_files(files: Files, *, config: Any) -> Files:

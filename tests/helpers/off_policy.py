@@ -7,6 +7,7 @@ is called ``s`` is a normalized observation, and float64.
 
 import dataclasses
 import functools
+from types import SimpleNamespace
 from typing import NamedTuple
 
 import jax
@@ -19,6 +20,7 @@ from jax.sharding import PartitionSpec as P
 from gcp_jax.core import policy as policy_lib
 from gcp_jax.core.networks import Normalizer
 from gcp_jax.core.policy import Policy, PolicyConfig
+from gcp_jax.learner import population
 from gcp_jax.types import Specs, Transition
 from helpers.by_hand import assert_one_line, heads, pairs, vector
 
@@ -346,26 +348,107 @@ BAD_SOFT = (
 )
 
 
-def outcomes(make, start, batch, parts, compiled=True):
-    """What an update makes of one part of the state, as one vector: a function of (config, part).
-    Uncompiled where most configurations run once and tracing would cost more than running.
+STACKED = {
+    "actor_lr",
+    "alpha",
+    "base_lr",
+    "base_tau",
+    "critic_lr",
+    "critic_tau",
+    "critic_warmup_updates",
+    "edit_scale",
+    "grad_clip",
+    "noise_bound",
+    "scale",
+    "target_entropy",
+    "temperature_lr",
+}
+"""Numbers that a population can vary in one program."""
+
+
+class Outcomes:
+    """What an update makes of one part of the state, as one vector, for many configurations.
+
+    Configurations that differ from ``base`` in one of the numbers STACKED are the members of one
+    compiled population; each of the others is a program of its own.
     """
 
-    @functools.cache
-    def updated(config):
-        algorithm = make(config)
-        update = jax.jit(algorithm.update) if compiled else algorithm.update
-        return update(start(algorithm), batch, jax.random.key(0))[0]
+    def __init__(self, make, start, batch, parts, *, base, switches):
+        self.make = make
+        self.start = start
+        self.batch = batch
+        self.parts = parts
+        self.base = base
+        self.stacked = {field: switches[field][0] for field in switches if field in STACKED}
+        self.found_alone = {}
 
-    return lambda config, part: vector(parts[part](updated(config)))
+    def update(self, config):
+        algorithm = self.make(config)
+        return algorithm.update(self.start(algorithm), self.batch, jax.random.key(0))[0]
+
+    @functools.cached_property
+    def members(self):
+        """The updated states of ``base``, {None: …}, and with one number changed, {field: …}."""
+        return population_outcomes(self.update, self.base, self.stacked)
+
+    def alone(self, config):
+        """The updated state of one configuration."""
+        if config not in self.found_alone:
+            algorithm = self.make(config)
+            update = jax.jit(algorithm.update)
+            state, _ = update(self.start(algorithm), self.batch, jax.random.key(0))
+            self.found_alone[config] = state
+        return self.found_alone[config]
+
+    def of_switch(self, config, field, value):
+        """The updated states of ``config`` with its own and with another value of ``field``."""
+        if config == self.base and self.stacked.get(field) == value:
+            return self.members[None], self.members[field]
+        return self.alone(config), self.alone(dataclasses.replace(config, **{field: value}))
+
+    def assert_switch_governs(self, config, field, value, part, resizes=False):
+        """Another value of ``field`` makes another ``part``; only one that ``resizes`` may give it
+        another size.
+        """
+        one, two = (
+            vector(self.parts[part](state)) for state in self.of_switch(config, field, value)
+        )
+        assert (resizes and one.shape != two.shape) or np.abs(one - two).max() > 1e-6
 
 
-def assert_switch_governs(outcome, config, field, value, part, resizes=False):
-    """Another value of ``field`` makes another ``part``; only one that ``resizes`` may give it
-    another size.
+def population_outcomes(function, config, changes):
+    """Results of ``function(config)``, of ``config`` and of it with one number changed.
+
+    They are computed by one program, as the members of a population are.
+
+    Args:
+      function: of a configuration, gives a tree of arrays.
+      config: a method's configuration.
+      changes: {field: another number}.
+
+    Returns:
+      {None: the result of ``config``, field: the result with that number changed}.
     """
-    one, two = outcome(config, part), outcome(dataclasses.replace(config, **{field: value}), part)
-    assert (resizes and one.shape != two.shape) or np.abs(one - two).max() > 1e-6
+    members = (None, *changes)
+    values = {
+        field: tuple(value if member == field else getattr(config, field) for member in members)
+        for field, value in changes.items()
+    }
+    run = SimpleNamespace(population=values, algorithm=SimpleNamespace(settings=config))
+    arrays = {
+        field: np.asarray(numbers, population.DTYPES[type(getattr(config, field))])
+        for field, numbers in values.items()
+    }
+
+    def of_member(member):
+        return function(population.config_of_member(run, member))
+
+    results = jax.device_get(jax.jit(jax.vmap(of_member))(arrays))
+    leaves, structure = jax.tree.flatten(results)
+    return {
+        member: structure.unflatten([leaf[index] for leaf in leaves])
+        for index, member in enumerate(members)
+    }
 
 
 def assert_every_switch_is_tested(switches, config):

@@ -1,6 +1,7 @@
 """The benchmarks run on the smallest task, and ``gcp-jax envs`` shows their table."""
 
 import json
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -188,3 +189,8 @@ def test_memory_is_what_is_alive_at_once():
     for function in (program, loop):
         jaxpr = jax.make_jaxpr(function)(jnp.zeros(1000)).jaxpr
         assert 8000 <= peak_memory.temporaries(jaxpr) <= 12100
+
+
+def test_the_page_in_the_repository_is_the_one_that_the_results_make():
+    folder = Path(run.__file__).parent
+    assert (folder / "README.md").read_text() == run.page(folder / "results")

@@ -10,6 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from helpers.by_hand import vector
+from helpers.off_policy import population_outcomes
 from jax.sharding import PartitionSpec as P
 from scipy import stats
 
@@ -713,31 +715,45 @@ SWITCHES = {
 }
 
 
-@functools.cache
+STACKED = (
+    "gae_lambda",
+    "denoising_gamma",
+    "clip",
+    "clip_base",
+    "actor_lr",
+    "value_lr",
+    "grad_clip",
+)
+
+
 def outcome(config):
-    """What a configuration makes of a segment: actions, what ``prepare`` adds, and the state after
-    all updates.
+    """What a configuration makes of a segment: actions, what ``preprocess_segment`` adds, and the
+    state after all updates.
     """
     made = Method(config, "flow")
     steps = recorded(0)
-
-    def run(collector, state):
-        act = jax.vmap(lambda obs, key: made.algorithm.act(collector, obs, key))
-        chunk, extras = act(steps.obs[:, :, 0], jax.random.split(jax.random.key(2), ROWS))
-        segment = Segment(steps._replace(action=chunk), extras)
-        prepared = made.algorithm.preprocess_segment(state, segment)[1].extras
-        state, _ = learn(made)(state, segment)
-        return {
-            "action": chunk,
-            "extras": (prepared["advantage"], prepared["return"]),
-            **{name: getattr(state, name) for name in ("actor", "actor_opt_state", "value")},
-        }
-
-    parts = jax.jit(run)(made.state(BASE), made.state())
+    act = jax.vmap(lambda obs, key: made.algorithm.act(made.state(BASE), obs, key))
+    chunk, extras = act(steps.obs[:, :, 0], jax.random.split(jax.random.key(2), ROWS))
+    segment = Segment(steps._replace(action=chunk), extras)
+    preprocessed = made.algorithm.preprocess_segment(made.state(), segment)[1].extras
+    state, _ = learn(made)(made.state(), segment)
     return {
-        name: np.concatenate([np.ravel(x) for x in jax.tree.leaves(part)])
-        for name, part in parts.items()
+        "action": chunk,
+        "extras": (preprocessed["advantage"], preprocessed["return"]),
+        **{name: getattr(state, name) for name in ("actor", "actor_opt_state", "value")},
     }
+
+
+@functools.cache
+def outcome_alone(config):
+    """The outcome of one configuration, a program of its own."""
+    return jax.jit(lambda: outcome(config))()
+
+
+@functools.cache
+def members():
+    """The outcomes of SMALL, {None: …}, and with one number of STACKED changed, {field: …}."""
+    return population_outcomes(outcome, SMALL, {field: SWITCHES[field][1] for field in STACKED})
 
 
 @pytest.mark.slow
@@ -745,7 +761,12 @@ def outcome(config):
 def test_every_switch_changes_what_it_governs(field):
     """Adam's state holds the raw gradient, which its first step would hide."""
     base, value, part = SWITCHES[field]
-    usual, other = outcome(base)[part], outcome(dataclasses.replace(base, **{field: value}))[part]
+    if field in STACKED:
+        usual, other = members()[None], members()[field]
+    else:
+        usual = outcome_alone(base)
+        other = outcome_alone(dataclasses.replace(base, **{field: value}))
+    usual, other = vector(usual[part]), vector(other[part])
     assert usual.shape != other.shape or np.abs(usual - other).max() > 1e-6
 
 

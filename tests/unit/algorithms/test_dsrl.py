@@ -277,16 +277,19 @@ SWITCHES = {
 }
 
 
+SAC = changed(mode="sac")
+
+
 @pytest.fixture(scope="module")
-def outcome(batch):
-    return off.outcomes(make, start, batch, PARTS, compiled=False)
+def outcomes(batch):
+    return off.Outcomes(make, start, batch, PARTS, base=SAC, switches=SWITCHES)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("field", SWITCHES)
-def test_every_switch_changes_what_it_governs(field, outcome):
-    base = changed(mode="na" if field == "distill_steps" else "sac")
-    off.assert_switch_governs(outcome, base, field, *SWITCHES[field])
+def test_every_switch_changes_what_it_governs(field, outcomes):
+    base = changed(mode="na") if field == "distill_steps" else SAC
+    outcomes.assert_switch_governs(base, field, *SWITCHES[field])
 
 
 def test_every_switch_has_its_test():

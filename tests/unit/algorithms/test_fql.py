@@ -210,13 +210,13 @@ SWITCHES = {
     "actor_hidden": ((5,), "critic gradient"),
     "actor_lr": (0.1, "one step"),
 }
-OUTCOME = off.outcomes(make, start, Batch(transitions()), PARTS)
+OUTCOMES = off.Outcomes(make, start, Batch(transitions()), PARTS, base=SMALL, switches=SWITCHES)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("field", SWITCHES)
 def test_every_switch_changes_what_it_governs(field):
-    off.assert_switch_governs(OUTCOME, SMALL, field, *SWITCHES[field])
+    OUTCOMES.assert_switch_governs(SMALL, field, *SWITCHES[field])
 
 
 def test_every_switch_has_its_test():

@@ -158,15 +158,14 @@ SWITCHES = {
     "aggregate": ("min", "critic gradient"),
     "samples": (2, "critic gradient"),
 }
-OUTCOME = off.outcomes(make, start, Batch(transitions()), PARTS)
+OUTCOMES = off.Outcomes(make, start, Batch(transitions()), PARTS, base=SMALL, switches=SWITCHES)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("field", SWITCHES)
 def test_every_switch_changes_what_it_governs(field):
-    off.assert_switch_governs(
-        OUTCOME, SMALL, field, *SWITCHES[field], resizes=field in ("critics", "critic_hidden")
-    )
+    resizes = field in ("critics", "critic_hidden")
+    OUTCOMES.assert_switch_governs(SMALL, field, *SWITCHES[field], resizes=resizes)
 
 
 def test_every_switch_has_its_test():

@@ -366,25 +366,31 @@ SWITCHES = {
 }
 
 
+SAC = changed(mode="sac")
+
+
+def act(config, batch):
+    """The chunks that ``act`` gives, as one vector."""
+    algorithm = make(config)
+    return vector(algorithm.act(start(algorithm), batch.transitions.obs, jax.random.key(1))[0])
+
+
 @pytest.fixture(scope="module")
-def outcome(batch):
-    """Also of what ``act`` makes of the state."""
-    learned = off.outcomes(make, start, batch, PARTS, compiled=False)
-
-    def read(config, part):
-        if part != "action":
-            return learned(config, part)
-        algorithm = make(config)
-        return vector(algorithm.act(start(algorithm), batch.transitions.obs, jax.random.key(1))[0])
-
-    return read
+def outcomes(batch):
+    return off.Outcomes(make, start, batch, PARTS, base=SAC, switches=SWITCHES)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("field", SWITCHES)
-def test_every_switch_changes_what_it_governs(field, outcome):
-    base = changed(mode="td3" if field in OF_TD3 else "sac")
-    off.assert_switch_governs(outcome, base, field, *SWITCHES[field])
+@pytest.mark.parametrize("field", [field for field in SWITCHES if field != "explore_steps"])
+def test_every_switch_changes_what_it_governs(field, outcomes):
+    base = changed(mode="td3") if field in OF_TD3 else SAC
+    outcomes.assert_switch_governs(base, field, *SWITCHES[field])
+
+
+def test_the_steps_of_exploration_change_how_it_acts(batch):
+    steps, _ = SWITCHES["explore_steps"]
+    usual = act(SAC, batch)
+    assert np.abs(usual - act(changed(explore_steps=steps), batch)).max() > 1e-6
 
 
 def test_every_switch_has_its_test():
