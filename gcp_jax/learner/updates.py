@@ -58,7 +58,7 @@ def sample_batches(
         preprocessed, segment = algorithm.preprocess_segment(state, segment)
         state, _ = nonfinite.keep_if_finite(state, preprocessed)
     buffer_state, batches = algorithm.source.step(
-        learner.buffer_state, segment, keys.source, learner.clock
+        learner.buffer_state, learner.data, segment, keys.source, learner.clock
     )
     return Sampled(state=state, buffer_state=buffer_state, batches=batches, segment=segment)
 

@@ -263,7 +263,7 @@ def _no_batches() -> BatchSource:
         return ()
 
     def step(
-        buffer_state: PyTree, segment: Segment, key: PRNGKey, clock: Array
+        buffer_state: PyTree, data: PyTree, segment: Segment, key: PRNGKey, clock: Array
     ) -> tuple[PyTree, Batch]:
         raise NotImplementedError("a saved policy does not learn")
 

@@ -6,7 +6,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from gcp_jax.types import PRNGKey, PyTree, Step, VectorEnv
+from gcp_jax.learner.demonstrations import Demonstrations
+from gcp_jax.types import PRNGKey, PyTree, VectorEnv
 
 
 class TaskInterface(NamedTuple):
@@ -14,8 +15,8 @@ class TaskInterface(NamedTuple):
 
     env: VectorEnv
 
-    # (key) -> (steps with leaves [T, episodes, ...], facts: plain values)
-    demonstrate: Callable[[PRNGKey], tuple[Step, dict[str, Any]]]
+    # (key) -> (demonstrations, facts: plain values)
+    demonstrate: Callable[[PRNGKey], tuple[Demonstrations, dict[str, Any]]]
 
     # (host states [T, F, ...] of F episodes, path) -> None; None if the task cannot be rendered
     write_video: Callable[[PyTree, Path], None] | None

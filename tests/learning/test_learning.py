@@ -17,6 +17,7 @@ from gcp_jax.core.policy import PolicyConfig
 from gcp_jax.envs.protocol import Env, EnvSpecs, State
 from gcp_jax.envs.wrappers import training
 from gcp_jax.learner import batch_sources, loop
+from gcp_jax.learner.demonstrations import demonstrations_of
 from gcp_jax.learner.loop import CollectConfig
 from gcp_jax.types import Step
 
@@ -165,7 +166,7 @@ def diffused(two_modes, devices, optimized):
     config = PolicyConfig(family="diffusion", chunk=1, hidden=(64, 64, 64), steps=10)
     policy = policy_lib.make_policy(config, two_modes.policy.specs)
     source = batch_sources.dataset(
-        batch_sources.chunk_windows(steps, 1), batch_size=256, updates=1000, gamma=1.0
+        demonstrations_of(steps), chunk=1, batch_size=256, updates=1000, gamma=1.0
     )
     algorithm = bc.make(bc.Config(learning_rate=5e-3), policy, source)
     cloning = loop.build_learner(algorithm, policy.specs, mesh=devices(), seeds=1)

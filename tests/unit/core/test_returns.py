@@ -243,14 +243,14 @@ def test_moments_of_parts_are_those_of_all_numbers(variant):
         np.testing.assert_allclose(moments.std, seen.std(), rtol=1e-5)
 
 
-@pytest.mark.parametrize("value", [0.0, 0.1, -7.0])
+@pytest.mark.parametrize("value", [0.0, 0.1, -7.0, 742.3, -90.1, 20_700.1])
 def test_the_std_of_what_never_changes_is_one(value, variant):
     moments, merge = (
         returns.Moments.empty(),
         variant(lambda moments, x: moments.update(x)),
     )
     assert moments.std == 1
-    for x in (jnp.full((1,), value), jnp.full((3, 7), value)):
+    for x in (jnp.full((1,), value), jnp.full((3, 7), value), jnp.full((10, 100), value)):
         moments = merge(moments, x)
         assert moments.std == 1
 
@@ -284,6 +284,6 @@ def test_normalized_advantages_have_mean_0_and_std_1(variant):
     """Mean 4, std √5; what is everywhere the same becomes 0, not NaN."""
     result = variant(returns.normalize_advantage)(jnp.array([1.0, 3.0, 5.0, 7.0]))
     np.testing.assert_allclose(result, np.array([-3.0, -1.0, 1.0, 3.0]) / np.sqrt(5.0), rtol=1e-6)
-    np.testing.assert_array_equal(
-        variant(returns.normalize_advantage)(jnp.full(4, 2.0)), np.zeros(4)
-    )
+    for value, count in ((2.0, 4), (742.3, 100), (-90.1, 3000), (0.1, 1000)):
+        same = variant(returns.normalize_advantage)(jnp.full(count, value))
+        np.testing.assert_array_equal(same, np.zeros(count))
