@@ -13,11 +13,11 @@ import numpy as np
 
 from gcp_jax import envs
 from gcp_jax.config import ConfigError, EnvChoice, RunConfig
+from gcp_jax.core.demonstrations import Demonstrations, demonstrations_of
 from gcp_jax.envs import wrappers
 from gcp_jax.envs.demos import collect, storage
 from gcp_jax.envs.protocol import Env
 from gcp_jax.learner import evaluation
-from gcp_jax.learner.demonstrations import Demonstrations, demonstrations_of
 from gcp_jax.run.folder import differences
 from gcp_jax.run.task import TaskInterface
 from gcp_jax.types import PyTree

@@ -33,10 +33,10 @@ from jax.sharding import AxisType, Mesh  # noqa: E402
 
 from gcp_jax.algorithms import bc  # noqa: E402
 from gcp_jax.core import policy as policy_lib  # noqa: E402
+from gcp_jax.core.demonstrations import demonstrations_of  # noqa: E402
 from gcp_jax.core.networks import Normalizer  # noqa: E402
 from gcp_jax.core.policy import Policy, PolicyConfig  # noqa: E402
 from gcp_jax.learner import batch_sources, loop  # noqa: E402
-from gcp_jax.learner.demonstrations import demonstrations_of  # noqa: E402
 from gcp_jax.types import Specs, Step  # noqa: E402
 
 pytest.register_assert_rewrite("helpers.off_policy", "helpers.by_hand")

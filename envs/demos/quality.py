@@ -13,7 +13,6 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import special
 
-from gcp_jax.core.networks import CONSTANT
 from gcp_jax.types import Step
 
 Floats = NDArray[np.float64]
@@ -22,6 +21,7 @@ NAMES = ("return", "trajectory_quality", "coverage")
 REFERENCES = "reference_returns"  # the fact {"clean", "random"}: their mean returns
 PLANES = 16  # of the hash
 HASH_SEED = 0
+ROUNDING = 1e-6  # relative to the numbers, what float32 may round of them
 
 
 def measured(steps: Step, *, clean: Step, random: Step) -> dict[str, Any]:
@@ -72,7 +72,7 @@ def coverage(pairs: Floats, reference: Floats) -> float:
     states so). Each plane is midway between two pairs of the reference, whose standard deviation is
     the unit of each dimension.
     """
-    rounding = CONSTANT * np.maximum(np.abs(reference).max(0), 1e-3)
+    rounding = ROUNDING * np.maximum(np.abs(reference).max(0), 1e-3)
     scale = reference.std(0)
     scale = np.where(scale > rounding, scale, np.inf)  # a constant dimension separates nothing
     rng = np.random.default_rng(HASH_SEED)

@@ -29,9 +29,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from gcp_jax.atomic_files import UNREADABLE
+from gcp_jax.core.demonstrations import Demonstrations, flatten_episodes, make_demonstrations
 from gcp_jax.envs.demos import collect, quality
 from gcp_jax.envs.demos.collect import Info
-from gcp_jax.learner.demonstrations import Demonstrations, flatten_episodes, make_demonstrations
 from gcp_jax.types import Step
 
 FORMAT = 1

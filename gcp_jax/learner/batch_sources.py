@@ -11,7 +11,7 @@ from jax.sharding import PartitionSpec as P
 
 from gcp_jax import mesh
 from gcp_jax.core import returns
-from gcp_jax.learner.demonstrations import Demonstrations
+from gcp_jax.core.demonstrations import Demonstrations
 from gcp_jax.learner.ring import (
     Ring,
     RingOrder,

@@ -15,9 +15,9 @@ import jax.numpy as jnp
 from gcp_jax import algorithms
 from gcp_jax import mesh as mesh_lib
 from gcp_jax.config import ConfigError, RunConfig
+from gcp_jax.core.demonstrations import Demonstrations
 from gcp_jax.core.policy import Policy, make_policy
 from gcp_jax.learner import batch_sources, diagnostics, loop, population
-from gcp_jax.learner.demonstrations import Demonstrations
 from gcp_jax.run.sizes import RunSizes, run_sizes
 from gcp_jax.run.task import TaskInterface
 from gcp_jax.types import Algorithm, BatchSource, PyTree

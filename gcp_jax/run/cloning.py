@@ -13,9 +13,9 @@ from gcp_jax import mesh as mesh_lib
 from gcp_jax.algorithms import bc
 from gcp_jax.config import Member, RunConfig
 from gcp_jax.core import policy as policies
+from gcp_jax.core.demonstrations import Demonstrations
 from gcp_jax.core.networks import fit_normalizer
 from gcp_jax.learner import batch_sources, loop
-from gcp_jax.learner.demonstrations import Demonstrations
 from gcp_jax.run import distributed
 from gcp_jax.run.errors import RunError
 from gcp_jax.run.sizes import Cadence, RunSizes

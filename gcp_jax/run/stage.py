@@ -18,8 +18,8 @@ import numpy as np
 
 from gcp_jax import mesh as mesh_lib
 from gcp_jax.config import Member, RunConfig
+from gcp_jax.core.demonstrations import Demonstrations
 from gcp_jax.learner import diagnostics, loop, nonfinite
-from gcp_jax.learner.demonstrations import Demonstrations
 from gcp_jax.run import checkpoint, distributed, metrics
 from gcp_jax.run.errors import RunError
 from gcp_jax.run.evaluator import Row, mean_score, member_columns

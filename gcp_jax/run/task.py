@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from gcp_jax.learner.demonstrations import Demonstrations
+from gcp_jax.core.demonstrations import Demonstrations
 from gcp_jax.types import PRNGKey, PyTree, VectorEnv
 
 

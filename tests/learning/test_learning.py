@@ -13,11 +13,11 @@ import pytest
 from gcp_jax import algorithms
 from gcp_jax.algorithms import bc, dppo, dsrl, expo, fql, ogpo, qc, residual
 from gcp_jax.core import policy as policy_lib
+from gcp_jax.core.demonstrations import demonstrations_of
 from gcp_jax.core.policy import PolicyConfig
 from gcp_jax.envs.protocol import Env, EnvSpecs, State
 from gcp_jax.envs.wrappers import training
 from gcp_jax.learner import batch_sources, loop
-from gcp_jax.learner.demonstrations import demonstrations_of
 from gcp_jax.learner.loop import CollectConfig
 from gcp_jax.types import Step
 

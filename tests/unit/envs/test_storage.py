@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 
 from gcp_jax import envs
+from gcp_jax.core.demonstrations import demonstrations_of
 from gcp_jax.envs.demos import quality, storage
 from gcp_jax.envs.demos.collect import collect
 from gcp_jax.envs.tasks import reach
-from gcp_jax.learner.demonstrations import demonstrations_of
 
 EPISODES = 12
 

@@ -11,8 +11,8 @@ import pytest
 from scipy import stats
 
 from gcp_jax.core import returns
+from gcp_jax.core.demonstrations import demonstrations_of
 from gcp_jax.learner import batch_sources, ring
-from gcp_jax.learner.demonstrations import demonstrations_of
 from gcp_jax.types import Batch, Segment, Step, Transition
 
 GAMMA = 0.9

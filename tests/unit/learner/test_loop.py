@@ -14,12 +14,12 @@ from benchmarks.devices import collectives
 from gcp_jax import envs
 from gcp_jax.algorithms import bc, ogpo
 from gcp_jax.core import policy as policy_lib
+from gcp_jax.core.demonstrations import demonstrations_of
 from gcp_jax.core.networks import Normalizer
 from gcp_jax.core.policy import PolicyConfig
 from gcp_jax.envs.tasks import reach
 from gcp_jax.envs.wrappers import training
 from gcp_jax.learner import batch_sources, loop
-from gcp_jax.learner.demonstrations import demonstrations_of
 from gcp_jax.learner.loop import CollectConfig
 from gcp_jax.types import Specs
 

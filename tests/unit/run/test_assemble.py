@@ -7,8 +7,8 @@ import pytest
 from helpers.run_configs import small_config
 
 from gcp_jax.config import ConfigError
+from gcp_jax.core.demonstrations import demonstrations_of
 from gcp_jax.experiments import assemble
-from gcp_jax.learner.demonstrations import demonstrations_of
 from gcp_jax.run.assemble import assemble_finetuning
 from gcp_jax.run.sizes import run_sizes
 from gcp_jax.types import Segment, Step

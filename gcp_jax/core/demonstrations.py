@@ -48,9 +48,11 @@ class Demonstrations(NamedTuple):
     def digest(self) -> str:
         """SHA-256 of every number of these episodes, in hexadecimal; wherever they are stored."""
         content = hashlib.sha256()
-        for x in (*self.steps, self.start):
+        arrays: tuple[Any, ...] = (*self.steps, self.start)
+        for x in arrays:
             content.update(f"{x.dtype.str}{x.shape}".encode())
-            content.update(memoryview(np.ascontiguousarray(x)))
+            whole: Any = np.ascontiguousarray(x)
+            content.update(whole)
         return content.hexdigest()
 
 

@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gcp_jax.core import returns
+from gcp_jax.core.demonstrations import MAX_STEPS, demonstrations_of, make_demonstrations
 from gcp_jax.learner import batch_sources
-from gcp_jax.learner.demonstrations import MAX_STEPS, demonstrations_of, make_demonstrations
 from gcp_jax.types import Step
 
 STEPS, CHUNK, GAMMA = 24, 4, 0.9
