@@ -144,6 +144,11 @@ def _check_env(dataset: storage.Dataset, config: RunConfig, env: Env) -> None:
       ConfigError: it is another task, or has other sizes.
     """
     where = f"demonstrations.path={config.demonstrations.path}"
+    for size in ("obs_dim", "action_dim"):
+        saved = dataset.facts[size]
+        needed = getattr(env.specs, size)
+        if saved != needed:
+            raise ConfigError(f"{where} has {size}={saved}, but {env.specs.name} has {needed}.")
     recorded: Any = dataset.facts.get("env")
     name = recorded.get("name") if isinstance(recorded, Mapping) else None
     if name != config.env.name:
@@ -151,11 +156,6 @@ def _check_env(dataset: storage.Dataset, config: RunConfig, env: Env) -> None:
             f"{where} is of the environment {name!r}, but this run is on {config.env.name!r}; "
             "choose its environment, or correct env.name in its dataset.json."
         )
-    for size in ("obs_dim", "action_dim"):
-        saved = dataset.facts[size]
-        needed = getattr(env.specs, size)
-        if saved != needed:
-            raise ConfigError(f"{where} has {size}={saved}, but {env.specs.name} has {needed}.")
     current = {key: x for key, x in config.env.to_dict().items() if key in recorded}
     others = [
         f"{each.field}={each.saved!r}, not {each.current!r}"

@@ -1,6 +1,7 @@
 """Whole runs in this process: a task that is scored by its return."""
 
 import json
+import shutil
 
 import jax
 import jax.numpy as jnp
@@ -9,13 +10,16 @@ import pytest
 from helpers.run_configs import small_config
 
 from gcp_jax import envs
+from gcp_jax.envs.demos import storage
+from gcp_jax.envs.demos.collect import Info
 from gcp_jax.envs.protocol import NO_SUCCESS
 from gcp_jax.experiments import assemble
 from gcp_jax.launch.cli import inspect
-from gcp_jax.run import saved_policy
+from gcp_jax.run import checkpoint, saved_policy
 from gcp_jax.run.cloning import CLONE_STREAM
 from gcp_jax.run.errors import RunError
 from gcp_jax.run.training import Training
+from gcp_jax.types import Step
 
 
 @pytest.fixture
@@ -71,8 +75,8 @@ def test_a_task_without_success_is_cloned_trained_and_evaluated_by_its_return(
     pretrain_updates = [row["updates"] for row in rows if row["stage"] == "pretrain"]
     assert pretrain_updates == [2]  # the first evaluation, 16, is above 0.9 · 16
     assert "base policy: return 16.0" in capsys.readouterr().err
-    lowest = demonstrations.action.min((0, 1))
-    highest = demonstrations.action.max((0, 1))  # they span more than the least range
+    lowest = demonstrations.steps.action.min(0)
+    highest = demonstrations.steps.action.max(0)  # they span more than the least range
     for name in ("base", "seed_0"):
         kept = saved_policy.load_saved_policy(tmp_path / "policy" / name).policy.config
         np.testing.assert_allclose((kept.low, kept.high), (lowest, highest), atol=1e-6)
@@ -89,3 +93,61 @@ def test_a_fraction_of_a_negative_return_is_refused(tmp_path, run_by_return):
     message = r"stop_at_success is 0.45, a fraction of .* which is -8.0: it must be positive"
     with pytest.raises(RunError, match=message):
         run.run()
+
+
+def clone_from(data, folder, **fields):
+    config = small_config(
+        **{
+            "demonstrations.path": str(data),
+            "demonstrations.episodes": 200,
+            "pretrain.updates": 6,
+            "pretrain.evaluate_every": 2,
+            "evaluation.episodes": 4,
+            "checkpoint.every": 1,
+            "video": False,
+            **fields,
+        }
+    )
+    return Training(config, assemble.make_task(config, film=False), folder, "")
+
+
+def recorded(path, *, changed=False):
+    """200 episodes of 20 steps without any flag, for reach."""
+    rng = np.random.default_rng(0)
+    shape = (20, 200)
+    no = np.zeros(shape, bool)
+    obs = rng.standard_normal((*shape, 4)).astype(np.float32)
+    obs[3, 7] += changed
+    action = rng.uniform(-1, 1, (*shape, 2)).astype(np.float32)
+    steps = Step(obs, action, np.ones(shape, np.float32), obs, no, no, no, ~no)
+    info = Info(success=no[0], mode=np.full(200, -1), length=np.full(200, 20), diverged=no[0])
+    return storage.write(path, steps, info, {"env": {"name": "reach"}})
+
+
+@pytest.mark.slow
+def test_cloning_resumes_bit_for_bit_and_only_with_its_data(tmp_path, monkeypatch):
+    """The dataset, 400 kB here, is in no checkpoint; the data at its path must be the same."""
+    data = tmp_path / "demos"
+    recorded(data)
+    whole = clone_from(data, tmp_path / "whole").pretrain()
+    save = checkpoint.Checkpoints.save
+
+    def save_and_stop(self, clock, train, host):
+        save(self, clock, train, host)
+        if clock == 1:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(checkpoint.Checkpoints, "save", save_and_stop)
+        clone_from(data, tmp_path / "stopped").pretrain()
+    saved = tmp_path / "stopped" / "checkpoints" / "pretrain" / "1"
+    assert sum(path.stat().st_size for path in saved.rglob("*")) < 200_000
+    data.rename(tmp_path / "aside")
+    recorded(data, changed=True)
+    with pytest.raises(RunError, match="does not hold the demonstrations from which pretrain of"):
+        clone_from(data, tmp_path / "stopped").pretrain()
+    shutil.rmtree(data)
+    (tmp_path / "aside").rename(data)
+    resumed = clone_from(data, tmp_path / "stopped").pretrain()
+    one, other = (saved_policy.load_saved_policy(path).deployed for path in (whole, resumed))
+    jax.tree.map(np.testing.assert_array_equal, one, other)
