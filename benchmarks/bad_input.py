@@ -14,7 +14,7 @@ import tempfile
 import zipfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -99,6 +99,11 @@ CASES = (
     _train("demonstrations without episodes", "demonstrations.path=DIR/demos_none"),
     _train("demonstrations of another task", "demonstrations.path=DIR/demos_other"),
     _train(
+        "demonstrations of another task of the same sizes",
+        "demonstrations.path=DIR/demos_foreign",
+    ),
+    _train("a flag inside an episode", "demonstrations.path=DIR/demos_inside"),
+    _train(
         "fewer demonstrations than configured",
         "demonstrations.path=DIR/demos",
         "demonstrations.episodes=99",
@@ -137,6 +142,8 @@ def samples(folder: Path) -> None:
         "range": lambda d: _set(d / "action.npy", 1.5),
         "none": lambda d: _described(d, episodes=0),
         "other": lambda d: _narrow(d),
+        "foreign": lambda d: _described(d, env={"name": "push_t"}),
+        "inside": lambda d: _set(d / "terminated.npy", True),
     }
     for name, change in changes.items():
         shutil.copytree(folder / "demos", folder / f"demos_{name}")
@@ -155,11 +162,11 @@ def _policy(path: Path, env: str, *, obs_dim: int) -> None:
 
 def _set(path: Path, value: float) -> None:
     array = np.load(path)
-    array[3, 0] = value
+    array.reshape(len(array), -1)[3, 0] = value
     np.save(path, array)
 
 
-def _described(folder: Path, **facts: int) -> None:
+def _described(folder: Path, **facts: Any) -> None:
     known = json.loads((folder / "dataset.json").read_text())
     (folder / "dataset.json").write_text(json.dumps({**known, **facts}))
 

@@ -116,8 +116,9 @@ def _scripted(env: Env, noise: float, episodes: int) -> Demonstrate:
 def _from_disk(config: RunConfig, env: Env) -> Demonstrate:
     """Demonstrations of a dataset, which is checked now, before anything is compiled."""
     path = config.demonstrations.path
-    selected = _read_selected(config)
-    _check_env(selected, config, env)
+    dataset = storage.read(Path(path))
+    _check_env(dataset, config, env)
+    selected = _select(dataset, config)
 
     def demonstrate(key: jax.Array) -> tuple[Demonstrations, dict[str, Any]]:
         return storage.demonstrations(selected), {**storage.measured_facts(selected), "path": path}
@@ -125,10 +126,9 @@ def _from_disk(config: RunConfig, env: Env) -> Demonstrate:
     return demonstrate
 
 
-def _read_selected(config: RunConfig) -> storage.Dataset:
-    """The episodes of ``demonstrations.path`` that a run learns from."""
+def _select(dataset: storage.Dataset, config: RunConfig) -> storage.Dataset:
+    """The episodes of a dataset that a run learns from."""
     demos = config.demonstrations
-    dataset = storage.read(Path(demos.path))
     if len(dataset.start) < demos.episodes:
         raise ConfigError(
             f"demonstrations.path={demos.path} has {len(dataset.start)} episodes, "
@@ -174,7 +174,8 @@ def dataset_digest(config: RunConfig) -> str:
     """
     if not config.demonstrations.path:
         return ""
-    return storage.demonstrations(_read_selected(config)).digest()
+    dataset = storage.read(Path(config.demonstrations.path))
+    return storage.demonstrations(_select(dataset, config)).digest()
 
 
 def _no_demonstrations(key: jax.Array) -> tuple[Demonstrations, dict[str, Any]]:

@@ -2,6 +2,8 @@
 jit.
 """
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -278,6 +280,19 @@ def test_observed_returns_restart_after_a_termination_and_after_a_time_limit(var
     np.testing.assert_allclose(
         (moments.total, moments.mean, moments.std), (4, seen.mean(), seen.std()), rtol=1e-6
     )
+
+
+def test_rounding_is_not_divided_by_itself(variant):
+    """Groups of four: one varies, one is the same up to its last bits."""
+    q = jnp.array([[1.0, 2.0, 3.0, 6.0], [-90.1, -90.1, -90.100006, -90.1]])
+    divide = variant(partial(returns.divide_by_std, epsilon=1e-6))
+    found = divide(
+        returns.group_advantage(q),
+        std=jnp.std(q, -1, keepdims=True),
+        level=jnp.mean(q, -1, keepdims=True),
+    )
+    np.testing.assert_allclose(found[0], np.array([-2.0, -1.0, 0.0, 3.0]) / np.sqrt(3.5), rtol=1e-5)
+    np.testing.assert_array_equal(found[1], 0.0)
 
 
 def test_normalized_advantages_have_mean_0_and_std_1(variant):

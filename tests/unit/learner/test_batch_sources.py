@@ -12,7 +12,7 @@ from scipy import stats
 
 from gcp_jax.core import returns
 from gcp_jax.core.demonstrations import demonstrations_of
-from gcp_jax.learner import batch_sources, ring
+from gcp_jax.learner import batch_sources, population, ring
 from gcp_jax.types import Batch, Segment, Step, Transition
 
 GAMMA = 0.9
@@ -437,6 +437,20 @@ def test_rollout_needs_minibatches_that_divide_its_rows():
         ValueError, match="minibatches is 4, which does not divide the segment length 6"
     ):
         batch_sources.on_policy(epochs=1, minibatches=4, rows=6, columns=2, gamma=GAMMA)
+
+
+def test_gamma_of_demonstrations_may_vary_in_a_population(demonstrations):
+    gamma = population.TracedHyperparameter("gamma", jnp.float32(GAMMA), (GAMMA, 0.95))
+    source = batch_sources.dataset(
+        demonstrations, chunk=CHUNK, batch_size=4, updates=2, gamma=gamma, to_go=True
+    )
+    _, batch = jax.eval_shape(source.step, None, source.data, None, jax.random.key(0), 0)
+    assert batch.return_to_go.shape == (2, 4)
+    varying, fixed = (
+        jax.jit(lambda data, g=g: batch_sources.dataset_returns_to_go(data, g))(source.data)
+        for g in (gamma, GAMMA)
+    )
+    np.testing.assert_array_equal(varying, fixed)
 
 
 @pytest.mark.parametrize("to_go", [False, True])

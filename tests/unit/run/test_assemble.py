@@ -58,6 +58,20 @@ def test_demonstrations_take_their_share_of_every_batch(fraction, marked):
     np.testing.assert_array_equal(np.sum(is_marked, -1), marked)
 
 
+def test_cal_ql_has_the_returns_of_demonstrations_too():
+    """Of the whole batch, not only of its replayed half."""
+    fields = {"algorithm.calql": 5.0, "algorithm.critic_warmup_updates": 9}
+    config = small_config("ogpo", **{"finetune.demo_fraction": 0.5, **fields})
+    sizes = run_sizes(config, assemble.make_task(config, film=False).env.specs)
+    demonstrations = demonstrations_of(record((8, 3), sizes.specs, MARK))
+    source = setup_of(config, demonstrations).algorithm.source
+    segment = Segment(steps=record((2, 4, sizes.specs.chunk), sizes.specs, 0.0), extras={})
+    segment = jax.tree.map(jnp.asarray, segment)
+    store = jax.eval_shape(source.init, segment)
+    _, batch = jax.eval_shape(source.step, store, source.data, segment, jax.random.key(0), 0)
+    assert batch.return_to_go.shape == (sizes.updates, 16)
+
+
 def test_an_on_policy_method_learns_from_minibatches_of_its_segment():
     config = small_config(
         "dppo", **{"algorithm.epochs": 3, "algorithm.minibatches": 2, "finetune.unroll_chunks": 4}
