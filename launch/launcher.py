@@ -6,6 +6,7 @@ It places nothing itself; where and when a job runs is decided by the backend.
 from __future__ import annotations
 
 import concurrent.futures
+import json
 import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -18,7 +19,10 @@ from gcp_jax.launch import worker
 from gcp_jax.launch.expand import RunSpec
 from gcp_jax.launch.spec import TRAIN, Sweep
 from gcp_jax.launch.worker import Job, JobResult
+from gcp_jax.run.code_digests import code_digests
+from gcp_jax.run.folder import check_resumable as check_run_resumable
 from gcp_jax.run.folder import config_hash
+from gcp_jax.run.run_policies import missing_policies
 
 Future = concurrent.futures.Future[JobResult]
 Request = tuple[RunSpec, int]  # a run, and the environment steps at which it pauses (0: never)
@@ -61,8 +65,26 @@ def run_folder(sweep_folder: Path, run_id: str) -> Path:
 
 
 def is_finished(folder: Path) -> bool:
-    """Return whether the run, or clone, in this folder has finished."""
-    return (folder / "summary.json").exists()
+    """Return whether the run, or clone, in this folder has finished: its summary can be read."""
+    try:
+        return isinstance(json.loads((folder / "summary.json").read_text()), dict)
+    except (OSError, ValueError, RecursionError):
+        return False
+
+
+def check_resumable(runs: Iterable[RunSpec], folder: Path, entry_point: str = TRAIN) -> None:
+    """Check that the trainings that a sweep's folder holds are those of these runs.
+
+    Raises:
+      RunError: one of them, or a clone, was begun with another configuration or other code.
+    """
+    if entry_point != TRAIN:
+        return
+    for run in runs:
+        check_run_resumable(run_folder(folder, run.id), run.config, code_digests(run.config))
+        if clone := clone_id(run):
+            config = clone_config(run.config)
+            check_run_resumable(folder / "clones" / clone, config, code_digests(config))
 
 
 def clone_id(run: RunSpec, entry_point: str = TRAIN) -> str:
@@ -132,11 +154,12 @@ class _JobLedger:
     def add(self, requests: Iterable[Request]) -> None:
         """Queue runs that are not finished, after the clones they need."""
         for run, until in requests:
-            if is_finished(run_folder(self.folder, run.id)):
+            check_resumable([run], self.folder, self.sweep.entry_point)
+            if self._is_done(run):
                 self.skipped += 1
                 continue
             job = self._job(run, until)
-            if not job.clone or is_finished(Path(job.clone)):
+            if not job.clone or _is_cloned(Path(job.clone)):
                 self._ready.append((run, job))
                 continue
             if job.clone not in self._waiting:
@@ -144,6 +167,13 @@ class _JobLedger:
                 self._ready.append((None, _clone_job(job)))
             self._waiting[job.clone].append((run, job))
         self.submit_ready()
+
+    def _is_done(self, run: RunSpec) -> bool:
+        """Return whether a run has finished and its policies are on disk."""
+        folder = run_folder(self.folder, run.id)
+        if self.sweep.entry_point != TRAIN or not is_finished(folder):
+            return is_finished(folder)
+        return not missing_policies(folder, run.config.members)
 
     def submit_ready(self) -> None:
         """Submit all jobs that are ready in one call, so that a backend can make one array."""
@@ -213,6 +243,11 @@ class _JobLedger:
             until=until,
             clone=str(self.folder / "clones" / clone) if clone else "",
         )
+
+
+def _is_cloned(folder: Path) -> bool:
+    """Return whether a clone has finished and its policy is on disk."""
+    return is_finished(folder) and not missing_policies(folder, members=())
 
 
 def _clone_job(job: Job) -> Job:

@@ -166,7 +166,10 @@ def _adopt_clone(clone: Path, folder: Path) -> None:
 
     The policy is copied last and atomically: if it is there, the adoption is complete.
     """
-    base = folder / "policy" / "base"
+    from gcp_jax.run import run_policies
+
+    run_policies.set_damaged_aside(folder, run_policies.BASE)
+    base = run_policies.policy_folder(folder, run_policies.BASE)
     if base.exists():
         return
     for name in ("metrics.jsonl", "eval.jsonl"):

@@ -138,6 +138,27 @@ def check_saved_policy(path: str | os.PathLike[str]) -> SavedPolicy:
     return saved
 
 
+def is_intact(path: str | os.PathLike[str]) -> bool:
+    """True if a folder holds a saved policy whose files are complete; nothing is computed."""
+    try:
+        arrays, _ = _read(Path(path))
+    except SavedPolicyError:
+        return False
+    return {"probe/obs", "probe/action"} <= arrays.keys()
+
+
+def holds(path: str | os.PathLike[str], deployed: PyTree) -> bool:
+    """True if the policy saved in a folder has these parameters, bit for bit."""
+    if not is_intact(path):
+        return False
+    arrays, _ = _read(Path(path))
+    saved = {name: x for name, x in arrays.items() if not name.startswith("probe/")}
+    expected = _flatten(deployed)
+    return saved.keys() == expected.keys() and all(
+        saved[name].tobytes() == x.tobytes() for name, x in expected.items()
+    )
+
+
 def _flatten(deployed: PyTree) -> dict[str, np.ndarray]:
     """Parameters as named arrays: "net/…", other parts, "normalizer/mean", "normalizer/std"."""
     nets = {name: part for name, part in deployed.items() if name != "normalizer"}
