@@ -130,9 +130,23 @@ def open_folder(folder: Path, config: RunConfig, command: str, cadences: Cadence
     check_resumable(folder, config, code)
     saved = json.loads(path.read_text())
     _warn_of_versions(saved["versions"], provenance.package_versions())
-    if saved.get("code", code) != code and distributed.is_primary():
+    if (changed := _changed_modules(saved, code)) and distributed.is_primary():
+        print(f"{changed} changed since this run began (allow_changed_code)", file=sys.stderr)
         earlier = [*saved.get("earlier_code", []), saved["code"]]
         write_json(path, {**saved, "code": code, "earlier_code": earlier})
+
+
+def check_folder(folder: Path, config: RunConfig) -> None:
+    """Check that a run can begin or continue in a folder; nothing is written.
+
+    Raises:
+      RunError: a run cannot be kept at this path, or it holds something else or another run.
+    """
+    check_path(folder)
+    if (folder / "config.json").exists():
+        check_resumable(folder, config, code_digests(config))
+    else:
+        _refuse_other_content(folder)
 
 
 def check_resumable(folder: Path, config: RunConfig, code: Mapping[str, str]) -> None:
@@ -161,23 +175,24 @@ def check_resumable(folder: Path, config: RunConfig, code: Mapping[str, str]) ->
             f"not {difference.current!r}; "
             "use the same configuration to resume it, or another --run_dir."
         )
-    saved_code = saved.get("code", code)
-    changed = [
-        name for name in sorted({*saved_code, *code}) if saved_code.get(name) != code.get(name)
-    ]
-    if not changed:
-        return
-    names = ", ".join("gcp_jax itself" if name == "gcp_jax" else f"{name}.py" for name in changed)
-    if not config.allow_changed_code:
+    if (changed := _changed_modules(saved, code)) and not config.allow_changed_code:
         raise RunError(
-            f"{folder} holds a run with other code: {names} changed since it began. Restore it, "
-            "choose another --run_dir, or continue with the new code by "
+            f"{folder} holds a run with other code: {changed} changed since it began. Restore "
+            "it, choose another --run_dir, or continue with the new code by "
             "--config.allow_changed_code=True."
         )
-    print(f"{folder}: {names} changed since the run began (allow_changed_code)", file=sys.stderr)
+
+
+def _changed_modules(record: Mapping[str, Any], code: Mapping[str, str]) -> str:
+    """The modules whose code is not that which ``config.json`` recorded, for a message."""
+    saved = record.get("code", code)
+    changed = [name for name in sorted({*saved, *code}) if saved.get(name) != code.get(name)]
+    return ", ".join("gcp_jax itself" if name == "gcp_jax" else f"{name}.py" for name in changed)
 
 
 def _refuse_other_content(folder: Path) -> None:
+    if folder.exists() and not folder.is_dir():
+        raise RunError(f"{folder} is a file; choose another --run_dir.")
     if name := other_content(folder):
         raise RunError(
             f"{folder} holds a {name}, but no config.json: it is not a run of gcp-jax, or its "

@@ -148,6 +148,7 @@ def _wandb_id(folder: Path) -> str:
     path = folder / "wandb_id.txt"
     if path.exists() and (saved := path.read_text().strip()):
         return saved
+    folder.mkdir(parents=True, exist_ok=True)
     new = uuid.uuid4().hex
     write_text(path, f"{new}\n")
     return new

@@ -44,7 +44,7 @@ from gcp_jax.run.evaluator import (
 )
 from gcp_jax.run.finetuning import make_finetuning_stage
 from gcp_jax.run.folder import (
-    check_path,
+    check_folder,
     drop_late_rows,
     finished_summary,
     open_folder,
@@ -85,11 +85,11 @@ class Training:
 
         Raises:
           ConfigError: the configuration contradicts itself, or its population cannot vary.
-          RunError: ``pretrain.saved_policy`` does not fit the run, or it cannot be kept in the
-            folder.
+          RunError: ``pretrain.saved_policy`` does not fit the run, or the folder holds something
+            else.
           ValueError: a size cannot be divided over the devices, or there are too few devices.
         """
-        check_path(folder)
+        check_folder(folder, config)
         self.config = config
         self.task = task
         self.folder = folder

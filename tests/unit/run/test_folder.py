@@ -94,6 +94,12 @@ def test_other_files_than_a_runs_are_refused(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
 
 
+def test_a_file_is_no_folder(tmp_path):
+    (tmp_path / "run").touch()
+    with pytest.raises(RunError, match="run is a file; choose another --run_dir"):
+        folder_lib.check_folder(tmp_path / "run", small_config())
+
+
 def test_a_policy_of_a_seed_is_refused_where_no_run_has_begun(tmp_path):
     (tmp_path / "policy" / "seed_0").mkdir(parents=True)
     with pytest.raises(RunError, match="holds a policy/seed_0, but no config.json"):
@@ -162,7 +168,9 @@ def test_changed_code_can_be_allowed_and_is_recorded(tmp_path, code, capsys):
     open_folder(tmp_path, small_config(), COMMAND, CADENCES)
     code |= CHANGED
     open_folder(tmp_path, small_config(allow_changed_code=True), COMMAND, CADENCES)
-    assert "my_method.py changed since the run began" in capsys.readouterr().err
+    assert (
+        "my_method.py changed since this run began (allow_changed_code)" in capsys.readouterr().err
+    )
     record = json.loads((tmp_path / "config.json").read_text())
     assert record["code"] == CHANGED
     assert record["earlier_code"] == [{"my_method": "old", "gcp_jax": "same"}]
