@@ -13,6 +13,7 @@ import numpy as np
 
 from gcp_jax import envs
 from gcp_jax.config import ConfigError, EnvChoice, RunConfig
+from gcp_jax.config import Demonstrations as DemonstrationConfig
 from gcp_jax.core.demonstrations import Demonstrations, demonstrations_of
 from gcp_jax.envs import wrappers
 from gcp_jax.envs.demos import collect, storage
@@ -116,7 +117,7 @@ def _scripted(env: Env, noise: float, episodes: int) -> Demonstrate:
 def _from_disk(config: RunConfig, env: Env) -> Demonstrate:
     """Demonstrations of a dataset, which is checked now, before anything is compiled."""
     path = config.demonstrations.path
-    selected = _read_selected(config)
+    selected = _read_selected(config.demonstrations)
     _check_env(selected, config, env)
 
     def demonstrate(key: jax.Array) -> tuple[Demonstrations, dict[str, Any]]:
@@ -125,9 +126,8 @@ def _from_disk(config: RunConfig, env: Env) -> Demonstrate:
     return demonstrate
 
 
-def _read_selected(config: RunConfig) -> storage.Dataset:
+def _read_selected(demos: DemonstrationConfig) -> storage.Dataset:
     """The episodes of ``demonstrations.path`` that a run learns from."""
-    demos = config.demonstrations
     dataset = storage.read(Path(demos.path))
     if len(dataset.start) < demos.episodes:
         raise ConfigError(
@@ -165,16 +165,16 @@ def _check_env(dataset: storage.Dataset, config: RunConfig, env: Env) -> None:
         print(f"{where} was recorded with {'; '.join(others)}", file=sys.stderr)
 
 
-def dataset_digest(config: RunConfig) -> str:
+def dataset_digest(demos: DemonstrationConfig) -> str:
     """The digest of the recorded episodes that a run learns from; "" if they are scripted.
 
     Raises:
       ConfigError: ``demonstrations.path`` holds too few episodes.
       DatasetError: it holds no dataset.
     """
-    if not config.demonstrations.path:
+    if not demos.path:
         return ""
-    return storage.demonstrations(_read_selected(config)).digest()
+    return storage.demonstrations(_read_selected(demos)).digest()
 
 
 def _no_demonstrations(key: jax.Array) -> tuple[Demonstrations, dict[str, Any]]:

@@ -13,8 +13,8 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
-from gcp_jax.config import clone_config, to_dict
-from gcp_jax.experiments import run_config
+from gcp_jax.config import RunConfig, clone_config, to_dict
+from gcp_jax.experiments import run_config, run_inputs
 from gcp_jax.launch import worker
 from gcp_jax.launch.expand import RunSpec
 from gcp_jax.launch.spec import TRAIN, Sweep
@@ -81,10 +81,15 @@ def check_resumable(runs: Iterable[RunSpec], folder: Path, entry_point: str = TR
     if entry_point != TRAIN:
         return
     for run in runs:
-        check_run_resumable(run_folder(folder, run.id), run.config, code_digests(run.config))
+        _check_run_resumable(run_folder(folder, run.id), run.config)
         if clone := clone_id(run):
-            config = clone_config(run.config)
-            check_run_resumable(folder / "clones" / clone, config, code_digests(config))
+            _check_run_resumable(folder / "clones" / clone, clone_config(run.config))
+
+
+def _check_run_resumable(folder: Path, config: RunConfig) -> None:
+    if (folder / "config.json").exists():
+        inputs = run_inputs.input_digests(config, folder)
+        check_run_resumable(folder, config, code_digests(config), inputs)
 
 
 def clone_id(run: RunSpec, entry_point: str = TRAIN) -> str:

@@ -34,6 +34,7 @@ FREE_FIELDS = (  # may differ when a run is resumed
     "max_nonfinite_updates",
     "allow_changed_code",
 )
+INPUT_FIELDS = ("demonstrations.path", "pretrain.saved_policy")  # paths, compared by their content
 NAMES_BEFORE_RUN = frozenset(  # what a worker, a benchmark or an adopted clone leaves in a folder
     (
         "alive",
@@ -98,7 +99,13 @@ def check_path(folder: Path) -> None:
         )
 
 
-def open_folder(folder: Path, config: RunConfig, command: str, cadences: Cadences) -> None:
+def open_folder(
+    folder: Path,
+    config: RunConfig,
+    command: str,
+    cadences: Cadences,
+    inputs: Mapping[str, str],
+) -> None:
     """Begin a run in a folder, or check that its run can be resumed.
 
     Prints a warning if the run began with other versions of the packages that it uses.
@@ -108,6 +115,7 @@ def open_folder(folder: Path, config: RunConfig, command: str, cadences: Cadence
       config: the run.
       command: the command line, to be recorded.
       cadences: of its stages, from which ``row_gaps`` knows which rows there should be.
+      inputs: digests of what it reads from disk (``TaskInterface.inputs``).
 
     Raises:
       RunError: the folder holds something else, or a run of another format, configuration or code.
@@ -123,11 +131,12 @@ def open_folder(folder: Path, config: RunConfig, command: str, cadences: Cadence
             "versions": provenance.package_versions(),
             "commit": provenance.git_commit(),
             "code": code,
+            "inputs": dict(inputs),
             "cadences": {cadence.name: cadence._asdict() for cadence in cadences},
         }
         write_json(path, record)
     distributed.wait("config.json")
-    check_resumable(folder, config, code)
+    check_resumable(folder, config, code, inputs)
     saved = json.loads(path.read_text())
     _warn_of_versions(saved["versions"], provenance.package_versions())
     if (changed := _changed_modules(saved, code)) and distributed.is_primary():
@@ -136,7 +145,7 @@ def open_folder(folder: Path, config: RunConfig, command: str, cadences: Cadence
         write_json(path, {**saved, "code": code, "earlier_code": earlier})
 
 
-def check_folder(folder: Path, config: RunConfig) -> None:
+def check_folder(folder: Path, config: RunConfig, inputs: Mapping[str, str]) -> None:
     """Check that a run can begin or continue in a folder; nothing is written.
 
     Raises:
@@ -144,21 +153,24 @@ def check_folder(folder: Path, config: RunConfig) -> None:
     """
     check_path(folder)
     if (folder / "config.json").exists():
-        check_resumable(folder, config, code_digests(config))
+        check_resumable(folder, config, code_digests(config), inputs)
     else:
         _refuse_other_content(folder)
 
 
-def check_resumable(folder: Path, config: RunConfig, code: Mapping[str, str]) -> None:
+def check_resumable(
+    folder: Path, config: RunConfig, code: Mapping[str, str], inputs: Mapping[str, str]
+) -> None:
     """Check that a folder's run, if it holds one, is the given one; nothing is written.
 
     Args:
       folder: the run's folder.
       config: the run.
       code: what ``code_digests`` gives for it.
+      inputs: digests of what it reads from disk, as far as that is there.
 
     Raises:
-      RunError: the folder holds a run of another format, configuration or code.
+      RunError: the folder holds a run of another format, configuration, code or data.
     """
     path = folder / "config.json"
     if not path.exists():
@@ -169,18 +181,39 @@ def check_resumable(folder: Path, config: RunConfig, code: Mapping[str, str]) ->
             f"{folder} holds a run of format {saved.get('format')}, this version reads {FORMAT}; "
             "finish it with the version that began it, or choose another --run_dir."
         )
+    saved_inputs = saved.get("inputs", {})
     for difference in differences(saved["config"], to_dict(config)):
+        if _is_same_input(difference, saved_inputs, inputs):
+            continue
         raise RunError(
             f"{folder} holds a run with {difference.field}={difference.saved!r}, "
             f"not {difference.current!r}; "
             "use the same configuration to resume it, or another --run_dir."
         )
+    for field, digest in inputs.items():
+        if saved_inputs.get(field, digest) != digest:
+            raise RunError(
+                f"{folder} holds a run that began with other data at {field}; give it the same "
+                "data to resume it, or choose another --run_dir."
+            )
     if (changed := _changed_modules(saved, code)) and not config.allow_changed_code:
         raise RunError(
             f"{folder} holds a run with other code: {changed} changed since it began. Restore "
             "it, choose another --run_dir, or continue with the new code by "
             "--config.allow_changed_code=True."
         )
+
+
+def _is_same_input(
+    difference: Difference, saved_inputs: Mapping[str, str], inputs: Mapping[str, str]
+) -> bool:
+    """Whether two paths of one field lead to the same data, or are spellings of one folder."""
+    field, saved, current = difference
+    if field not in INPUT_FIELDS or not saved or not current:
+        return False
+    if field in saved_inputs and field in inputs:
+        return saved_inputs[field] == inputs[field]
+    return Path(saved).resolve() == Path(current).resolve()
 
 
 def _changed_modules(record: Mapping[str, Any], code: Mapping[str, str]) -> str:

@@ -9,6 +9,7 @@ method's name and settings are saved with it, so that loading gives back the fun
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import io
 import json
 import os
@@ -145,6 +146,21 @@ def is_intact(path: str | os.PathLike[str]) -> bool:
     except SavedPolicyError:
         return False
     return {"probe/obs", "probe/action"} <= arrays.keys()
+
+
+def digest(path: str | os.PathLike[str]) -> str:
+    """SHA-256 of the arrays of a saved policy and of what they mean, wherever it lies.
+
+    Raises:
+      SavedPolicyError: there is none, or it is damaged or of another format.
+    """
+    arrays, description = _read(Path(path))
+    meaning = {name: description.get(name) for name in ("policy", "specs", "algorithm")}
+    found = hashlib.sha256(json.dumps(meaning, sort_keys=True).encode())
+    for name, x in sorted(arrays.items()):
+        found.update(f"{name} {x.dtype} {x.shape}\0".encode())
+        found.update(np.ascontiguousarray(x).tobytes())
+    return found.hexdigest()
 
 
 def holds(path: str | os.PathLike[str], deployed: PyTree) -> bool:

@@ -89,7 +89,7 @@ class Training:
             else.
           ValueError: a size cannot be divided over the devices, or there are too few devices.
         """
-        check_folder(folder, config)
+        check_folder(folder, config, task.inputs)
         self.config = config
         self.task = task
         self.folder = folder
@@ -152,7 +152,7 @@ class Training:
           FileNotFoundError: every update was finite.
         """
         with run_folder_lock(self.folder):
-            open_folder(self.folder, self.config, self.command, self.cadences)
+            self._open_config()
             fault = replay_fault.load_fault(self.folder)
             stage = self._stage_of_fault(fault)
             folder = self.folder / replay_fault.FOLDER
@@ -178,6 +178,9 @@ class Training:
 
     # Folder ------------------------------------------------------------------------------------
 
+    def _open_config(self) -> None:
+        open_folder(self.folder, self.config, self.command, self.cadences, self.task.inputs)
+
     @contextlib.contextmanager
     def _open_folder(self) -> Iterator[StopRequest]:
         """Hold the run's folder and record requests to stop."""
@@ -186,7 +189,7 @@ class Training:
             run_folder_lock(self.folder),
             stop_requests() as stop_request,
         ):
-            open_folder(self.folder, self.config, self.command, self.cadences)
+            self._open_config()
             yield stop_request
 
     @contextlib.contextmanager
