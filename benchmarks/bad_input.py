@@ -109,6 +109,8 @@ CASES = (
         "demonstrations.episodes=99",
     ),
     Case("a folder of something else", ("train", CONFIG, "--run_dir=DIR/other")),
+    Case("a folder of other files", ("train", CONFIG, "--run_dir=DIR/notes")),
+    Case("an address instead of a folder", ("train", CONFIG, "--run_dir=gs://bucket/run")),
     Case("nothing to evaluate", ("evaluate", "DIR/none")),
     Case("nothing to report", ("report", "DIR/none")),
     Case("nothing to debug", ("debug", "DIR/none")),
@@ -150,6 +152,8 @@ def samples(folder: Path) -> None:
         change(folder / f"demos_{name}")
     (folder / "other").mkdir()
     (folder / "other" / "metrics.jsonl").write_text("mine\n")
+    (folder / "notes").mkdir()
+    (folder / "notes" / "notes.txt").write_text("mine\n")
 
 
 def _policy(path: Path, env: str, *, obs_dim: int) -> None:

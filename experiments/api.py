@@ -20,7 +20,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from gcp_jax.config import RunConfig
 from gcp_jax.envs.protocol import Env
-from gcp_jax.experiments import assemble, play, run_config, runtime
+from gcp_jax.experiments import assemble, play, run_config, run_inputs, runtime
 from gcp_jax.report import run_page
 from gcp_jax.run.folder import config_hash
 from gcp_jax.run.saved_policy import SavedPolicy, load_saved_policy
@@ -232,7 +232,7 @@ def train(
     _prepare_process(run.data_parallel)
     name = f"{run.env.name}-{run.algorithm.name}"
     folder = Path(run.run_dir or Path("runs") / name / config_hash(run))
-    training = Training(run, assemble.make_task(run), folder, "gcp_jax.train")
+    training = Training(run, run_inputs.task_of_run(run, folder), folder, "gcp_jax.train")
     summary = training.run()
     print(f"report: {run_page.write(folder)}", file=sys.stderr)
     return {**summary, "run_dir": str(folder)}

@@ -13,6 +13,7 @@ import numpy as np
 
 from gcp_jax import envs
 from gcp_jax.config import ConfigError, EnvChoice, RunConfig
+from gcp_jax.config import Demonstrations as DemonstrationConfig
 from gcp_jax.core.demonstrations import Demonstrations, demonstrations_of
 from gcp_jax.envs import wrappers
 from gcp_jax.envs.demos import collect, storage
@@ -118,7 +119,7 @@ def _from_disk(config: RunConfig, env: Env) -> Demonstrate:
     path = config.demonstrations.path
     dataset = storage.read(Path(path))
     _check_env(dataset, config, env)
-    selected = _select(dataset, config)
+    selected = _select(dataset, config.demonstrations)
 
     def demonstrate(key: jax.Array) -> tuple[Demonstrations, dict[str, Any]]:
         return storage.demonstrations(selected), {**storage.measured_facts(selected), "path": path}
@@ -126,9 +127,8 @@ def _from_disk(config: RunConfig, env: Env) -> Demonstrate:
     return demonstrate
 
 
-def _select(dataset: storage.Dataset, config: RunConfig) -> storage.Dataset:
+def _select(dataset: storage.Dataset, demos: DemonstrationConfig) -> storage.Dataset:
     """The episodes of a dataset that a run learns from."""
-    demos = config.demonstrations
     if len(dataset.start) < demos.episodes:
         raise ConfigError(
             f"demonstrations.path={demos.path} has {len(dataset.start)} episodes, "
@@ -165,17 +165,16 @@ def _check_env(dataset: storage.Dataset, config: RunConfig, env: Env) -> None:
         print(f"{where} was recorded with {'; '.join(others)}", file=sys.stderr)
 
 
-def dataset_digest(config: RunConfig) -> str:
+def dataset_digest(demos: DemonstrationConfig) -> str:
     """The digest of the recorded episodes that a run learns from; "" if they are scripted.
 
     Raises:
       ConfigError: ``demonstrations.path`` holds too few episodes.
       DatasetError: it holds no dataset.
     """
-    if not config.demonstrations.path:
+    if not demos.path:
         return ""
-    dataset = storage.read(Path(config.demonstrations.path))
-    return storage.demonstrations(_select(dataset, config)).digest()
+    return storage.demonstrations(_select(storage.read(Path(demos.path)), demos)).digest()
 
 
 def _no_demonstrations(key: jax.Array) -> tuple[Demonstrations, dict[str, Any]]:

@@ -29,17 +29,21 @@ import ml_collections
 
 from gcp_jax.atomic_files import write_json, write_text
 from gcp_jax.config import ConfigError, RunConfig, clone_config
-from gcp_jax.experiments import assemble, run_config, user_files
+from gcp_jax.experiments import assemble, run_config, run_inputs, user_files
 from gcp_jax.experiments.plan import plan
 from gcp_jax.report import benchmark_page
-from gcp_jax.run import provenance
+from gcp_jax.run import provenance, run_policies
+from gcp_jax.run.code_digests import code_digests
 from gcp_jax.run.errors import Interrupted
+from gcp_jax.run.folder import check_path, check_resumable, refuse_foreign_folder
 from gcp_jax.run.sizes import run_sizes
 from gcp_jax.run.task import TaskInterface
 from gcp_jax.run.training import Training
 
 EXAMPLE = "experiments/comparisons/clones.py"
 DEFAULT_SEEDS = 3
+MANIFEST = "benchmark.json"
+CLONE = "base"  # the folder of a task's clone
 
 Fields = Mapping[str, Any]
 
@@ -172,13 +176,13 @@ def run(comparison: Comparison, folder: Path, command: str) -> dict[str, Any]:
 
     Raises:
       ConfigError: before anything is started, if the runs cannot be compared.
+      RunError: before anything is started, if the folder holds something else, or a run of it was
+        begun with another configuration or other code.
       Interrupted: if a signal stopped a run.
     """
-    tasks = {
-        task: assemble.make_task(config, film=False)
-        for task, config in comparison.first_runs.items()
-    }
+    tasks = {task: _make_task(comparison, task, folder) for task in comparison.runs}
     _check_comparable(comparison, tasks)
+    _check_folder(comparison, folder)
     _write_manifest(comparison, folder, command)
     start = time.monotonic()
     total = sum(len(methods) for methods in comparison.runs.values())
@@ -186,12 +190,11 @@ def run(comparison: Comparison, folder: Path, command: str) -> dict[str, Any]:
     failed = {}
     for task, methods in comparison.runs.items():
         clone = clone_config(comparison.first_runs[task])
-        base = Training(clone, tasks[task], folder / task / "base", command).pretrain()
+        _training(clone, tasks[task], folder / task / CLONE, command).pretrain()
         for name, config in methods.items():
             count += 1
             print(f"── {task}: {name} ({count} of {total})", file=sys.stderr)
-            pretrain = dataclasses.replace(config.pretrain, saved_policy=str(base))
-            config = dataclasses.replace(config, pretrain=pretrain)
+            config = _from_clone(config, folder / task)
             problem = _finetune(folder / task / name, config, tasks[task], command)
             if problem:
                 failed[f"{task}/{name}"] = problem
@@ -238,6 +241,54 @@ def _check_comparable(comparison: Comparison, tasks: Mapping[str, TaskInterface]
             plan.plan(config, tasks[task])
 
 
+def _make_task(comparison: Comparison, task: str, folder: Path) -> TaskInterface:
+    """A task, whose dataset is read only if a run still needs it."""
+    methods = comparison.runs[task]
+    clone = clone_config(comparison.first_runs[task])
+    needed = run_inputs.needs_demonstrations(clone, folder / task / CLONE) or any(
+        run_inputs.needs_demonstrations(_from_clone(config, folder / task), folder / task / name)
+        for name, config in methods.items()
+    )
+    config = comparison.first_runs[task]
+    return assemble.make_task(config, film=False, demonstrations=needed)
+
+
+def _training(config: RunConfig, task: TaskInterface, folder: Path, command: str) -> Training:
+    """A run with the digests of what it reads from disk."""
+    inputs = run_inputs.input_digests(config, folder)
+    return Training(config, task._replace(inputs=inputs), folder, command)
+
+
+def _from_clone(config: RunConfig, task_folder: Path) -> RunConfig:
+    """The run of a method from the shared clone of its task."""
+    base = run_policies.policy_folder(task_folder / CLONE, run_policies.BASE)
+    pretrain = dataclasses.replace(config.pretrain, saved_policy=str(base))
+    return dataclasses.replace(config, pretrain=pretrain)
+
+
+def _check_folder(comparison: Comparison, folder: Path) -> None:
+    """Check that a folder holds nothing, or this benchmark with the same code.
+
+    Raises:
+      RunError: in one line.
+    """
+    check_path(folder)
+    refuse_foreign_folder(folder, MANIFEST)
+    for task, methods in comparison.runs.items():
+        clone = folder / task / CLONE
+        _check_run(clone, clone_config(comparison.first_runs[task]))
+        if run_policies.missing_policies(clone, members=()):
+            continue
+        for name, config in methods.items():
+            _check_run(folder / task / name, _from_clone(config, folder / task))
+
+
+def _check_run(folder: Path, config: RunConfig) -> None:
+    if (folder / "config.json").exists():
+        inputs = run_inputs.input_digests(config, folder)
+        check_resumable(folder, config, code_digests(config), inputs)
+
+
 def _write_manifest(comparison: Comparison, folder: Path, command: str) -> None:
     """Write ``benchmark.json``: what the report is about.
 
@@ -260,7 +311,7 @@ def _write_manifest(comparison: Comparison, folder: Path, command: str) -> None:
         ],
     }
     folder.mkdir(parents=True, exist_ok=True)
-    path = folder / "benchmark.json"
+    path = folder / MANIFEST
     if path.exists():
         saved = json.loads(path.read_text())
         for field in ("seeds", "steps"):
@@ -279,7 +330,7 @@ def _finetune(folder: Path, config: RunConfig, task: TaskInterface, command: str
     """Do one run; why it failed, or ""."""
     note = folder / "failed.txt"
     try:
-        Training(config, task, folder, command).run()
+        _training(config, task, folder, command).run()
     except Interrupted:
         raise
     except (RuntimeError, FloatingPointError) as error:

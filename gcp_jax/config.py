@@ -175,6 +175,12 @@ class EnvChoice:
         }
 
 
+def shortest(value: float) -> str:
+    """A number as text: in six digits if they are exact, otherwise in all that it needs."""
+    text = f"{value:g}"
+    return text if float(text) == value else repr(value)
+
+
 class Member(NamedTuple):
     """One of the trainings that share a program: its seed and the values that vary."""
 
@@ -183,8 +189,11 @@ class Member(NamedTuple):
 
     @property
     def label(self) -> str:
-        """The values as text, ``actor_lr=0.0001,clip=0.01``; empty if nothing varies."""
-        return ",".join(f"{name}={value:g}" for name, value in self.values.items())
+        """The values as text, ``actor_lr=0.0001,clip=0.01``; empty if nothing varies.
+
+        Labels differ whenever values do.
+        """
+        return ",".join(f"{name}={shortest(value)}" for name, value in self.values.items())
 
 
 @dataclasses.dataclass(frozen=True)
@@ -220,6 +229,9 @@ class RunConfig:
         20,
         NON_NEGATIVE,
         "skipped updates (NaN or inf) of a stage after which a training is stopped",
+    )
+    allow_changed_code: bool = field(
+        False, None, "resume a run although code that it uses has changed since it began"
     )
 
     def __post_init__(self) -> None:
@@ -285,6 +297,7 @@ def clone_config(config: RunConfig) -> RunConfig:
         seeds=config.seeds,
         data_parallel=config.data_parallel,
         video=False,
+        allow_changed_code=config.allow_changed_code,
     )
 
 

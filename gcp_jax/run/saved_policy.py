@@ -9,6 +9,7 @@ method's name and settings are saved with it, so that loading gives back the fun
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import io
 import json
 import os
@@ -136,6 +137,42 @@ def check_saved_policy(path: str | os.PathLike[str]) -> SavedPolicy:
     """
     saved, _ = _open(Path(path))
     return saved
+
+
+def is_intact(path: str | os.PathLike[str]) -> bool:
+    """True if a folder holds a saved policy whose files are complete; nothing is computed."""
+    try:
+        arrays, _ = _read(Path(path))
+    except SavedPolicyError:
+        return False
+    return {"probe/obs", "probe/action"} <= arrays.keys()
+
+
+def digest(path: str | os.PathLike[str]) -> str:
+    """SHA-256 of the arrays of a saved policy and of what they mean, wherever it lies.
+
+    Raises:
+      SavedPolicyError: there is none, or it is damaged or of another format.
+    """
+    arrays, description = _read(Path(path))
+    meaning = {name: description.get(name) for name in ("policy", "specs", "algorithm")}
+    found = hashlib.sha256(json.dumps(meaning, sort_keys=True).encode())
+    for name, x in sorted(arrays.items()):
+        found.update(f"{name} {x.dtype} {x.shape}\0".encode())
+        found.update(np.ascontiguousarray(x).tobytes())
+    return found.hexdigest()
+
+
+def holds(path: str | os.PathLike[str], deployed: PyTree) -> bool:
+    """True if the policy saved in a folder has these parameters, bit for bit."""
+    if not is_intact(path):
+        return False
+    arrays, _ = _read(Path(path))
+    saved = {name: x for name, x in arrays.items() if not name.startswith("probe/")}
+    expected = _flatten(deployed)
+    return saved.keys() == expected.keys() and all(
+        saved[name].tobytes() == x.tobytes() for name, x in expected.items()
+    )
 
 
 def _flatten(deployed: PyTree) -> dict[str, np.ndarray]:

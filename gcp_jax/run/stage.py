@@ -161,6 +161,11 @@ def run_stage(stage: Stage, session: Session) -> StageResult:
         score_name=session.score_name,
     ) as progress:
         log = _StageLog(stage, session, budget, progress)
+        if restored is not None and stage.is_over(clock, rows):
+            checkpoints.close()
+            return StageResult(
+                distributed.fetch(stage.export(restored.train)), rows, budget.given_up
+            )
         train, segment = _compile(stage, restored, progress)
         while not stage.is_over(clock, rows):
             train, numbers, seconds = _time_segment(segment, train)

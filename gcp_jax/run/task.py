@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from gcp_jax.core.demonstrations import Demonstrations
@@ -20,3 +21,6 @@ class TaskInterface(NamedTuple):
 
     # (host states [T, F, ...] of F episodes, path) -> None; None if the task cannot be rendered
     write_video: Callable[[PyTree, Path], None] | None
+
+    # digests of what the run reads from disk, by the field that names it: a dataset, a saved policy
+    inputs: Mapping[str, str] = MappingProxyType({})

@@ -6,6 +6,7 @@ import contextlib
 import importlib
 import json
 import os
+import signal
 import sys
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -20,6 +21,7 @@ from gcp_jax.run.errors import Interrupted
 
 BAD_INPUT = 2  # exit code
 HOST_LOST = 3  # exit code
+INTERRUPTED = 128 + signal.SIGINT  # exit code
 EXPECTED = (ValueError, RuntimeError, OSError, ImportError, flags.Error)
 
 HELP = """gcp-jax: finetune generative control policies with reinforcement learning
@@ -109,6 +111,9 @@ def _execute(name: str, words: list[str]) -> int:
     except Interrupted as stop:
         print(f"gcp-jax: {stop}", file=sys.stderr)
         return stop.code
+    except KeyboardInterrupt:
+        print(f"gcp-jax {name}: interrupted; what was saved is kept.", file=sys.stderr)
+        return INTERRUPTED
     except HostLost as error:
         print(f"gcp-jax {name}: {error}", file=sys.stderr, flush=True)
         os._exit(HOST_LOST)  # a normal exit would wait for the lost host and then abort

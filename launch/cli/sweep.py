@@ -20,7 +20,7 @@ from gcp_jax.launch import backends, dry_run, expand, launcher, manifest, schedu
 from gcp_jax.launch.cli.parse import Arguments, Command, Configuration
 from gcp_jax.launch.spec import Sweep
 from gcp_jax.run.errors import Interrupted
-from gcp_jax.run.folder import run_folder_lock
+from gcp_jax.run.folder import refuse_foreign_folder, run_folder_lock
 
 WATCH_SECONDS = 2.0  # between two looks at a sweep's folder
 
@@ -58,6 +58,8 @@ def _launch(
     """Launch what is left of a sweep, holding its folder against a second launcher."""
     values = arguments.flags
     start = time.monotonic()
+    refuse_foreign_folder(folder, manifest.NAME)
+    launcher.check_resumable(runs, folder, declared.entry_point)
     with run_folder_lock(folder):
         manifest.write_manifest(
             [] if declared.search else runs,

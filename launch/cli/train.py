@@ -10,7 +10,7 @@ from typing import Any
 from absl import flags
 
 from gcp_jax.config import RunConfig
-from gcp_jax.experiments import assemble, run_config, runtime
+from gcp_jax.experiments import assemble, run_config, run_inputs, runtime
 from gcp_jax.experiments.plan import plan as planning
 from gcp_jax.launch.cli.parse import Arguments, Command, Configuration
 from gcp_jax.report import read, run_page
@@ -28,7 +28,7 @@ def train(arguments: Arguments) -> dict[str, Any] | None:
     if arguments.flags.run_dir:
         config = dataclasses.replace(config, run_dir=arguments.flags.run_dir)
     folder = run_folder(config)
-    task = assemble.make_task(config)
+    task = run_inputs.task_of_run(config, folder)
     print(planning.text(planning.plan(config, task)), file=sys.stderr)
     summary = Training(config, task, folder, arguments.command_line).run()
     if not distributed.is_primary():

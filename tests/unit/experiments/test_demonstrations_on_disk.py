@@ -80,7 +80,7 @@ def test_only_the_selected_episodes_are_learned_from(folder):
 def test_the_digest_does_not_depend_on_the_path_or_on_episodes_that_are_left_out(folder, tmp_path):
     def digest(path, episodes):
         fields = {"demonstrations.path": str(path), "demonstrations.episodes": episodes}
-        return assemble.dataset_digest(small_config(**fields))
+        return assemble.dataset_digest(small_config(**fields).demonstrations)
 
     before = digest(folder, 2)
     demonstrations, _ = task_of(folder, 2).demonstrate(jax.random.key(0))
@@ -93,7 +93,7 @@ def test_the_digest_does_not_depend_on_the_path_or_on_episodes_that_are_left_out
     obs[0] += 1
     np.save(tmp_path / "moved" / "obs.npy", obs)
     assert digest(tmp_path / "moved", 2) != before
-    assert assemble.dataset_digest(small_config()) == ""
+    assert assemble.dataset_digest(small_config().demonstrations) == ""
 
 
 def test_a_run_that_needs_no_demonstrations_reads_none(tmp_path):

@@ -341,3 +341,13 @@ def test_a_task_has_its_own_defaults_however_it_is_chosen(name):
     assert config.env.settings == envs.load(name).config()
     assert config == run_config.frozen_config(run_config.defaults(env=name))
     assert dataclasses.replace(config, env=_config().env) == _config()
+
+
+def test_a_second_ctrl_c_ends_a_command_in_one_line(monkeypatch, capsys):
+    def interrupted(arguments):
+        raise KeyboardInterrupt
+
+    command = main.load_command("plan")._replace(run=interrupted)
+    monkeypatch.setattr(main, "load_command", lambda name: command)
+    assert main.main(["plan"]) == 130
+    assert capsys.readouterr().err == "gcp-jax plan: interrupted; what was saved is kept.\n"

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from helpers.damage import truncate
 from helpers.run_configs import small_config
 
 from gcp_jax import envs
@@ -86,6 +87,37 @@ def test_a_task_without_success_is_cloned_trained_and_evaluated_by_its_return(
         "return 16.0 [16.0, 16.0] over 4 episodes\nrecorded when it was saved: 16.0"
         in capsys.readouterr().err
     )
+
+
+@pytest.mark.slow
+def test_what_was_asked_for_is_on_disk_at_the_end(tmp_path, run_by_return, capsys):
+    """Empty and damaged policies are replaced, also in a finished run, from its checkpoints."""
+    run_by_return(tmp_path, 3.0).pretrain()
+    (tmp_path / "policy" / "seed_0").mkdir()
+    summary = run_by_return(tmp_path, 3.0).run()
+    assert "seed_0 is not the policy of this run; moved to" in capsys.readouterr().err
+    policies = {path: path.read_bytes() for path in tmp_path.glob("policy/*/*")}
+    rows = {name: (tmp_path / name).read_bytes() for name in ("metrics.jsonl", "eval.jsonl")}
+    assert len(policies) == 4
+
+    shutil.rmtree(tmp_path / "policy" / "seed_0")
+    truncate(tmp_path / "policy" / "base" / "arrays.npz")
+    assert run_by_return(tmp_path, 3.0).run() == summary
+    said = capsys.readouterr().err
+    assert "holds a finished run that lacks policy/base, policy/seed_0" in said
+    assert {path: path.read_bytes() for path in tmp_path.glob("policy/*/*")} == policies
+    assert {name: (tmp_path / name).read_bytes() for name in rows} == rows
+
+    assert run_by_return(tmp_path, 3.0).run() == summary
+    assert "holds a finished run; nothing to do" in capsys.readouterr().err
+    (tmp_path / "eval.jsonl").unlink()
+    run_by_return(tmp_path, 3.0).run()
+    assert "eval.jsonl lacks" in capsys.readouterr().err
+
+    shutil.rmtree(tmp_path / "policy" / "seed_0")
+    shutil.rmtree(tmp_path / "checkpoints" / "finetune")
+    with pytest.raises(RunError, match="finished run whose policies and last checkpoint are gone"):
+        run_by_return(tmp_path, 3.0).run()
 
 
 def test_a_fraction_of_a_negative_return_is_refused(tmp_path, run_by_return):
