@@ -56,13 +56,21 @@ def run_sizes(config: RunConfig, env_specs: Any) -> RunSizes:
     if not on_policy:
         _check_replay(config)
     env_steps = finetune.envs * finetune.unroll_chunks * chunk
+    segments = math.ceil(finetune.env_steps / env_steps)
     warmup_segments = 0 if on_policy else math.ceil(finetune.learning_starts / env_steps)
+    if warmup_segments >= segments:
+        raise ConfigError(
+            f"finetune.learning_starts is {finetune.learning_starts}, which is {warmup_segments} "
+            f"segments of {env_steps} env steps, as many as finetune.env_steps "
+            f"({finetune.env_steps}) has: nothing would be learned; lower it to at most "
+            f"{(segments - 1) * env_steps}."
+        )
     return RunSizes(
         specs=Specs(env_specs.obs_dim, env_specs.action_dim, chunk),
         unroll_chunks=finetune.unroll_chunks,
         env_steps=env_steps,
         updates=_updates_of_segment(config, method, env_steps),
-        segments=math.ceil(finetune.env_steps / env_steps),
+        segments=segments,
         warmup_segments=warmup_segments,
         capacity=_replay_capacity(config),
         evaluate_every=max(round(config.evaluation.every / env_steps), 1),
@@ -90,11 +98,6 @@ def _check_replay(config: RunConfig) -> None:
         raise ConfigError(
             f"finetune.batch_size is {finetune.batch_size}, more than the replay holds "
             f"(finetune.capacity={finetune.capacity} env steps)."
-        )
-    if finetune.learning_starts >= finetune.env_steps:
-        raise ConfigError(
-            f"finetune.learning_starts is {finetune.learning_starts}, not below "
-            f"finetune.env_steps ({finetune.env_steps}): nothing would be learned."
         )
 
 
@@ -192,13 +195,16 @@ class Cadences(NamedTuple):
 
 
 def stage_cadences(config: RunConfig, sizes: RunSizes) -> Cadences:
-    """The cadences of a run's two stages."""
+    """The cadences of a run's two stages.
+
+    Cloning takes at most ``pretrain.updates``, in segments of ``pretrain.evaluate_every``.
+    """
     pretrain = config.pretrain
-    segment_updates = pretrain.evaluate_every
+    segment_updates = min(pretrain.evaluate_every, pretrain.updates)
     return Cadences(
         pretrain=Cadence(
             name="pretrain",
-            segments=math.ceil(pretrain.updates / segment_updates),
+            segments=pretrain.updates // segment_updates,
             env_steps=0,
             updates=segment_updates,
             warmup_segments=0,

@@ -44,6 +44,7 @@ from gcp_jax.run.progress import Progress
 from gcp_jax.run.saved_policy import EvalPolicy
 from gcp_jax.run.session import RunTimer, Session
 from gcp_jax.run.signals import StopRequest, stop_requests
+from gcp_jax.run.size_notes import size_notes
 from gcp_jax.run.sizes import run_sizes, stage_cadences
 from gcp_jax.run.stage import Stage, StageResult, run_stage
 from gcp_jax.run.task import TaskInterface
@@ -104,6 +105,8 @@ class Training:
                 print(f"{self.folder} holds a finished run; nothing to do.", file=sys.stderr)
                 saved: dict[str, Any] = json.loads(summary_file.read_text())
                 return saved
+            for note in size_notes(self.config, self.sizes):
+                print(f"note: {note}", file=sys.stderr)
             with self._session(stop_request, pause_at) as session:
                 policy, deployed = self._base_policy(session)
                 summary = self._finetune(session, policy, deployed)

@@ -29,7 +29,9 @@ def train(arguments: Arguments) -> dict[str, Any] | None:
         config = dataclasses.replace(config, run_dir=arguments.flags.run_dir)
     folder = run_folder(config)
     task = assemble.make_task(config)
-    print(planning.text(planning.plan(config, task)), file=sys.stderr)
+    numbers = planning.plan(config, task)
+    numbers.pop("notes", None)  # the run prints them
+    print(planning.text(numbers), file=sys.stderr)
     summary = Training(config, task, folder, arguments.command_line).run()
     if not distributed.is_primary():
         return None
