@@ -75,6 +75,11 @@ CASES = (
     _train(
         "a warm-up as long as the run", "finetune.learning_starts=5000", "finetune.env_steps=5000"
     ),
+    _train(
+        "a warm-up that rounds to the length of the run",
+        "finetune.learning_starts=2500",
+        "finetune.env_steps=3000",
+    ),
     _train("environments that devices cannot share", "data_parallel=2", "finetune.envs=63"),
     _train(
         "evaluation episodes that devices cannot share", "data_parallel=2", "evaluation.episodes=33"

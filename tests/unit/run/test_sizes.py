@@ -148,12 +148,10 @@ def test_cloning_takes_at_most_its_updates(updates, every, cloned):
 
 def test_what_is_rounded_is_named_with_the_value_that_is_used():
     config = small_config(
-        **{"finetune.env_steps": 1000, "finetune.learning_starts": 0, "finetune.utd": 0.125}
+        **{"finetune.env_steps": 5000, "finetune.learning_starts": 0, "finetune.utd": 0.125}
     )
     [note] = size_notes(config, sizes_of(config))
-    assert note.startswith(
-        "in whole segments of 32 env steps: finetune.env_steps 1000 becomes 1024"
-    )
+    assert note == "in whole segments of 32 env steps: finetune.env_steps 5000 becomes 5024"
 
 
 def test_counters_follow_from_the_clock():
