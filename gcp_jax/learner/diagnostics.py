@@ -43,7 +43,6 @@ from gcp_jax.types import (
 STATES = 32  # of the segment, over all devices
 SAMPLES = 8  # actions of each state
 LOG_RATIO_CLIP = 20.0  # else the ratio of a policy far from its base would overflow
-MAY_BE_MISSING = ("train/q_minus_return",)  # NaN if no episode terminated
 
 
 def make_diagnose(algorithm: Algorithm, policy: Policy, gamma: float) -> Diagnose:
