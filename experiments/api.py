@@ -22,6 +22,7 @@ from gcp_jax.config import RunConfig
 from gcp_jax.envs.protocol import Env
 from gcp_jax.experiments import assemble, play, run_config, runtime
 from gcp_jax.report import run_page
+from gcp_jax.run.adopted_policy import adopt_policy
 from gcp_jax.run.folder import config_hash
 from gcp_jax.run.saved_policy import SavedPolicy, load_saved_policy
 from gcp_jax.run.training import Training
@@ -225,6 +226,7 @@ def train(
     Raises:
       ConfigError: in one line, for an unknown field or a value that is not allowed.
       RunError: if the folder holds another run, or the run cannot continue.
+      SavedPolicyError: in one line, if ``pretrain.saved_policy`` cannot be used.
     """
     run = make_config(config, overrides)
     if run_dir:
@@ -232,6 +234,7 @@ def train(
     _prepare_process(run.data_parallel)
     name = f"{run.env.name}-{run.algorithm.name}"
     folder = Path(run.run_dir or Path("runs") / name / config_hash(run))
+    run = adopt_policy(run, frozenset(overrides or {}), folder)
     training = Training(run, assemble.make_task(run), folder, "gcp_jax.train")
     summary = training.run()
     print(f"report: {run_page.write(folder)}", file=sys.stderr)

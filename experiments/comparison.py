@@ -33,6 +33,7 @@ from gcp_jax.experiments import assemble, run_config, user_files
 from gcp_jax.experiments.plan import plan
 from gcp_jax.report import benchmark_page
 from gcp_jax.run import provenance
+from gcp_jax.run.adopted_policy import adopt_policy, check_same_network
 from gcp_jax.run.errors import Interrupted
 from gcp_jax.run.sizes import run_sizes
 from gcp_jax.run.task import TaskInterface
@@ -191,8 +192,12 @@ def run(comparison: Comparison, folder: Path, command: str) -> dict[str, Any]:
             count += 1
             print(f"── {task}: {name} ({count} of {total})", file=sys.stderr)
             pretrain = dataclasses.replace(config.pretrain, saved_policy=str(base))
-            config = dataclasses.replace(config, pretrain=pretrain)
-            problem = _finetune(folder / task / name, config, tasks[task], command)
+            explicit = _changed_policy_fields(clone, config)
+            folder_of_run = folder / task / name
+            config = adopt_policy(
+                dataclasses.replace(config, pretrain=pretrain), explicit, folder_of_run
+            )
+            problem = _finetune(folder_of_run, config, tasks[task], command)
             if problem:
                 failed[f"{task}/{name}"] = problem
     page = benchmark_page.write(folder)
@@ -207,12 +212,22 @@ def run(comparison: Comparison, folder: Path, command: str) -> dict[str, Any]:
     }
 
 
+def _changed_policy_fields(clone: RunConfig, config: RunConfig) -> list[str]:
+    """The fields of the policy that a method sets otherwise than the clone of its task."""
+    names = [each.name for each in dataclasses.fields(config.policy)]
+    return [
+        f"policy.{name}"
+        for name in names
+        if getattr(config.policy, name) != getattr(clone.policy, name)
+    ]
+
+
 def _check_comparable(comparison: Comparison, tasks: Mapping[str, TaskInterface]) -> None:
     """Check that all runs are possible and that those of a task can be compared.
 
     Raises:
       ConfigError: if a task is scored by return, if methods of a task would be evaluated at
-        different environment steps, or if the sizes of a run do not fit.
+        different environment steps or need different networks, or if the sizes of a run do not fit.
     """
     for task, methods in comparison.runs.items():
         specs = tasks[task].env.specs
@@ -234,7 +249,9 @@ def _check_comparable(comparison: Comparison, tasks: Mapping[str, TaskInterface]
                 f"({listed}); choose steps and evaluation.every as multiples of every method's "
                 "segment (finetune.envs · finetune.unroll_chunks · policy.chunk)."
             )
-        for config in methods.values():
+        clone = comparison.first_runs[task].policy
+        for name, config in methods.items():
+            check_same_network(config.policy, clone, f"the clone of {task} for {name}")
             plan.plan(config, tasks[task])
 
 

@@ -20,9 +20,9 @@ import jax.numpy as jnp
 from gcp_jax import mesh as mesh_lib
 from gcp_jax.atomic_files import write_json
 from gcp_jax.config import Member, RunConfig, to_dict
-from gcp_jax.core.policy import Policy
+from gcp_jax.core.policy import Policy, make_policy
 from gcp_jax.learner import population
-from gcp_jax.run import checkpoint, distributed, metrics, replay_fault, saved_policy
+from gcp_jax.run import adopted_policy, checkpoint, distributed, metrics, replay_fault, saved_policy
 from gcp_jax.run.assemble import (
     FinetuneSetup,
     assemble_finetuning,
@@ -69,7 +69,8 @@ class Training:
 
         Raises:
           ConfigError: the configuration contradicts itself, or its population cannot vary.
-          RunError: ``pretrain.saved_policy`` does not fit the run.
+          RunError: ``pretrain.saved_policy`` does not fit the run; ``adopt_policy`` makes the
+            configuration fit it.
           ValueError: a size cannot be divided over the devices, or there are too few devices.
         """
         self.config = config
@@ -208,20 +209,24 @@ class Training:
         return self._clone(session)
 
     def _adopt_saved_policy(self, path: str) -> tuple[Policy, PyTree]:
-        """Load ``pretrain.saved_policy`` and save it as the run's base policy."""
+        """Load ``pretrain.saved_policy`` and save it as the run's base policy.
+
+        It is sampled as the run's configuration says.
+        """
         saved = saved_policy.load_saved_policy(path)
+        policy = make_policy(self.config.policy, self.sizes.specs)
         if distributed.is_primary():
             kept = ("env", self._score_name, "demonstrations")
             saved_policy.save_policy(
                 self._base_folder,
-                policy=saved.policy,
+                policy=policy,
                 deployed=saved.deployed,
                 facts={name: fact for name, fact in saved.facts.items() if name in kept},
             )
-        return saved.policy, saved.deployed
+        return policy, saved.deployed
 
     def _check_saved_policy(self, path: str) -> None:
-        """Raise RunError if a saved policy cannot be finetuned by this run."""
+        """Raise RunError or ConfigError if a saved policy cannot be finetuned by this run."""
         saved = saved_policy.check_saved_policy(path)
         extra_parts = sorted(saved.deployed.keys() - saved_policy.BASE_KEYS)
         if extra_parts:
@@ -240,6 +245,7 @@ class Training:
                 f"{path} is a policy for {saved.policy.specs}, but this run needs "
                 f"{self.sizes.specs}; choose its environment."
             )
+        adopted_policy.check_same_network(self.config.policy, saved.policy.config, path)
 
     def _clone(self, session: Session) -> tuple[Policy, PyTree]:
         setup = set_up_cloning(self.config, self.task, self.sizes, self.cadences.pretrain)

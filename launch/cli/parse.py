@@ -46,6 +46,7 @@ class Arguments(NamedTuple):
     positional: list[str]
     config: RunConfig | None  # of commands that take Configuration.FULL or OF_ENV
     overrides: dict[str, Any]  # dotted field: value, of commands that take OVERRIDES
+    explicit: frozenset[str]  # dotted fields of the configuration that flags set
     command_line: str  # as the user gave it
 
     @property
@@ -127,6 +128,7 @@ def parse(name: str, command: Command, words: Sequence[str]) -> Arguments:
         positional=positional,
         config=config,
         overrides=overrides,
+        explicit=frozenset(_config_fields(words)),
         command_line=command_line,
     )
 
