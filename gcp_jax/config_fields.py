@@ -190,6 +190,25 @@ def suggest(name: str, allowed: Iterable[str]) -> str:
     return f"{hint}allowed: {', '.join(names)}"
 
 
+def refuse_fields(fields: Iterable[str], instead: Mapping[str, str], where: str) -> None:
+    """Refuse fields that the caller sets itself, so that none is overridden without a word.
+
+    Args:
+      fields: dotted names.
+      instead: what to use instead of each field that is refused; a name that ends in "." stands
+        for a whole section.
+      where: what the fields are, for the message, e.g. ``"--config."`` before a name.
+
+    Raises:
+      ConfigError: for the first field in ``instead``.
+    """
+    for field in fields:
+        section = f"{field.split('.')[0]}."
+        remedy = instead.get(field) or instead.get(section)
+        if remedy:
+            raise ConfigError(f"{where}{field} cannot be used here; {remedy}.")
+
+
 def build_config(cls: type, values: Mapping[str, Any], section: str = "") -> Any:
     """A frozen dataclass from a plain mapping; sections that are dataclasses are built as well.
 

@@ -94,6 +94,7 @@ def configure(
     """
     config = run_config.read_config_file(file, named=f"the sweep's config={file}")
     run_config.select(config, run_config.Selection.of(fields))
+    _refuse_overridden(file, config, fields)
     remaining = {name: x for name, x in fields.items() if name not in run_config.SELECTORS}
     run_config.override(config, {**remaining, "run_dir": ""})
     with config.unlocked():
@@ -102,6 +103,22 @@ def configure(
     if not Path(frozen.pretrain.saved_policy).exists():  # the run says what is wrong
         return frozen
     return adopt_policy(frozen, fields.keys(), Path())
+
+
+def _refuse_overridden(
+    file: str, config: ml_collections.ConfigDict, fields: Mapping[str, Any]
+) -> None:
+    """Raise ConfigError for what the file sets and every run of a sweep sets otherwise."""
+    if config.population:
+        raise ConfigError(
+            f"the sweep's config={file} sets population; name the varied fields in Sweep(pack=…)."
+        )
+    seeds = fields.get("seeds", 1)
+    if config.seeds not in (1, seeds):
+        raise ConfigError(
+            f"the sweep's config={file} sets seeds={config.seeds}, but the sweep runs {seeds}; use "
+            "Sweep(seeds=…)."
+        )
 
 
 def _groups_sharing_a_program(sweep: Sweep, points: list[Point]) -> Iterator[list[Point]]:

@@ -10,13 +10,15 @@ from absl import flags
 from gcp_jax.experiments import comparison, runtime
 from gcp_jax.launch.cli.parse import Arguments, Command, Configuration
 
+RUN_DIR = "runs/benchmark"  # unless a flag names another
+
 
 def benchmark(arguments: Arguments) -> dict[str, Any]:
     """Compare methods on tasks from shared clones; the report and what finished."""
     arguments.no_positional()
     values = arguments.flags
-    overrides = dict(arguments.overrides)
-    folder = overrides.pop("run_dir", "") or values.run_dir
+    folder = arguments.run_dir(default=RUN_DIR)
+    overrides = {name: x for name, x in arguments.overrides.items() if name != "run_dir"}
     chosen = comparison.choose(
         file=values.file,
         algorithms=values.algorithms,
@@ -50,7 +52,7 @@ def _benchmark_flags(declared: flags.FlagValues) -> None:
         "steps", None, "environment steps of each seed", flag_values=declared, lower_bound=1
     )
     flags.DEFINE_string(
-        "run_dir", "runs/benchmark", "the folder of the benchmark", flag_values=declared
+        "run_dir", "", f"the folder of the benchmark (default: {RUN_DIR})", flag_values=declared
     )
 
 

@@ -13,6 +13,7 @@ from absl import flags
 
 from gcp_jax import envs
 from gcp_jax.config import ConfigError
+from gcp_jax.config_fields import refuse_fields
 from gcp_jax.envs import wrappers
 from gcp_jax.envs.check import check_env
 from gcp_jax.envs.demos import collect, storage
@@ -26,6 +27,15 @@ from gcp_jax.run import provenance
 from gcp_jax.types import PyTree
 
 POLICY_EXAMPLE = "gcp-jax evaluate runs/first/policy/seed_0"
+
+SET_BY_DEMOS = {  # fields that have no effect on ``demos``, and what has
+    "demonstrations.episodes": "use --episodes",
+    "demonstrations.quality": "use --quality",
+    "demonstrations.noise": "use --noise",
+    "demonstrations.path": "gcp-jax demos writes a dataset, it reads none",
+    "seed": "use --seed",
+    "seeds": "use --seed and --episodes",
+}
 
 
 def evaluate(arguments: Arguments) -> dict[str, Any]:
@@ -137,6 +147,7 @@ def check(arguments: Arguments) -> dict[str, Any]:
 def demos(arguments: Arguments) -> dict[str, Any]:
     """Write scripted episodes of a task as a dataset."""
     arguments.no_positional()
+    refuse_fields(arguments.explicit, SET_BY_DEMOS, "--config.")
     values = arguments.flags
     demonstrations = dataclasses.replace(
         arguments.run_config.demonstrations,

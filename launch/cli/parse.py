@@ -55,6 +55,24 @@ class Arguments(NamedTuple):
         assert self.config is not None
         return self.config
 
+    def run_dir(self, default: str = "") -> str:
+        """The folder that ``--run_dir`` or ``--config.run_dir`` names.
+
+        Raises:
+          UsageError: if they name different folders.
+        """
+        by_flag = self.flags.run_dir
+        by_field = self.overrides.get("run_dir", "")
+        if self.config is not None:
+            by_field = self.config.run_dir
+        differ = by_flag and "run_dir" in self.explicit and by_flag != by_field
+        if differ:
+            raise UsageError(
+                f"--run_dir={by_flag} and --config.run_dir={by_field} are the same setting; give "
+                "one of them."
+            )
+        return by_flag or by_field or default
+
     def no_positional(self) -> None:
         """Raise UsageError if a word is no flag."""
         if self.positional:
@@ -106,6 +124,7 @@ def parse(name: str, command: Command, words: Sequence[str]) -> Arguments:
     """
     command_line = shlex.join(["gcp-jax", name, *words])
     words = _normalized(words, takes_env=command.configuration is Configuration.OF_ENV)
+    explicit = frozenset(_config_fields(words))
     declared = declared_flags(command)
     config = None
     overrides: dict[str, Any] = {}
@@ -128,7 +147,7 @@ def parse(name: str, command: Command, words: Sequence[str]) -> Arguments:
         positional=positional,
         config=config,
         overrides=overrides,
-        explicit=frozenset(_config_fields(words)),
+        explicit=explicit,
         command_line=command_line,
     )
 

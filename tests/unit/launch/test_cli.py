@@ -182,6 +182,23 @@ def test_a_task_whose_package_is_not_installed_stays_in_the_table(capsys, monkey
         ),
         (["demos", "reach", "--out=tests"], "tests exists and is not empty"),
         (
+            ["demos", "reach", "--config.demonstrations.episodes=9"],
+            "--config.demonstrations.episodes cannot be used here; use --episodes",
+        ),
+        (["demos", "reach", "--config.seed=9"], "--config.seed cannot be used here; use --seed"),
+        (
+            ["train", "--run_dir=a", "--config.run_dir=b"],
+            "--run_dir=a and --config.run_dir=b are the same setting",
+        ),
+        (
+            ["benchmark", "--run_dir=a", "--config.run_dir=b"],
+            "--run_dir=a and --config.run_dir=b are the same setting",
+        ),
+        (
+            ["benchmark", "--algorithms=qc", "--envs=reach", "--config.seeds=0"],
+            "--config.seeds cannot be used here; use --seeds",
+        ),
+        (
             ["plan", "--config.env.name=reach", "--config.env.randomize.mass=2.0"],
             "randomize.mass is 2.0; it must be in [0, 1)",
         ),
