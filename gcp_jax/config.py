@@ -28,6 +28,8 @@ from gcp_jax.config_fields import (
 from gcp_jax.config_fields import ConfigError as ConfigError
 from gcp_jax.core.policy import PolicyConfig
 
+NOISE = Bounds(0, 100)  # of a demonstrator; the tasks' qualities are at most 4
+
 
 @dataclasses.dataclass(frozen=True)
 class Demonstrations:
@@ -38,7 +40,7 @@ class Demonstrations:
         "mixed", None, "the demonstrator's noise level, by the task's name for it: expert, …, bad"
     )
     noise: float | None = field(
-        None, NON_NEGATIVE, "the demonstrator's noise as a number, instead of a quality"
+        None, NOISE, "the demonstrator's noise as a number, instead of a quality"
     )
     path: str = field(
         "",
@@ -245,6 +247,8 @@ class RunConfig:
 
     def __post_init__(self) -> None:
         config_fields.check(self, "")
+        last = self.seed + self.seeds - 1
+        config_fields.check_magnitude(last, f"the last of seeds={self.seeds} from seed={self.seed}")
 
     @property
     def all_seeds(self) -> list[int]:

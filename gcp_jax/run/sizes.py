@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 from gcp_jax import algorithms
 from gcp_jax import mesh as mesh_lib
 from gcp_jax.config import ConfigError, RunConfig
+from gcp_jax.config_fields import check_magnitude
 from gcp_jax.run.errors import Interrupted, Paused, RunError
 from gcp_jax.types import Specs
 
@@ -56,16 +57,18 @@ def run_sizes(config: RunConfig, env_specs: Any) -> RunSizes:
     if not on_policy:
         _check_replay(config)
     env_steps = finetune.envs * finetune.unroll_chunks * chunk
+    check_magnitude(env_steps, "finetune.envs · finetune.unroll_chunks · policy.chunk")
     segments = math.ceil(finetune.env_steps / env_steps)
     warmup_segments = 0 if on_policy else math.ceil(finetune.learning_starts / env_steps)
     if warmup_segments >= segments:
+        warmup_steps = warmup_segments * env_steps
         raise ConfigError(
-            f"finetune.learning_starts is {finetune.learning_starts}, which is {warmup_segments} "
-            f"segments of {env_steps} env steps, as many as finetune.env_steps "
-            f"({finetune.env_steps}) has: nothing would be learned; lower it to at most "
-            f"{(segments - 1) * env_steps}."
+            f"finetune.learning_starts is {finetune.learning_starts}, {warmup_steps} in whole "
+            f"segments of {env_steps} env steps, and finetune.env_steps is {finetune.env_steps}: "
+            f"nothing would be learned; raise finetune.env_steps above {warmup_steps}, or lower "
+            "finetune.learning_starts."
         )
-    return RunSizes(
+    sizes = RunSizes(
         specs=Specs(env_specs.obs_dim, env_specs.action_dim, chunk),
         unroll_chunks=finetune.unroll_chunks,
         env_steps=env_steps,
@@ -76,6 +79,8 @@ def run_sizes(config: RunConfig, env_specs: Any) -> RunSizes:
         evaluate_every=max(round(config.evaluation.every / env_steps), 1),
         checkpoint_every=max(round(config.checkpoint.every / env_steps), 1),
     )
+    _check_totals(config, sizes)
+    return sizes
 
 
 def _check_divisible(config: RunConfig, *, on_policy: bool) -> None:
@@ -90,6 +95,26 @@ def _check_divisible(config: RunConfig, *, on_policy: bool) -> None:
         split_sizes["finetune.batch_size"] = finetune.batch_size
     for name, size in split_sizes.items():
         mesh_lib.require_divisible(name, size, config.data_parallel)
+
+
+def _check_totals(config: RunConfig, sizes: RunSizes) -> None:
+    """Check what the sizes of a run multiply to: devices count with 32 bits.
+
+    Raises:
+      ConfigError: for a product above ``MAX_COUNT``.
+    """
+    envs = config.finetune.envs
+    chunk = config.policy.chunk
+    totals = {
+        "finetune.utd · the env steps of a segment": sizes.updates,
+        "the number of updates of the run": sizes.segments * sizes.updates,
+        "finetune.capacity in whole segments": sizes.capacity * envs * chunk,
+        "pretrain.evaluate_every · pretrain.batch_size": (
+            config.pretrain.evaluate_every * config.pretrain.batch_size
+        ),
+    }
+    for name, total in totals.items():
+        check_magnitude(total, name)
 
 
 def _check_replay(config: RunConfig) -> None:

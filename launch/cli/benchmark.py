@@ -7,6 +7,7 @@ from typing import Any
 
 from absl import flags
 
+from gcp_jax.config_fields import MAX_COUNT
 from gcp_jax.experiments import comparison, runtime
 from gcp_jax.launch.cli.parse import Arguments, Command, Configuration
 
@@ -47,9 +48,15 @@ def _benchmark_flags(declared: flags.FlagValues) -> None:
         "seeds of each method on each task; 3 if the file names no number",
         flag_values=declared,
         lower_bound=1,
+        upper_bound=MAX_COUNT,
     )
     flags.DEFINE_integer(
-        "steps", None, "environment steps of each seed", flag_values=declared, lower_bound=1
+        "steps",
+        None,
+        "environment steps of each seed",
+        flag_values=declared,
+        lower_bound=1,
+        upper_bound=MAX_COUNT,
     )
     flags.DEFINE_string(
         "run_dir", "", f"the folder of the benchmark (default: {RUN_DIR})", flag_values=declared

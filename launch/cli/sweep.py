@@ -15,6 +15,7 @@ from absl import flags
 from rich.live import Live
 
 from gcp_jax.config import ConfigError
+from gcp_jax.config_fields import MAX_COUNT
 from gcp_jax.console import make_console
 from gcp_jax.launch import backends, dry_run, expand, launcher, manifest, schedulers, status
 from gcp_jax.launch.cli.parse import Arguments, Command, Configuration
@@ -195,6 +196,7 @@ def _sweep_flags(declared: flags.FlagValues) -> None:
         "local: runs at a time (default: one for each accelerator, or for two cores)",
         flag_values=declared,
         lower_bound=1,
+        upper_bound=MAX_COUNT,
     )
     flags.DEFINE_integer(
         "retries",
@@ -202,6 +204,7 @@ def _sweep_flags(declared: flags.FlagValues) -> None:
         "further attempts at a run that fails; its error is kept and shown",
         flag_values=declared,
         lower_bound=0,
+        upper_bound=MAX_COUNT,
     )
     flags.DEFINE_string(
         "address",

@@ -53,7 +53,10 @@ def test_a_warm_up_that_rounds_to_the_whole_run_is_refused():
             "finetune.unroll_chunks": 8,
         }
     )
-    message = r"learning_starts is 2500, which is 2 segments of 2048 .* lower it to at most 2048"
+    message = (
+        "learning_starts is 2500, 4096 in whole segments of 2048 env steps, and .*env_steps is "
+        "3000: nothing would be learned; raise finetune.env_steps above 4096"
+    )
     with pytest.raises(ConfigError, match=message):
         sizes_of(config)
 
@@ -69,14 +72,15 @@ counts = st.integers(1, 2**31 - 1)
 @settings(max_examples=60, deadline=None)
 @given(st.data())
 def test_a_run_learns_or_is_refused_and_says_what_it_rounds(data):
+    """Any counts up to 2³¹ and any utd: one line, or sizes that 32 bits hold."""
     small = st.integers(1, 64)
     fields = {
         "finetune.env_steps": data.draw(counts),
         "finetune.learning_starts": data.draw(st.integers(0, 2**31 - 1)),
         "finetune.capacity": data.draw(st.integers(16, 2**31 - 1)),
-        "finetune.utd": data.draw(st.floats(1e-6, 10.0)),
-        "finetune.envs": data.draw(small),
-        "finetune.unroll_chunks": data.draw(small),
+        "finetune.utd": data.draw(st.floats(1e-6, 10.0) | st.floats(1e-30, 1e30)),
+        "finetune.envs": data.draw(small | counts),
+        "finetune.unroll_chunks": data.draw(small | counts),
         "pretrain.updates": data.draw(counts),
         "pretrain.evaluate_every": data.draw(counts),
         "evaluation.every": data.draw(counts),
@@ -87,6 +91,7 @@ def test_a_run_learns_or_is_refused_and_says_what_it_rounds(data):
         sizes = run_sizes(config, REACH)
     except ConfigError:
         return
+    assert max(sizes.env_steps, sizes.updates * sizes.segments) < 2**31
     cadences = stage_cadences(config, sizes)
     cloning, finetuning = (each.counters(each.segments) for each in cadences)
     assert finetuning["updates"] > 0
