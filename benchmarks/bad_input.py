@@ -75,6 +75,13 @@ CASES = (
     _train(
         "a warm-up as long as the run", "finetune.learning_starts=5000", "finetune.env_steps=5000"
     ),
+    _train(
+        "a warm-up that rounds to the length of the run",
+        "finetune.learning_starts=2500",
+        "finetune.env_steps=3000",
+    ),
+    _train("more environments than 32 bits count", "finetune.envs=1000000000"),
+    _train("a number that means nothing", "policy.sigma=1e30"),
     _train("environments that devices cannot share", "data_parallel=2", "finetune.envs=63"),
     _train(
         "evaluation episodes that devices cannot share", "data_parallel=2", "evaluation.episodes=33"
@@ -88,6 +95,11 @@ CASES = (
     _train("a saved policy that does not exist", "pretrain.saved_policy=DIR/none"),
     _train("a saved policy of another task", "pretrain.saved_policy=DIR/push_t"),
     _train("a saved policy of other sizes", "pretrain.saved_policy=DIR/wide"),
+    _train(
+        "a saved policy with another network",
+        "pretrain.saved_policy=DIR/wide",
+        "policy.hidden=(8,)",
+    ),
     _train("a saved policy that was cut short", "pretrain.saved_policy=DIR/cut"),
     _train("a saved policy with another archive", "pretrain.saved_policy=DIR/foreign"),
     _train("a saved policy with pickled objects", "pretrain.saved_policy=DIR/pickled"),
@@ -111,6 +123,10 @@ CASES = (
     Case("a folder of something else", ("train", CONFIG, "--run_dir=DIR/other")),
     Case("a folder of other files", ("train", CONFIG, "--run_dir=DIR/notes")),
     Case("an address instead of a folder", ("train", CONFIG, "--run_dir=gs://bucket/run")),
+    Case(
+        "a field that a command sets itself",
+        ("benchmark", "--algorithms=qc", "--envs=reach", "--config.seeds=7"),
+    ),
     Case("nothing to evaluate", ("evaluate", "DIR/none")),
     Case("nothing to report", ("report", "DIR/none")),
     Case("nothing to debug", ("debug", "DIR/none")),

@@ -72,6 +72,7 @@ def prepare_process(
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
     from gcp_jax.experiments import runtime
 
+    runtime.fix_numerics()
     runtime.prepare_cpu(devices)
     runtime.compilation_cache()
 

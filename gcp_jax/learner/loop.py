@@ -226,7 +226,8 @@ def _learn(
         algorithm, sampled.state, sampled.batches, update_keys, ready
     )
     if diagnose is not None and sampled.segment is not None:
-        metrics |= diagnose(state, learner.base, sampled.segment, keys.diagnose)
+        diagnostics = diagnose(state, learner.base, sampled.segment, keys.diagnose)
+        metrics |= nonfinite.flag_missing(diagnostics)
     learner = learner._replace(
         state=state,
         buffer_state=sampled.buffer_state,

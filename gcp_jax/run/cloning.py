@@ -58,7 +58,7 @@ def set_up_cloning(
         demonstrations,
         chunk=config.policy.chunk,
         batch_size=config.pretrain.batch_size,
-        updates=config.pretrain.evaluate_every,
+        updates=cadence.updates,
         gamma=1.0,
     )
     algorithm = bc.make(config.pretrain.algorithm, policy, source)

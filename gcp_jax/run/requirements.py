@@ -7,14 +7,14 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from gcp_jax.config import Member, RunConfig
-from gcp_jax.run import checkpoint, distributed, run_policies, saved_policy
+from gcp_jax.run import adopted_policy, checkpoint, distributed, run_policies, saved_policy
 from gcp_jax.run.errors import RunError
 from gcp_jax.run.sizes import Cadence
 from gcp_jax.types import Specs
 
 
 def require_fitting_policy(config: RunConfig, specs: Specs) -> None:
-    """Raise RunError if ``pretrain.saved_policy`` cannot be finetuned by a run."""
+    """Raise RunError or ConfigError if ``pretrain.saved_policy`` cannot be finetuned by a run."""
     path = config.pretrain.saved_policy
     saved = saved_policy.check_saved_policy(path)
     extra_parts = sorted(saved.deployed.keys() - saved_policy.BASE_KEYS)
@@ -34,6 +34,7 @@ def require_fitting_policy(config: RunConfig, specs: Specs) -> None:
             f"{path} is a policy for {saved.policy.specs}, but this run needs "
             f"{specs}; choose its environment."
         )
+    adopted_policy.check_same_network(config.policy, saved.policy.config, path)
 
 
 def require_checkpoint_of_clone(folder: Path) -> None:

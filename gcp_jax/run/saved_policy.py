@@ -8,6 +8,7 @@ method's name and settings are saved with it, so that loading gives back the fun
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import io
@@ -16,7 +17,7 @@ import os
 import shutil
 import uuid
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -175,6 +176,21 @@ def holds(path: str | os.PathLike[str], deployed: PyTree) -> bool:
     )
 
 
+def saved_policy_config(path: str | os.PathLike[str]) -> PolicyConfig:
+    """The settings of a saved policy, read without JAX.
+
+    Raises:
+      SavedPolicyError: there is none, or it is damaged or of another format.
+    """
+    path = Path(path)
+    description = _read_description(path)
+    try:
+        config: PolicyConfig = build_config(PolicyConfig, description["policy"], "policy.")
+    except (KeyError, TypeError, ValueError) as failure:
+        raise _not_as_described(path, failure) from failure
+    return config
+
+
 def _flatten(deployed: PyTree) -> dict[str, np.ndarray]:
     """Parameters as named arrays: "net/…", other parts, "normalizer/mean", "normalizer/std"."""
     nets = {name: part for name, part in deployed.items() if name != "normalizer"}
@@ -236,9 +252,16 @@ def _read(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     Raises:
       SavedPolicyError: there is none, or it is damaged or of another format.
     """
+    description = _read_description(path)
+    with _reading(path):
+        return _read_arrays(path / "arrays.npz"), description
+
+
+@contextlib.contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    """Raise SavedPolicyError if a file of the saved policy is missing or cannot be read."""
     try:
-        description = json.loads((path / "policy.json").read_text())
-        arrays = _read_arrays(path / "arrays.npz")
+        yield
     except FileNotFoundError as error:
         raise SavedPolicyError(
             f"{path} is not a saved policy: {Path(error.filename).name} is missing."
@@ -247,13 +270,24 @@ def _read(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
         raise SavedPolicyError(
             f"{path} is damaged and cannot be read ({error}); copy it again or train it anew."
         ) from error
+
+
+def _read_description(path: Path) -> dict[str, Any]:
+    """The description of a saved policy.
+
+    Raises:
+      SavedPolicyError: there is none, or it is damaged or of another format.
+    """
+    with _reading(path):
+        description = json.loads((path / "policy.json").read_text())
     saved_format = description.get("format") if isinstance(description, dict) else None
     if saved_format != FORMAT:
         raise SavedPolicyError(
             f"{path} is a saved policy of format {saved_format}, this version reads {FORMAT}; "
             "load it with the version that saved it, or train it anew."
         )
-    return arrays, description
+    found: dict[str, Any] = description
+    return found
 
 
 def _read_arrays(path: Path) -> dict[str, np.ndarray]:

@@ -19,7 +19,7 @@ import numpy as np
 from gcp_jax import mesh as mesh_lib
 from gcp_jax.config import Member, RunConfig
 from gcp_jax.core.demonstrations import Demonstrations
-from gcp_jax.learner import diagnostics, loop, nonfinite
+from gcp_jax.learner import loop, nonfinite
 from gcp_jax.run import checkpoint, distributed, metrics
 from gcp_jax.run.errors import RunError
 from gcp_jax.run.evaluator import Row, mean_score, member_columns
@@ -269,7 +269,7 @@ class _StageLog:
         scores: list[float] = []
         for index, member in enumerate(self.stage.members):
             row = self._segment_row(clock, member, {k: v[index] for k, v in numbers.items()})
-            found = nonfinite.pop_nonfinite(row, diagnostics.MAY_BE_MISSING)
+            found = nonfinite.pop_nonfinite(row)
             if found.skipped:
                 self.budget.record(clock, index, metrics.member(row), found)
             if score_column in row:

@@ -18,7 +18,7 @@ import jax
 from gcp_jax import mesh as mesh_lib
 from gcp_jax.atomic_files import write_json
 from gcp_jax.config import Member, RunConfig, to_dict
-from gcp_jax.core.policy import Policy
+from gcp_jax.core.policy import Policy, make_policy
 from gcp_jax.learner import population
 from gcp_jax.run import (
     checkpoint,
@@ -61,6 +61,7 @@ from gcp_jax.run.requirements import (
 from gcp_jax.run.row_gaps import find_gaps
 from gcp_jax.run.session import RunTimer, Session
 from gcp_jax.run.signals import StopRequest, stop_requests
+from gcp_jax.run.size_notes import size_notes
 from gcp_jax.run.sizes import run_sizes, stage_cadences
 from gcp_jax.run.stage import Stage, StageResult, run_stage
 from gcp_jax.run.task import TaskInterface
@@ -85,8 +86,8 @@ class Training:
 
         Raises:
           ConfigError: the configuration contradicts itself, or its population cannot vary.
-          RunError: ``pretrain.saved_policy`` does not fit the run, or the folder holds something
-            else.
+          RunError: ``pretrain.saved_policy`` does not fit the run (``adopt_policy`` makes the
+            configuration fit it), or the folder holds something else.
           ValueError: a size cannot be divided over the devices, or there are too few devices.
         """
         check_folder(folder, config, task.inputs)
@@ -125,6 +126,8 @@ class Training:
                 print(f"{self.folder} holds a finished run; nothing to do.", file=sys.stderr)
                 self._print_gaps()
                 return finished
+            for note in size_notes(self.config, self.sizes):
+                print(f"note: {note}", file=sys.stderr)
             with self._session(stop_request, pause_at) as session:
                 if finished:
                     require_last_checkpoint(self.folder, self.cadences.finetune)
@@ -242,18 +245,22 @@ class Training:
         return self._clone(session)
 
     def _adopt_saved_policy(self, path: str) -> tuple[Policy, PyTree]:
-        """Load ``pretrain.saved_policy`` and save it as the run's base policy."""
+        """Load ``pretrain.saved_policy`` and save it as the run's base policy.
+
+        It is sampled as the run's configuration says.
+        """
         saved = saved_policy.load_saved_policy(path)
+        policy = make_policy(self.config.policy, self.sizes.specs)
         if distributed.is_primary():
             kept = ("env", self._score_name, "demonstrations")
             run_policies.save(
                 self.folder,
                 run_policies.BASE,
-                saved.policy,
+                policy,
                 saved.deployed,
                 {name: fact for name, fact in saved.facts.items() if name in kept},
             )
-        return saved.policy, saved.deployed
+        return policy, saved.deployed
 
     def _clone(self, session: Session) -> tuple[Policy, PyTree]:
         setup = set_up_cloning(self.config, self.task, self.sizes, self.cadences.pretrain)

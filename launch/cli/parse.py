@@ -46,6 +46,7 @@ class Arguments(NamedTuple):
     positional: list[str]
     config: RunConfig | None  # of commands that take Configuration.FULL or OF_ENV
     overrides: dict[str, Any]  # dotted field: value, of commands that take OVERRIDES
+    explicit: frozenset[str]  # dotted fields of the configuration that flags set
     command_line: str  # as the user gave it
 
     @property
@@ -53,6 +54,24 @@ class Arguments(NamedTuple):
         """The configuration of a command that takes one."""
         assert self.config is not None
         return self.config
+
+    def run_dir(self, default: str = "") -> str:
+        """The folder that ``--run_dir`` or ``--config.run_dir`` names.
+
+        Raises:
+          UsageError: if they name different folders.
+        """
+        by_flag = self.flags.run_dir
+        by_field = self.overrides.get("run_dir", "")
+        if self.config is not None:
+            by_field = self.config.run_dir
+        differ = by_flag and "run_dir" in self.explicit and by_flag != by_field
+        if differ:
+            raise UsageError(
+                f"--run_dir={by_flag} and --config.run_dir={by_field} are the same setting; give "
+                "one of them."
+            )
+        return by_flag or by_field or default
 
     def no_positional(self) -> None:
         """Raise UsageError if a word is no flag."""
@@ -105,6 +124,7 @@ def parse(name: str, command: Command, words: Sequence[str]) -> Arguments:
     """
     command_line = shlex.join(["gcp-jax", name, *words])
     words = _normalized(words, takes_env=command.configuration is Configuration.OF_ENV)
+    explicit = frozenset(_config_fields(words))
     declared = declared_flags(command)
     config = None
     overrides: dict[str, Any] = {}
@@ -127,6 +147,7 @@ def parse(name: str, command: Command, words: Sequence[str]) -> Arguments:
         positional=positional,
         config=config,
         overrides=overrides,
+        explicit=explicit,
         command_line=command_line,
     )
 

@@ -15,6 +15,7 @@ from absl import flags
 from rich.live import Live
 
 from gcp_jax.config import ConfigError
+from gcp_jax.config_fields import MAX_COUNT
 from gcp_jax.console import make_console
 from gcp_jax.launch import backends, dry_run, expand, launcher, manifest, schedulers, status
 from gcp_jax.launch.cli.parse import Arguments, Command, Configuration
@@ -31,8 +32,8 @@ def sweep(arguments: Arguments) -> dict[str, Any]:
     file = arguments.one_positional(
         "sweep file", "gcp-jax sweep experiments/sweeps/learning_rates.py"
     )
-    overrides = dict(arguments.overrides)
-    folder = overrides.pop("run_dir", "") or values.run_dir or f"runs/sweeps/{Path(file).stem}"
+    folder = arguments.run_dir(default=f"runs/sweeps/{Path(file).stem}")
+    overrides = {name: x for name, x in arguments.overrides.items() if name != "run_dir"}
     declared = with_overrides(expand.load_sweep(file), overrides)
     if values.dry_run:
         return dry_run.dry_run(declared)
@@ -197,6 +198,7 @@ def _sweep_flags(declared: flags.FlagValues) -> None:
         "local: runs at a time (default: one for each accelerator, or for two cores)",
         flag_values=declared,
         lower_bound=1,
+        upper_bound=MAX_COUNT,
     )
     flags.DEFINE_integer(
         "retries",
@@ -204,6 +206,7 @@ def _sweep_flags(declared: flags.FlagValues) -> None:
         "further attempts at a run that fails; its error is kept and shown",
         flag_values=declared,
         lower_bound=0,
+        upper_bound=MAX_COUNT,
     )
     flags.DEFINE_string(
         "address",

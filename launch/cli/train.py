@@ -15,6 +15,7 @@ from gcp_jax.experiments.plan import plan as planning
 from gcp_jax.launch.cli.parse import Arguments, Command, Configuration
 from gcp_jax.report import read, run_page
 from gcp_jax.run import distributed, metrics, progress
+from gcp_jax.run.adopted_policy import adopt_policy
 from gcp_jax.run.folder import config_hash
 from gcp_jax.run.training import Training
 
@@ -24,12 +25,13 @@ def train(arguments: Arguments) -> dict[str, Any] | None:
     arguments.no_positional()
     if arguments.flags.hosts:
         distributed.join(arguments.flags.hosts)
-    config = arguments.run_config
-    if arguments.flags.run_dir:
-        config = dataclasses.replace(config, run_dir=arguments.flags.run_dir)
+    config = dataclasses.replace(arguments.run_config, run_dir=arguments.run_dir())
     folder = run_folder(config)
+    config = adopt_policy(config, arguments.explicit, folder)
     task = run_inputs.task_of_run(config, folder)
-    print(planning.text(planning.plan(config, task)), file=sys.stderr)
+    numbers = planning.plan(config, task)
+    numbers.pop("notes", None)  # the run prints them
+    print(planning.text(numbers), file=sys.stderr)
     summary = Training(config, task, folder, arguments.command_line).run()
     if not distributed.is_primary():
         return None
@@ -49,6 +51,7 @@ def plan(arguments: Arguments) -> dict[str, Any]:
     """Print the sizes of a run; nothing is compiled."""
     arguments.no_positional()
     config = arguments.run_config
+    config = adopt_policy(config, arguments.explicit, run_folder(config))
     numbers = planning.plan(config, assemble.make_task(config, film=False), peak=True)
     print(planning.text(numbers))
     return numbers

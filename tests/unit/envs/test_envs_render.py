@@ -1,5 +1,9 @@
 """Rendering without a display: pictures show the scene; a missing library gives one line."""
 
+import os
+import subprocess
+import sys
+
 import jax
 import numpy as np
 import pytest
@@ -67,3 +71,23 @@ def test_missing_opengl_names_the_package(env, states, monkeypatch):
 def test_task_without_scene_is_refused(env, states):
     with pytest.raises(ValueError, match="'peg_insert' has no scene"):
         frames(env._replace(scene=None), states)
+
+
+@pytest.mark.process
+@pytest.mark.parametrize("value", ["osmesa", "egl", "glfw", "none", "disable", ""])
+def test_tasks_work_whatever_opengl_library_is_named(value):
+    """Also if it is not installed, or is none that MuJoCo knows; the variable keeps its value."""
+    program = (
+        "import os, jax\n"
+        "from gcp_jax import envs\n"
+        "env = envs.make('peg_insert')\n"
+        "print(jax.eval_shape(env.reset, jax.random.key(0)).obs.shape, os.environ['MUJOCO_GL'])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        env={**os.environ, "MUJOCO_GL": value},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout.strip() == f"(13,) {value}".strip()

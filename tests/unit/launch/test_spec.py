@@ -19,6 +19,19 @@ SPACE = {"algorithm.critic_lr": log_uniform(1e-4, 1e-2)}
         (lambda: Sweep(REACH, (RATES, RATES)), "algorithm.critic_lr is set twice"),
         (lambda: Sweep(REACH, (RATES,), pack=("finetune.utd",)), "pack names 'finetune.utd'"),
         (lambda: Sweep(REACH, seeds=0), "seeds is 0"),
+        (
+            lambda: Sweep(REACH, fields={"seeds": 3}),
+            r"the sweep's seeds cannot be used here; use Sweep\(seeds=…\)",
+        ),
+        (lambda: Sweep(REACH, (grid("run_dir", ("a", "b")),)), "run_dir cannot be used here"),
+        (
+            lambda: Sweep(REACH, fields={"population.actor_lr": (1e-4,)}),
+            "population.actor_lr cannot be used here; name the varied fields in",
+        ),
+        (
+            lambda: Sweep(REACH, (grid("seed", (0, 1)),), spread_seeds=True),
+            "spread_seeds gives each run its own seed",
+        ),
         (lambda: Search({}, trials=3), "a search over no field"),
         (lambda: Search(SPACE, trials=0), "a search of 0 trials"),
         (lambda: Search(SPACE, trials=3, sampler="best"), "allowed: tpe, gp, random"),
