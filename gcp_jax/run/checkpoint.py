@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import functools
 import hashlib
 import itertools
 import json
@@ -19,6 +20,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from types import TracebackType
 from typing import Any
 
 import jax
@@ -30,6 +32,7 @@ from gcp_jax.run import distributed
 from gcp_jax.types import PyTree, Train
 
 SIGNATURE = "digests.json"
+FULL = (errno.ENOSPC, errno.EDQUOT)
 PATTERN_CHARACTERS = frozenset("*?[]\\")  # orbax expands patterns in the paths of its folders
 
 
@@ -179,11 +182,30 @@ def _hide_logged_errors(record: logging.LogRecord) -> bool:
     return record.levelno < logging.ERROR or "orbax" not in record.pathname
 
 
+@functools.cache
+def _keep_failures_quiet() -> None:
+    """Print no tracebacks of what orbax and tensorstore do besides raising a failed write.
+
+    Orbax logs it in each of its threads. Tensorstore then still calls the event loop that orbax has
+    closed, and prints that this fails.
+    """
+    logging.getLogger("absl").addFilter(_hide_logged_errors)
+    excepthook = sys.excepthook
+
+    def hide_closed_loops(
+        kind: type[BaseException], error: BaseException, trace: TracebackType | None
+    ) -> None:
+        if not (kind is RuntimeError and str(error) == "Event loop is closed"):
+            excepthook(kind, error, trace)
+
+    sys.excepthook = hide_closed_loops
+
+
 class Checkpoints:
     """The checkpoints of one stage, numbered by its clock; the newest ``keep`` of them are kept."""
 
     def __init__(self, folder: Path, *, keep: int) -> None:
-        logging.getLogger("absl").addFilter(_hide_logged_errors)
+        _keep_failures_quiet()
         options = ocp.CheckpointManagerOptions(max_to_keep=keep, enable_async_checkpointing=False)
         self._folder = folder.resolve()
         self._folder.mkdir(parents=True, exist_ok=True)
@@ -266,9 +288,10 @@ class Checkpoints:
 def _reason(error: BaseException) -> str:
     """Why a checkpoint was not written, with the remedy if the disk is full."""
     message = first_line(error)
-    full = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT)
-    if full or "RESOURCE_EXHAUSTED" in message:
+    if getattr(error, "errno", None) in FULL or "RESOURCE_EXHAUSTED" in message:
         return "the disk is full; free some space"
+    if "File too large" in message:
+        return "a file may not be as large (ulimit -f)"
     return message
 
 

@@ -2,6 +2,7 @@
 
 import logging
 import shutil
+import sys
 import tempfile
 from pathlib import Path
 
@@ -180,3 +181,12 @@ def test_errors_that_orbax_logs_besides_raising_them_are_not_printed(tmp_path):
     assert not shown(logging.ERROR, "/site-packages/orbax/checkpoint/future.py")
     assert shown(logging.WARNING, "/site-packages/orbax/checkpoint/future.py")
     assert shown(logging.ERROR, "/site-packages/absl/app.py")
+
+
+def test_a_closed_event_loop_prints_no_traceback(tmp_path, capsys):
+    """Tensorstore reports to the one that orbax has closed when a write failed."""
+    checkpoint.Checkpoints(tmp_path / "finetune", keep=2).close()
+    sys.excepthook(RuntimeError, RuntimeError("Event loop is closed"), None)
+    assert capsys.readouterr().err == ""
+    sys.excepthook(RuntimeError, RuntimeError("odd"), None)
+    assert "RuntimeError: odd" in capsys.readouterr().err
