@@ -316,10 +316,20 @@ def _check_folder(comparison: Comparison, folder: Path) -> None:
     """Check that a folder holds nothing, or this benchmark with the same code.
 
     Raises:
-      RunError: in one line.
+      ConfigError: the folder holds a benchmark with another number of seeds or steps.
+      RunError: it holds something else, or other runs.
     """
     check_path(folder)
     refuse_foreign_folder(folder, MANIFEST)
+    if (folder / MANIFEST).exists():
+        saved = json.loads((folder / MANIFEST).read_text())
+        for field in ("seeds", "steps"):
+            current = getattr(comparison, field)
+            if saved[field] != current:
+                raise ConfigError(
+                    f"{folder} holds a benchmark with {field}={saved[field]}, not {current}; "
+                    "choose another --run_dir."
+                )
     for task, methods in comparison.runs.items():
         clone = folder / task / CLONE
         _check_run(clone, clone_config(comparison.first_runs[task]))
@@ -352,11 +362,7 @@ def _check_clone(label: str, first: RunConfig, config: RunConfig) -> None:
 
 
 def _write_manifest(comparison: Comparison, folder: Path, command: str) -> None:
-    """Write ``benchmark.json``: what the report is about.
-
-    Raises:
-      ConfigError: if the folder holds a benchmark with another number of seeds or steps.
-    """
+    """Write ``benchmark.json``: what the report is about, with what it listed before."""
     content: dict[str, Any] = {
         "command": command,
         "versions": provenance.package_versions(),
@@ -376,12 +382,6 @@ def _write_manifest(comparison: Comparison, folder: Path, command: str) -> None:
     path = folder / MANIFEST
     if path.exists():
         saved = json.loads(path.read_text())
-        for field in ("seeds", "steps"):
-            if saved[field] != content[field]:
-                raise ConfigError(
-                    f"{folder} holds a benchmark with {field}={saved[field]}, not "
-                    f"{content[field]}; choose another --run_dir."
-                )
         for field in ("tasks", "methods"):
             new = [entry for entry in content[field] if entry not in saved[field]]
             content[field] = [*saved[field], *new]

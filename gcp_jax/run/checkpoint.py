@@ -178,8 +178,11 @@ def plain_path(folder: Path) -> Iterator[Path]:
 
 
 def _hide_logged_errors(record: logging.LogRecord) -> bool:
-    """False for errors that orbax logs with a traceback; it raises them as well."""
-    return record.levelno < logging.ERROR or "orbax" not in record.pathname
+    """False for errors that orbax logs with a traceback, and asyncio for it; orbax raises them."""
+    of_orbax = "orbax" in record.pathname or (
+        record.name == "asyncio" and "OCDBT" in record.getMessage()
+    )
+    return record.levelno < logging.ERROR or not of_orbax
 
 
 @functools.cache
@@ -189,7 +192,8 @@ def _keep_failures_quiet() -> None:
     Orbax logs it in each of its threads. Tensorstore then still calls the event loop that orbax has
     closed, and prints that this fails.
     """
-    logging.getLogger("absl").addFilter(_hide_logged_errors)
+    for name in ("absl", "asyncio"):
+        logging.getLogger(name).addFilter(_hide_logged_errors)
     excepthook = sys.excepthook
 
     def hide_closed_loops(

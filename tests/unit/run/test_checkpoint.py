@@ -173,14 +173,17 @@ def test_a_full_disk_is_said_in_one_line():
 
 def test_errors_that_orbax_logs_besides_raising_them_are_not_printed(tmp_path):
     checkpoint.Checkpoints(tmp_path / "finetune", keep=2).close()
-    logger = logging.getLogger("absl")
 
-    def shown(level, path):
-        return bool(logger.filter(logging.LogRecord("absl", level, path, 1, "", (), None)))
+    def shown(level, path, name="absl", message=""):
+        record = logging.LogRecord(name, level, path, 1, message, (), None)
+        return bool(logging.getLogger(name).filter(record))
 
     assert not shown(logging.ERROR, "/site-packages/orbax/checkpoint/future.py")
     assert shown(logging.WARNING, "/site-packages/orbax/checkpoint/future.py")
     assert shown(logging.ERROR, "/site-packages/absl/app.py")
+    never_retrieved = "Future exception was never retrieved: OCDBT database"
+    assert not shown(logging.ERROR, "asyncio/base_events.py", "asyncio", never_retrieved)
+    assert shown(logging.ERROR, "asyncio/base_events.py", "asyncio", "another future")
 
 
 def test_a_closed_event_loop_prints_no_traceback(tmp_path, capsys):
