@@ -136,7 +136,9 @@ def _narrowed(declared: Mapping[str, Fields], names: Sequence[str], key: str) ->
     return {name: declared.get(name, {key: name}) for name in names}
 
 
-def _common_fields(common: Fields, overrides: Fields, entries: Mapping[str, Fields]) -> Fields:
+def _common_fields(
+    common: Fields, overrides: Fields, entries: Mapping[str, Fields]
+) -> dict[str, Any]:
     """The fields of every run: those of the file with those of flags in their place.
 
     Args:
