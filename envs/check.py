@@ -23,7 +23,7 @@ from gcp_jax.envs import scenes
 from gcp_jax.envs.probe import Probe, Programs, compiled, make_probe
 from gcp_jax.envs.protocol import Env, State
 from gcp_jax.envs.shapes import EnvError as EnvError
-from gcp_jax.envs.shapes import check_shapes, run_contract
+from gcp_jax.envs.shapes import check_modes, check_shapes, run_contract
 from gcp_jax.envs.wrappers import autoreset
 
 Array = jax.Array
@@ -277,16 +277,10 @@ def demonstrator(probe: Probe) -> str:
         action, memory = act(noise, memory, state, step_keys)
         _require_action(np.asarray(action)[running], time)
         state, _ = probe.step(state, action)
-    modes = make(0.0).modes
-    taken = np.asarray(jax.vmap(lambda noise, memory: make(noise).mode(memory))(noise, memory))
-    outside = taken[(taken < 0) | (taken >= modes)]
-    _require(
-        not outside.size,
-        f"demonstrator.mode returns {outside[:1]}, must be 0 … {modes - 1} (modes={modes})",
-    )
+    mode = jax.vmap(lambda noise, memory: make(noise).mode(memory))(noise, memory)
+    seen = check_modes(mode, make(0.0).modes)
     clean = np.asarray(state.success)[::2]
-    ways = ", ".join(str(mode) for mode in np.unique(taken))
-    return f"{clean.sum()} of {len(clean)} clean episodes succeed; modes {ways} of {modes}"
+    return f"{clean.sum()} of {len(clean)} clean episodes succeed; {seen}"
 
 
 def _require_action(action: np.ndarray, time: int) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from gcp_jax import contracts
 from gcp_jax.contracts import ContractError, require
@@ -159,3 +160,21 @@ def _check_demonstrator(env: Env, start: Any) -> str:
     )
     _require_integer("demonstrator.mode", mode)
     return f"a demonstrator of {modes} modes"
+
+
+def check_modes(taken: Any, modes: int) -> str:
+    """Check the modes that a demonstrator took, [n] int32.
+
+    Returns:
+      Which they were.
+
+    Raises:
+      ContractError: if one is not among 0 … modes − 1.
+    """
+    seen = np.unique(np.asarray(taken))
+    outside = seen[(seen < 0) | (seen >= modes)]
+    require(
+        not outside.size,
+        f"demonstrator.mode returns {outside[:1]}, must be 0 … {modes - 1} (modes={modes})",
+    )
+    return f"modes {', '.join(str(mode) for mode in seen)} of {modes}"

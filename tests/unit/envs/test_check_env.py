@@ -8,6 +8,7 @@ import pytest
 
 from gcp_jax.contracts import ContractError
 from gcp_jax.envs.check import CONTRACTS, EnvError, check_env
+from gcp_jax.envs.demos.collect import collect
 from gcp_jax.envs.physics.common import initial_state, next_state
 from gcp_jax.envs.protocol import Demonstrator, Env, EnvSpecs, Scene
 from gcp_jax.envs.rendering import render
@@ -216,6 +217,13 @@ def test_wrong_shapes_are_found_without_compiling(case):
 def test_a_demonstrator_is_run_for_whole_episodes(env, message):
     with pytest.raises(EnvError, match=f"'demonstrator': {message}"):
         check_env(env, jax.random.key(0), n=4, steps=60)
+
+
+def test_demonstrations_of_a_mode_that_does_not_exist_are_refused():
+    env = _demonstrated(mode=lambda memory: memory * 0 + 5)
+    message = r"^point breaks the contract 'demonstrator': demonstrator.mode returns \[5\]"
+    with pytest.raises(EnvError, match=message):
+        collect(env, 0.0, jax.random.key(0), 2)
 
 
 def test_a_sound_demonstrator_says_what_it_did():
