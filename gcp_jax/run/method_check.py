@@ -267,7 +267,7 @@ def valuing(case: Case) -> str:
     chunk = _struct((STATES, SAMPLES, specs.chunk, specs.action_dim))
     values = contracts.shapes_of("q_values", q_values, case.state, obs, chunk)
     found = contracts.text_of(values)
-    shape = getattr(values, "shape", ())
+    shape: tuple[int, ...] = getattr(values, "shape", ())
     require(
         found.startswith("float32") and len(shape) == 3 and shape[1:] == (STATES, SAMPLES),
         f"q_values returns {found} for {STATES} states with {SAMPLES} actions each, must be "
