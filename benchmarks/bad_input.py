@@ -57,6 +57,55 @@ def _train(what: str, *fields: str) -> Case:
     )
 
 
+OWN_MODULES = {
+    "short_chunk": """
+from gcp_jax.algorithms.qc import Config
+from gcp_jax.algorithms import qc
+
+
+def make(config, policy, source):
+    sound = qc.make(config, policy, source)
+    return sound._replace(act=lambda state, obs, key: (sound.act(state, obs, key)[0][:, 0], {}))
+""",
+    "whole_rewards": """
+import jax.numpy as jnp
+
+from gcp_jax.envs.tasks import reach
+from gcp_jax.envs.tasks.reach import QUALITY, Config
+
+
+def make(config):
+    env = reach.make(config)
+    step = lambda state, action: env.step(state, action)._replace(reward=jnp.int32(-1))
+    return env._replace(step=step)
+""",
+    "short_action": """
+from gcp_jax.envs.tasks import reach
+from gcp_jax.envs.tasks.reach import QUALITY, Config
+
+
+def make(config):
+    env = reach.make(config)
+
+    def demonstrator(noise):
+        sound = env.demonstrator(noise)
+        return sound._replace(act=lambda memory, *rest: (sound.act(memory, *rest)[0][:1], memory))
+
+    return env._replace(demonstrator=demonstrator)
+""",
+    "thawed": """
+from dataclasses import dataclass
+
+from gcp_jax.envs.tasks.reach import make
+
+
+@dataclass
+class Config:
+    horizon: int = 24
+""",
+}
+"""Files of a user, each with one mistake."""
+
 CASES = (
     Case("a command that does not exist", ("trian",)),
     Case("a configuration file that does not exist", ("train", "--config=DIR/none.py")),
@@ -134,6 +183,13 @@ CASES = (
     Case("a video that exists already", ("render", "reach", "--out=DIR/other/metrics.jsonl")),
     Case("no sweep file", ("sweep", "DIR/none.py")),
     Case("a folder that holds no sweep", ("status", "DIR/other")),
+    _train("a method of your own with a chunk of another shape", "algorithm.module=short_chunk"),
+    _train("a task of your own with whole-number rewards", "env.module=whole_rewards"),
+    Case(
+        "a demonstrator of your own with another action",
+        ("demos", "--config.env.module=short_action", "--out=DIR/run"),
+    ),
+    _train("a task of your own whose settings can change", "env.module=thawed"),
 )
 
 
@@ -166,6 +222,8 @@ def samples(folder: Path) -> None:
     for name, change in changes.items():
         shutil.copytree(folder / "demos", folder / f"demos_{name}")
         change(folder / f"demos_{name}")
+    for name, code in OWN_MODULES.items():
+        (folder / f"{name}.py").write_text(code)
     (folder / "other").mkdir()
     (folder / "other" / "metrics.jsonl").write_text("mine\n")
     (folder / "notes").mkdir()
@@ -201,8 +259,12 @@ def said(case: Case, folder: Path) -> Said:
     """Run a command in this process; ``folder`` has the ``samples``."""
     words = [word.replace("DIR", str(folder)) for word in case.words]
     out, err = io.StringIO(), io.StringIO()
-    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-        code = cli_main.main(words)
+    sys.path.append(str(folder))
+    try:
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+            code = cli_main.main(words)
+    finally:
+        sys.path.remove(str(folder))
     lines = [
         line.replace(str(folder), "DIR") for line in (out.getvalue() + err.getvalue()).splitlines()
     ]

@@ -96,6 +96,7 @@ def _definition_of(module: ModuleType) -> TaskDefinition:
             raise ValueError(
                 f"{module.__name__} has no {part}; see docs/guides/add_an_environment.md."
             )
+    config_fields.check_class(module.Config, f"{module.__name__}.Config")
     return TaskDefinition(
         config=module.Config, make=module.make, quality=getattr(module, "QUALITY", {})
     )

@@ -18,17 +18,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from gcp_jax.contracts import require as _require
+from gcp_jax.envs import scenes
 from gcp_jax.envs.probe import Probe, Programs, compiled, make_probe
 from gcp_jax.envs.protocol import Env, State
+from gcp_jax.envs.shapes import EnvError as EnvError
+from gcp_jax.envs.shapes import check_modes, check_shapes, run_contract
 from gcp_jax.envs.wrappers import autoreset
 
 Array = jax.Array
 
 RTOL, ATOL = 1e-3, 1e-4  # how far a batched, compiled step may be from a single, uncompiled one
-
-
-class EnvError(ValueError):
-    """An environment breaks a contract; one line: which, where, measured against allowed."""
 
 
 def check_env(
@@ -54,72 +54,11 @@ def check_env(
         raise ValueError(
             f"check_env needs more steps than the horizon {env.specs.horizon}; got {steps}"
         )
-    measured = {"shapes": _run(env, "shapes", functools.partial(shapes, env, key))}
+    measured = {"shapes": check_shapes(env)}
     probe = make_probe(env, programs or compiled(env, steps), key, n)
     for name, contract in CONTRACTS.items():
-        measured[name] = _run(env, name, functools.partial(contract, probe))
+        measured[name] = run_contract(env, name, functools.partial(contract, probe))
     return measured
-
-
-def _run(env: Env, name: str, contract: Callable[[], str]) -> str:
-    """Run one contract; its complaint gets the environment's and its own name in front."""
-    try:
-        return contract()
-    except EnvError as error:
-        raise EnvError(f"{env.specs.name} breaks the contract {name!r}: {error}") from None
-
-
-def _require(holds: Any, complaint: str) -> None:
-    if not bool(np.all(holds)):
-        raise EnvError(complaint)
-
-
-def shapes(env: Env, key: Array) -> str:
-    """Fields have the protocol's shapes and dtypes; a step keeps the structure of the state."""
-    specs = env.specs
-    for field in ("obs_dim", "action_dim", "horizon", "control_dt"):
-        value = getattr(specs, field)
-        _require(value > 0, f"specs.{field} is {value}, must be positive")
-    start = jax.eval_shape(env.reset, key)
-    flag, number = ((), jnp.bool_), ((), jnp.float32)
-    expected = {
-        "obs": ((specs.obs_dim,), jnp.float32),
-        "reward": number,
-        "terminated": flag,
-        "truncated": flag,
-        "success": flag,
-        "diverged": flag,
-        "time": ((), jnp.int32),
-    }
-    for field, (shape, dtype) in expected.items():
-        leaf = getattr(start, field)
-        actual = f"{leaf.dtype}{list(leaf.shape)}"
-        wanted = f"{jnp.dtype(dtype)}{list(shape)}"
-        _require(actual == wanted, f"{field} after reset is {actual}, must be {wanted}")
-    typed = jnp.issubdtype(start.key.dtype, jax.dtypes.prng_key)
-    _require(typed, f"key after reset is {start.key.dtype}, must be a typed key (jax.random.key)")
-    after = jax.eval_shape(env.step, start, jax.ShapeDtypeStruct((specs.action_dim,), jnp.float32))
-    changes = _changes(_layout(start), _layout(after))
-    _require(not changes, f"a step changes the state's structure: {', '.join(changes[:3])}")
-    leaves = len(jax.tree.leaves(start))
-    return (
-        f"obs float32[{specs.obs_dim}], action [{specs.action_dim}], {leaves} leaves kept by a step"
-    )
-
-
-def _layout(state: State) -> dict[str, str]:
-    """Shape and dtype of every leaf, by its path."""
-    leaves = jax.tree_util.tree_leaves_with_path(state)
-    return {jax.tree_util.keystr(path): f"{leaf.dtype}{list(leaf.shape)}" for path, leaf in leaves}
-
-
-def _changes(before: dict[str, str], after: dict[str, str]) -> list[str]:
-    """A sentence for every leaf that differs."""
-    paths = [path for path in before | after if before.get(path) != after.get(path)]
-    return [
-        f"{path} was {before.get(path, 'absent')} and is {after.get(path, 'absent')}"
-        for path in paths
-    ]
 
 
 def _as_numpy(tree: Any) -> list[np.ndarray]:
@@ -215,8 +154,29 @@ def finite(probe: Probe) -> str:
     bad = sum(int(np.sum(~np.isfinite(x))) for x in arrays)
     diverged = int(np.sum(record.diverged))
     total = record.diverged.size
-    _require(bad + diverged == 0, f"{diverged} of {total} random steps diverged, allowed 0")
+    if diverged:
+        first = _first_divergence(probe)
+        raise EnvError(f"{diverged} of {total} random steps diverged, allowed 0; {first}")
+    _require(bad == 0, f"{bad} numbers of {total} random steps are NaN or infinite, allowed 0")
     return f"{total} random steps, none diverged"
+
+
+def _first_divergence(probe: Probe) -> str:
+    """Where and what of the state became NaN or infinite first."""
+    time, index = np.argwhere(probe.record.diverged)[0]
+    before, _ = probe.programs.roll(
+        probe.starts, probe.inputs, probe.pool, jnp.int32(time), jnp.bool_(True)
+    )
+    state = jax.tree.map(lambda x: x[index], before)
+    action = probe.inputs.action[time, index]
+    after = probe.env.step(state, action)
+    names = [
+        f"{jax.tree_util.keystr(path)[1:]} = {np.asarray(leaf)}"
+        for path, leaf in jax.tree_util.tree_leaves_with_path(after._replace(key=after.time))
+        if not np.all(np.isfinite(np.asarray(leaf)))
+    ]
+    place = f"first at step {int(state.time)} with action {np.round(np.asarray(action), 2)}"
+    return " ".join(f"{place}, where step returns {', '.join(names) or 'finite numbers'}".split())
 
 
 def endings(probe: Probe) -> str:
@@ -291,13 +251,63 @@ def pool(probe: Probe) -> str:
     return f"{fresh.sum()} of {n} restarted, the others untouched"
 
 
+def demonstrator(probe: Probe) -> str:
+    """The demonstrator's actions lie in [-1, 1] and its modes in 0 … modes − 1, in whole episodes.
+
+    Every other environment has noise 0, the others 1.
+    """
+    make = probe.env.demonstrator
+    if make is None:
+        return "none: clone a dataset, or start from a saved policy"
+    noise = (jnp.arange(len(probe.keys)) % 2).astype(jnp.float32)
+    memory = jax.jit(jax.vmap(lambda noise, key, state: make(noise).init(key, state)))(
+        noise, probe.keys, probe.starts
+    )
+
+    def one(noise: Array, memory: Any, state: State, key: Array) -> tuple[Array, Any]:
+        return make(noise).act(memory, state, key)
+
+    act = jax.jit(jax.vmap(one))
+    state = probe.starts
+    for time in range(probe.env.specs.horizon):
+        running = ~np.asarray(state.done)
+        if not running.any():
+            break
+        step_keys = jax.vmap(lambda key, time=time: jax.random.fold_in(key, time))(probe.keys)
+        action, memory = act(noise, memory, state, step_keys)
+        _require_action(np.asarray(action)[running], time)
+        state, _ = probe.step(state, action)
+    mode = jax.vmap(lambda noise, memory: make(noise).mode(memory))(noise, memory)
+    seen = check_modes(mode, make(0.0).modes)
+    clean = np.asarray(state.success)[::2]
+    return f"{clean.sum()} of {len(clean)} clean episodes succeed; {seen}"
+
+
+def _require_action(action: np.ndarray, time: int) -> None:
+    outside = action[~(np.abs(action) <= 1.0 + ATOL)]
+    _require(
+        not outside.size,
+        f"demonstrator.act returns {outside[:1]} at step {time}, must lie in [-1, 1]",
+    )
+
+
+def scene(probe: Probe) -> str:
+    """The camera exists, the poses fit the model, and a picture is drawn if one can be."""
+    if probe.env.scene is None:
+        return "none: no videos"
+    states = jax.tree.map(lambda x: x[:1], probe.starts)
+    return scenes.check_scene(probe.env, states)
+
+
 CONTRACTS: dict[str, Callable[[Probe], str]] = {
     "deterministic": deterministic,
     "keys": keys,
+    "finite": finite,
     "batching": batching,
     "clipping": clipping,
-    "finite": finite,
     "endings": endings,
     "successor": successor,
     "pool": pool,
+    "demonstrator": demonstrator,
+    "scene": scene,
 }

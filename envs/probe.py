@@ -63,6 +63,8 @@ class Probe(NamedTuple):
     programs: Programs
     starts: State  # leaves [n, ...]
     actions: Array  # [n, A] in [-1, 1]
+    inputs: Inputs  # of the random rollout
+    pool: State  # of the random rollout, leaves [n, ...]
     record: Record  # of random actions; numpy
 
     def step(self, state: State, action: Array) -> tuple[State, Step]:
@@ -141,5 +143,7 @@ def make_probe(env: Env, programs: Programs, key: Array, n: int) -> Probe:
         programs=programs,
         starts=starts,
         actions=jax.random.uniform(action_key, shape, minval=-1.0, maxval=1.0),
+        inputs=inputs,
+        pool=pool,
         record=jax.device_get(record),
     )

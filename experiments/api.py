@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import ml_collections
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -60,6 +61,20 @@ class LoadedPolicy:
             return saved.eval_policy(saved.deployed, obs[None], chunk_key)[0]
 
         self._sample_chunks = jax.jit(jax.vmap(sample_chunk, in_axes=(None, 0, 0, 0)))
+        self._saved = saved
+
+    def sample_chunks(self, obs: ArrayLike, key: jax.Array) -> jax.Array:
+        """Sample whole chunks, as a pure function that can be jitted, vmapped and scanned.
+
+        Args:
+          obs: raw observations [N, O].
+          key: a random key; consumed.
+
+        Returns:
+          Chunks [N, h, A] of actions in [-1, 1].
+        """
+        chunks: jax.Array = self._saved.eval_policy(self._saved.deployed, jnp.asarray(obs), key)
+        return chunks
 
     @property
     def obs_dim(self) -> int:

@@ -18,8 +18,10 @@ from gcp_jax.core.demonstrations import Demonstrations, demonstrations_of
 from gcp_jax.envs import wrappers
 from gcp_jax.envs.demos import collect, storage
 from gcp_jax.envs.protocol import Env
+from gcp_jax.envs.shapes import check_shapes
 from gcp_jax.learner import evaluation
 from gcp_jax.run.folder import differences
+from gcp_jax.run.method_check import check_method
 from gcp_jax.run.task import TaskInterface
 from gcp_jax.types import PyTree
 
@@ -75,6 +77,9 @@ def make_task(
 ) -> TaskInterface:
     """The task of a run.
 
+    Whatever of the task and of a method of the user's own can be checked without compiling is
+    checked here.
+
     Args:
       config: the run.
       film: whether the run may write videos.
@@ -82,8 +87,13 @@ def make_task(
 
     Raises:
       ConfigError: if the task, its demonstrator or the dataset does not fit the run.
+      EnvError: if the task breaks the contract of shapes.
+      MethodError: if the method breaks a contract.
     """
     env = make_env(config)
+    check_shapes(env)
+    if config.algorithm.module:  # the project's own methods are checked by its tests
+        check_method(config, env.specs)
 
     def to_video(states: PyTree, path: Path) -> None:
         write_video(env, jax.tree.map(lambda x: x[:, : evaluation.FILMED], states), path)

@@ -112,9 +112,18 @@ def editable(config: RunConfig) -> ml_collections.ConfigDict:
     content = ml_collections.ConfigDict(to_dict(config))
     for section in dataclasses.fields(config):
         value = getattr(config, section.name)
-        if dataclasses.is_dataclass(value):
+        if isinstance(value, (AlgorithmChoice, EnvChoice)):
+            content[section.name] = _editable_choice(value)
+        elif dataclasses.is_dataclass(value):
             _type_optional_fields(content[section.name], type(value))
     return content
+
+
+def _editable_choice(choice: AlgorithmChoice | EnvChoice) -> ml_collections.ConfigDict:
+    """A task or a method with its settings, whose fields can be set by flags."""
+    section = ml_collections.ConfigDict(choice.to_dict())
+    _type_optional_fields(section, type(choice.settings))
+    return section
 
 
 def _type_optional_fields(section: ml_collections.ConfigDict, cls: type) -> None:
@@ -122,8 +131,8 @@ def _type_optional_fields(section: ml_collections.ConfigDict, cls: type) -> None
     for name, hint in typing.get_type_hints(cls).items():
         kinds = typing.get_args(hint)
         if NoneType in kinds and name in section and section[name] is None:
-            [kind] = [kind for kind in kinds if kind is not NoneType]
-            section[name] = config_dict.placeholder(kind)
+            kind = next(kind for kind in kinds if kind is not NoneType)
+            section[name] = config_dict.placeholder(typing.get_origin(kind) or kind)
 
 
 def frozen_config(config: ml_collections.ConfigDict) -> RunConfig:
@@ -210,7 +219,7 @@ def set_env(config: ml_collections.ConfigDict, name: str, module: str = "") -> N
     if (config.env.name, config.env.module) == (name, module):
         return
     choice = build_env_choice({"name": name, "module": module})
-    config.env = ml_collections.ConfigDict(choice.to_dict())
+    config.env = _editable_choice(choice)
 
 
 def set_algorithm(config: ml_collections.ConfigDict, name: str, module: str = "") -> None:
@@ -225,12 +234,12 @@ def set_algorithm(config: ml_collections.ConfigDict, name: str, module: str = ""
         return
     choice = build_algorithm_choice({"name": name, "module": module})
     old_defaults = build_algorithm_choice({"name": old.name, "module": old.module}).to_dict()
-    fields = choice.to_dict()
+    fields = _editable_choice(choice)
     for shared in dataclasses.fields(critic.Config):
         field = shared.name
         if field in fields and field in old and old[field] != old_defaults[field]:
             fields[field] = old[field]
-    config.algorithm = ml_collections.ConfigDict(fields)
+    config.algorithm = fields
     override(config, algorithms.run_defaults(algorithms.load(name, module)))
 
 

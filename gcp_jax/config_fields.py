@@ -17,6 +17,7 @@ a plain mapping, for example from JSON.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import difflib
 import math
@@ -85,8 +86,8 @@ def field(default: Any, allowed: Bounds | Choices | None = None, doc: str = "") 
       default: the field's default value. Every instance gets its own copy of a dict.
       allowed: ``Bounds`` of a number, or of every number in a tuple; the choices of a string, as a
         tuple of strings. None allows every value of the field's type, but of numbers only finite
-        ones. None as a value is allowed if it is the default. No number may exceed ``MAX_COUNT``,
-        or ``MAX_NUMBER`` if it is not whole.
+        ones. None as a value is allowed if it is the default or if the type hint allows it. No
+        number may exceed ``MAX_COUNT``, or ``MAX_NUMBER`` if it is not whole.
       doc: what the field is, in one line: symbol, unit, the authors' value in brackets.
     """
     metadata = {"allowed": allowed, "doc": doc}
@@ -122,6 +123,36 @@ def default_of(declared: dataclasses.Field[Any]) -> Any:
     return declared.default
 
 
+def check_class(config: Any, name: str, needs: tuple[str, ...] = ()) -> None:
+    """Check that a user's own class can be a configuration.
+
+    Args:
+      config: the class.
+      name: what it is called in messages.
+      needs: fields that it must have.
+
+    Raises:
+      ConfigError: in one line, if it is no frozen dataclass, or if a field is missing or has no
+        default.
+    """
+    if not (isinstance(config, type) and dataclasses.is_dataclass(config)):
+        raise ConfigError(f"{name} is no dataclass; write @dataclass(frozen=True) above it.")
+    if not config.__dataclass_params__.frozen:  # type: ignore[attr-defined]
+        raise ConfigError(f"{name} is not frozen; write @dataclass(frozen=True) above it.")
+    rows = {declared.name: declared for declared in dataclasses.fields(config)}
+    for field_name in needs:
+        if field_name not in rows:
+            raise ConfigError(f"{name} has no field {field_name!r}, which every run needs.")
+    for field_name, declared in rows.items():
+        if default_of(declared) is dataclasses.MISSING:
+            raise ConfigError(f"{name}.{field_name} has no default; give every field one.")
+
+
+def _may_be_none(config: type, name: str) -> bool:
+    """Whether the type hint of a field allows None: ``float | None``."""
+    return types.NoneType in typing.get_args(typing.get_type_hints(config)[name])
+
+
 def allowed_values(config: type | object, name: str) -> Bounds | Choices | None:
     """What ``field`` declared as allowed for a field of a configuration or of its class."""
     declared = {each.name: each for each in dataclasses.fields(config)}  # type: ignore[arg-type]
@@ -147,7 +178,7 @@ def check(config: Any, section: str) -> None:
         value = getattr(config, declared.name)
         default = default_of(declared)
         allowed = declared.metadata.get("allowed")
-        if value is None and default is None:
+        if value is None and (default is None or _may_be_none(type(config), declared.name)):
             continue
         if _is_choices(allowed):
             if value not in allowed:
@@ -284,10 +315,7 @@ def convert(hint: Any, value: Any, where: str) -> Any:
         return value if isinstance(value, hint) else build_config(hint, value, f"{where}.")
     origin = typing.get_origin(hint)
     if origin in (typing.Union, types.UnionType):
-        if value is None:
-            return None
-        [hint] = [kind for kind in typing.get_args(hint) if kind is not type(None)]
-        return convert(hint, value, where)
+        return _convert_union(typing.get_args(hint), value, where)
     if origin is tuple:
         return _convert_tuple(typing.get_args(hint), value, where)
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
@@ -298,6 +326,17 @@ def convert(hint: Any, value: Any, where: str) -> Any:
         expected = f"a value of type {hint.__name__} is expected"
         raise ConfigError(f"{where} is {value!r}; {expected}.")
     return value
+
+
+def _convert_union(hints: tuple[Any, ...], value: Any, where: str) -> Any:
+    """A value as the first of several types that accepts it."""
+    if value is None and types.NoneType in hints:
+        return None
+    kinds = [kind for kind in hints if kind is not types.NoneType]
+    for kind in kinds:
+        with contextlib.suppress(ConfigError):
+            return convert(kind, value, where)
+    return convert(kinds[0], value, where)  # raises
 
 
 def _convert_tuple(hints: tuple[Any, ...], value: Any, where: str) -> tuple[Any, ...]:

@@ -12,6 +12,7 @@ import numpy as np
 
 from gcp_jax.envs.demos import quality
 from gcp_jax.envs.protocol import Demonstrator, Env, State
+from gcp_jax.envs.shapes import check_modes, run_contract
 from gcp_jax.envs.wrappers import guard, recorded, time_limit
 from gcp_jax.types import Step
 
@@ -58,6 +59,7 @@ def collect(env: Env, noise: float, key: Array, episodes: int) -> Collected:
       episodes: of the demonstrator.
 
     Raises:
+      EnvError: if the demonstrator reports a mode that it does not have.
       ValueError: if the task has no demonstrator.
     """
     make = env.demonstrator
@@ -78,6 +80,7 @@ def collect(env: Env, noise: float, key: Array, episodes: int) -> Collected:
     noises = np.repeat(np.asarray([noise, 0.0, 0.0], np.float32), counts)
     is_random = np.arange(len(noises)) >= clean_end
     steps, info = program(jnp.concatenate(keys), noises, is_random)
+    run_contract(env, "demonstrator", lambda: check_modes(info.mode, make(0.0).modes))
 
     def episodes_between(first: int, end: int) -> Step:
         episodes: Step = jax.tree.map(lambda x: x[:, first:end], steps)

@@ -26,6 +26,7 @@ import importlib
 from types import ModuleType
 from typing import Any
 
+from gcp_jax import config_fields
 from gcp_jax.config_fields import suggest
 
 _NAMES = ("ogpo", "dppo", "dsrl", "residual", "expo", "qc", "fql")
@@ -91,4 +92,5 @@ def _load_user_module(module: str) -> ModuleType:
             f"algorithm.module {module!r} is not a method: it lacks {', '.join(missing)} "
             "(see docs/guides/add_a_method.md)."
         )
+    config_fields.check_class(loaded.Config, f"{module}.Config", needs=("gamma",))
     return loaded

@@ -1,4 +1,4 @@
-"""Commands on a policy, run or task: ``evaluate``, ``report``, ``render``, ``check``, ``demos``."""
+"""Commands on a policy, run or task: ``evaluate``, ``report``, ``render``, ``demos``."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from gcp_jax import envs
 from gcp_jax.config import NOISE, ConfigError
 from gcp_jax.config_fields import MAX_COUNT, refuse_fields
 from gcp_jax.envs import wrappers
-from gcp_jax.envs.check import check_env
 from gcp_jax.envs.demos import collect, storage
 from gcp_jax.envs.protocol import Env
+from gcp_jax.envs.shapes import check_shapes
 from gcp_jax.experiments import assemble, play
 from gcp_jax.launch import sweep_page
 from gcp_jax.launch.cli.parse import Arguments, Command, Configuration, UsageError
@@ -130,20 +130,6 @@ def _demonstrate(env: Env, *, seed: int, episodes: int, noise: float) -> PyTree:
     return jax.device_get(jax.jit(jax.vmap(episode, out_axes=1))(keys))
 
 
-def check(arguments: Arguments) -> dict[str, Any]:
-    """Check every contract of a task on random actions. Raises EnvError for a broken one."""
-    arguments.no_positional()
-    env = assemble.make_env(arguments.run_config)
-    steps = env.specs.horizon + 50
-    print(
-        f"checking {env.specs.name} over {steps} random steps in 4 environments …", file=sys.stderr
-    )
-    measured = check_env(env, jax.random.key(arguments.flags.seed), n=4, steps=steps)
-    for contract, value in measured.items():
-        print(f"  {contract:<14} {value}", file=sys.stderr)
-    return {"env": env.specs.name, **measured}
-
-
 def demos(arguments: Arguments) -> dict[str, Any]:
     """Write scripted episodes of a task as a dataset."""
     arguments.no_positional()
@@ -159,6 +145,7 @@ def demos(arguments: Arguments) -> dict[str, Any]:
     name = f"{config.env.name}-{values.quality}".replace(":", "-")
     out = Path(values.out or f"demos/{name}")
     env = assemble.make_env(config)
+    check_shapes(env)
     noise = assemble.demonstrator_noise(config, env)
     storage.check_free(out)
     start = time.monotonic()
@@ -286,17 +273,6 @@ POLICY is a folder such as RUN/policy/seed_0. ENV is a task's name; its scripted
 shown.""",
         json="written",
         define_flags=_render_flags,
-    ),
-    "check": Command(
-        run=check,
-        usage="ENV [--config.env.FIELD=VALUE …] [--seed=0] [--json]",
-        description="""\
-Runs random actions through a task, one of a suite (brax:ant) or your own
-(--config.env.module=my_env), and checks what everything else relies on: shapes, keys, determinism,
-batching, clipping, ends of episodes, successors, resets.""",
-        json="env, and what was measured of each contract",
-        configuration=Configuration.OF_ENV,
-        define_flags=_seed_flag,
     ),
     "demos": Command(
         run=demos,

@@ -56,7 +56,7 @@ COMMANDS = {
     "evaluate": Entry("inspect", "success of a saved policy, with its confidence interval"),
     "report": Entry("inspect", "tables, curves and one HTML page from run folders or a sweep's"),
     "render": Entry("inspect", "a video of a saved policy or of a task's demonstrator"),
-    "check": Entry("inspect", "check that an environment keeps the contracts"),
+    "check": Entry("check", "check that a task or a method keeps the contracts"),
     "demos": Entry("inspect", "write scripted episodes of a task as a dataset"),
     "envs": Entry("listing", "the tasks and their fields"),
     "algorithms": Entry("listing", "the methods and their fields"),

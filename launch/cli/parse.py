@@ -48,6 +48,7 @@ class Arguments(NamedTuple):
     overrides: dict[str, Any]  # dotted field: value, of commands that take OVERRIDES
     explicit: frozenset[str]  # dotted fields of the configuration that flags set
     command_line: str  # as the user gave it
+    fields: frozenset[str] = frozenset()  # dotted fields that --config.FIELD flags set
 
     @property
     def run_config(self) -> RunConfig:
@@ -126,6 +127,7 @@ def parse(name: str, command: Command, words: Sequence[str]) -> Arguments:
     words = _normalized(words, takes_env=command.configuration is Configuration.OF_ENV)
     explicit = frozenset(_config_fields(words))
     declared = declared_flags(command)
+    fields = frozenset(_config_fields(words))
     config = None
     overrides: dict[str, Any] = {}
     if command.configuration is Configuration.OVERRIDES:
@@ -149,6 +151,7 @@ def parse(name: str, command: Command, words: Sequence[str]) -> Arguments:
         overrides=overrides,
         explicit=explicit,
         command_line=command_line,
+        fields=fields,
     )
 
 

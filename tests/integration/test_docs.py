@@ -1,20 +1,30 @@
-"""The code of the guides works: it is written to a user's own file and run by its name."""
+"""The guides can be followed: their code is written to files and their commands are run, word for
+word but shorter.
+"""
 
 import json
 import os
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
 
+import jax
 import pytest
+
+from gcp_jax.core.policy import PolicyConfig, make_policy
+from gcp_jax.experiments import api
+from gcp_jax.run import saved_policy
+from gcp_jax.types import Specs
 
 pytestmark = [pytest.mark.process, pytest.mark.unmeasured]
 
 ROOT = Path(__file__).parent.parent.parent
 GUIDES = ROOT / "docs" / "guides"
-ALGORITHM = (GUIDES / "add_a_method.md").read_text(encoding="utf-8")
+METHOD = (GUIDES / "add_a_method.md").read_text(encoding="utf-8")
 ENVIRONMENT = (GUIDES / "add_an_environment.md").read_text(encoding="utf-8")
+SAVED_POLICY = (GUIDES / "load_a_policy.md").read_text(encoding="utf-8")
 TINY = (
     "env.horizon=16",
     "policy.hidden=(8,)",
@@ -36,9 +46,34 @@ TINY = (
 )
 
 
+SHORTER = {
+    "check": (),
+    "train": tuple(f"--config.{word}" for word in TINY),
+    "demos": ("--episodes=8",),
+    "evaluate": ("--episodes=8",),
+}
+"""Flags by which a documented command is made short; what the guide says stays as it is."""
+
+
 def documented(guide: str) -> str:
     (code,) = re.findall(r"```python\n(.*?)```", guide, re.DOTALL)
     return code
+
+
+def commands(guide: str) -> list[list[str]]:
+    """The words of every command in a guide, in their order."""
+    blocks = re.findall(r"```bash\n(.*?)```", guide, re.DOTALL)
+    lines = [line for block in blocks for line in block.splitlines() if line.startswith("gcp-jax ")]
+    return [shlex.split(line, comments=True)[1:] for line in lines]
+
+
+def follow(folder: Path, guide: str, *further: str) -> dict[str, dict]:
+    """Run every command of a guide; the JSON objects by the commands' names."""
+    said = {}
+    for name, *words in commands(guide):
+        extra = further if name == "train" else ()
+        said[name] = gcp_jax(folder, name, *words, *SHORTER[name], *extra)
+    return said
 
 
 def gcp_jax(folder: Path, *words: str) -> dict:
@@ -50,23 +85,17 @@ def gcp_jax(folder: Path, *words: str) -> dict:
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def test_the_documented_method_runs_from_a_file_of_the_user(tmp_path):
-    lines = documented(ALGORITHM).splitlines()
+def test_the_guide_to_a_method_can_be_followed(tmp_path):
+    lines = documented(METHOD).splitlines()
     assert len(lines) < 120
     assert max(map(len, lines)) <= 100
-    (tmp_path / "my_method.py").write_text(documented(ALGORITHM))
-    own = (
-        "env.name=reach",
-        "algorithm.module=my_method",
-        "algorithm.temperature=0.5",
-        "run_dir=run",
-    )
-    assert (
-        gcp_jax(tmp_path, "train", *(f"--config.{word}" for word in (*own, *TINY)))["updates"] > 0
-    )
-    rows = [
-        json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
-    ]
+    (tmp_path / "my_method.py").write_text(documented(METHOD))
+    said = follow(tmp_path, METHOD)
+    assert said.keys() == {"check", "train"}
+    assert {"act", "update", "export", "q_values", "devices", "learns"} < said["check"].keys()
+    assert said["train"]["updates"] > 0
+    run = tmp_path / "runs" / "mine"
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     last = [row for row in rows if row["stage"] == "finetune"][-1]
     common = {
         "action_std",
@@ -76,32 +105,54 @@ def test_the_documented_method_runs_from_a_file_of_the_user(tmp_path):
         "critic_sign_agreement",
     }
     assert {f"train/{name}" for name in common | {"actor_loss", "weight"}} <= last.keys()
-    config = json.loads((tmp_path / "run" / "config.json").read_text())["config"]
+    config = json.loads((run / "config.json").read_text())["config"]
     assert (config["algorithm"]["module"], config["algorithm"]["temperature"]) == ("my_method", 0.5)
 
 
-def test_the_documented_environment_is_checked_demonstrated_cloned_and_finetuned(tmp_path):
+def test_the_guide_to_an_environment_can_be_followed(tmp_path):
     (tmp_path / "my_env.py").write_text(documented(ENVIRONMENT))
+    said = follow(tmp_path, ENVIRONMENT, "--config.env.tolerance_mm=5")
+    assert said.keys() == {"check", "demos", "train", "evaluate"}
+    assert said["check"]["env"] == "my_env"
+    assert said["check"]["demonstrator"].startswith("2 of 2 clean episodes succeed")
+    assert "camera 'main'" in said["check"]["scene"]
+    assert len(said["demos"]["modes"]) == 2
+    assert said["train"]["updates"] > 0
+    assert said["evaluate"]["success"] == said["evaluate"]["recorded"]
     own = "--config.env.module=my_env"
-    assert gcp_jax(tmp_path, "check", own)["env"] == "my_env"
-    demos = gcp_jax(
-        tmp_path, "demos", own, "--quality=expert", "--episodes=8", "--out=demos/my_env"
-    )
-    assert demos["success"] == 1.0 and len(demos["modes"]) == 2
-    cloned = (
-        own,
-        "--config.demonstrations.path=demos/my_env",
-        "--config.run_dir=run",
-        "--config.env.tolerance_mm=5",
-    )
-    assert (
-        gcp_jax(tmp_path, "train", *cloned, *(f"--config.{word}" for word in TINY))["updates"] > 0
-    )
-    played = gcp_jax(tmp_path, "evaluate", "run/policy/seed_0", "--episodes=8")
-    assert played["success"] == played["recorded"]
+    expert = gcp_jax(tmp_path, "demos", own, "--quality=expert", "--episodes=8", "--out=demos/best")
+    assert expert["success"] == 1.0
+
+
+def test_the_guide_to_a_saved_policy_can_be_followed(tmp_path, monkeypatch):
+    """Its blocks run one after the other, on a policy that was not trained."""
+    env = api.make_env("peg_insert")
+    specs = Specs(env.specs.obs_dim, env.specs.action_dim, chunk=4)
+    policy = make_policy(PolicyConfig(hidden=(8,), steps=2), specs)
+    facts = {"env": {"name": "peg_insert"}}
+    for name in ("seed_0", "base"):
+        saved_policy.save_policy(
+            tmp_path / "runs" / "first" / "policy" / name,
+            policy=policy,
+            deployed=policy.untrained(jax.random.key(0)),
+            facts=facts,
+        )
+    trained = []
+
+    def train(config=None, overrides=None, *, run_dir=""):
+        trained.append(api.make_config(config, overrides))
+        return {"success": 0.0}
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("gcp_jax.train", train, raising=False)
+    names = {}
+    for block in re.findall(r"```python\n(.*?)```", SAVED_POLICY, re.DOTALL):
+        exec(compile(block, "load_a_policy.md", "exec"), names)
+    assert trained[0].pretrain.saved_policy == "runs/first/policy/base"
+    assert trained[0].algorithm.name == "qc"
 
 
 def test_the_commands_of_the_guides_name_what_exists():
     assert (ROOT / "experiments" / "configs" / "peg_insert.py").is_file()
-    for path in re.findall(r"`((?:gcp_jax|algorithms|envs)/\w+\.py)`", ALGORITHM + ENVIRONMENT):
+    for path in re.findall(r"`((?:gcp_jax|algorithms|envs)/\w+\.py)`", METHOD + ENVIRONMENT):
         assert (ROOT / path).is_file() or (ROOT / "gcp_jax" / path).is_file(), path

@@ -178,3 +178,16 @@ def test_every_public_name_exists_and_no_other():
 def test_importing_the_package_imports_no_jax():
     code = "import sys, gcp_jax; sys.exit('jax' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_whole_chunks_are_sampled_by_a_pure_function(policy, path, obs):
+    saved = check_saved_policy(path)
+    key = jax.random.key(3)
+    before = policy(obs[0])
+    chunks = jax.jit(policy.sample_chunks)(obs[1], key)
+    np.testing.assert_allclose(
+        chunks, saved.eval_policy(saved.deployed, obs[1], key), atol=TOLERANCE
+    )
+    assert chunks.shape == (4, policy.chunk, policy.action_dim)
+    policy.reset(seed=0)
+    np.testing.assert_array_equal(policy(obs[0]), before)
