@@ -183,7 +183,7 @@ def _matrix_table(benchmark: Benchmark, aggregate: Aggregate | None) -> Table | 
         rows.append(row)
     heads: list[Cell | str] = ["P(row beats column)"]
     heads.extend(_method_cell(benchmark, index) for index in members)
-    return make_table("who_beats_whom", heads, rows)
+    return make_table("who_beats_whom", heads, rows, style="results dense matrix")
 
 
 def _task_section(benchmark: Benchmark, task: str) -> TaskSection:

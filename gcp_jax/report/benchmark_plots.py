@@ -30,6 +30,7 @@ DASHES: tuple[tuple[float, ...], ...] = ((), (6, 1.5), (1.2, 1.2), (6, 1.5, 1.2,
 BASE_DASHES = (3.0, 3.0)
 BAND = 0.15  # opacity of an interval
 FONT = 9.5
+NARROWEST = 20.0  # percent that the axis of the interquartile means shows at least
 WAITING = "no method has finished every task yet"
 
 Cost = Literal["env_steps", "seconds"]
@@ -79,7 +80,7 @@ def profile(benchmark: Benchmark, aggregate: Aggregate | None) -> Chart:
         band = LegendItem(label="95 % bootstrap", color=LIGHT.ink, kind="band", alpha=BAND)
         legend.append(band)
     return Chart(
-        panels=(Panel(label="performance profile", draw=draw, size=(6.4, 4.2)),),
+        panels=(Panel(label="performance profile", draw=draw, size=(4.8, 3.4)),),
         legend=tuple(legend),
         legend_columns=3,
     )
@@ -101,7 +102,7 @@ def intervals(benchmark: Benchmark, aggregate: Aggregate | None) -> Chart:
         tasks = plural(len(aggregate.tasks), "task")
         title += f", {plural(benchmark.seeds, 'seed')} × {tasks}"
     draw_means = partial(_draw_means, aggregate=aggregate, ranked=ranked, names=names, title=title)
-    panels = [Panel(label="interquartile means", draw=draw_means, size=(5.4, side))]
+    panels = [Panel(label="interquartile means", draw=draw_means, size=(4.8, side))]
     if aggregate is not None and aggregate.better:
         draw_matrix = partial(_draw_matrix, aggregate=aggregate, ranked=ranked, names=names)
         panels.append(
@@ -191,7 +192,17 @@ def _draw_means(
         offset: dict[str, Any] = {"textcoords": "offset points", "xytext": (3, 3)}
         ax.annotate("base", (base, len(ranked) - 0.5), fontsize=8, color=LIGHT.base, **offset)
     ax.margins(x=0.12)
+    ax.set_xlim(*_at_least_wide(*ax.get_xlim()))
     _name_rows(ax, names)
+
+
+def _at_least_wide(low: float, high: float) -> tuple[float, float]:
+    """The range of an axis in percent, not narrower than ``NARROWEST``."""
+    missing = NARROWEST - (high - low)
+    if missing <= 0:
+        return low, high
+    low = min(max(low - missing / 2, -3.0), 103.0 - NARROWEST)
+    return low, low + NARROWEST
 
 
 def _draw_matrix(

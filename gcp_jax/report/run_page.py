@@ -178,7 +178,7 @@ def _comparison(runs: Sequence[RunFiles]) -> dict[str, list[str]]:
         "Seeds": [str(len(own)) for own in scores],
     }
     if any(len(own) > 1 for own in scores):
-        middles = [_seed_mean(own, score_name) for own in scores]
+        middles = [_seed_mean(run) for run in runs]
         facts["Interquartile mean of the seeds"] = middles
     better = [_improvement(own, scores[0]) for own in scores[1:]]
     if any(text != MISSING for text in better):
@@ -186,8 +186,12 @@ def _comparison(runs: Sequence[RunFiles]) -> dict[str, list[str]]:
     return facts
 
 
-def _seed_mean(scores: list[float], score_name: str) -> str:
-    return interquartile_mean(scores).format(score_name) if len(scores) > 1 else MISSING
+def _seed_mean(run: RunFiles) -> str:
+    scores = run_numbers.final_scores(run)
+    if len(scores) < 2:
+        return MISSING
+    episodes = run.evals[-1]["eval/episodes"] if run.score_name == "success" else None
+    return interquartile_mean(scores, episodes=episodes).format(run.score_name)
 
 
 def _improvement(scores: list[float], reference: list[float]) -> str:

@@ -204,6 +204,8 @@ def _draw_metric(
         show_constant(ax, plot.scale * np.concatenate([values.ravel() for values in drawn]))
     if plot.key.endswith("/success"):
         ax.set_ylim(-3, 103)
+    if drawn and not small:
+        ax.set_xlim(left=0)
     style_axes(ax, plot.title, plot.ylabel, XLABELS[plot.axis], size)
     if counts and np.concatenate(counts).size:
         write_aside(ax, episodes_a_point(np.concatenate(counts)), size - 1)

@@ -5,8 +5,9 @@
 Agarwal et al. (2021), "Deep RL at the edge of the statistical precipice". Every interval is
 two-sided at ``confidence``. The resampling depends on ``rng_seed`` alone.
 
-One run says nothing about the spread between runs. Its bounds are NaN, or, where the number of
-episodes behind each score is given, those of its episodes.
+One run says nothing about the spread between runs, and the resamples of runs that all scored alike
+have none. Where the number of episodes behind each score is given, the interval is then that of the
+episodes. Otherwise the bounds of one run are NaN.
 """
 
 from __future__ import annotations
@@ -48,7 +49,7 @@ def interquartile_mean(
         resamples: B.
         rng_seed: seed of the resampling.
         episodes: how many are behind each score, [] or [M], if the scores are success rates. The
-            interval of one run is then that of its episodes.
+            interval of one run, or of runs that scored alike, is then that of their episodes.
 
     Raises:
         ValueError: the scores are not finite, or of another shape.
@@ -56,9 +57,15 @@ def interquartile_mean(
     table = _score_table(scores, "interquartile_mean")
     rng = np.random.default_rng(rng_seed)
     estimate = float(_middle_mean(table.reshape(-1)))
-    if len(table) == 1 and episodes is not None:
-        return _interval_of_one_run(
-            table[0], np.asarray(episodes), estimate, _middle_mean, confidence, resamples, rng
+    if episodes is not None and (table == table[0]).all():
+        return _interval_of_episodes(
+            table[0],
+            len(table) * np.asarray(episodes),
+            estimate,
+            _middle_mean,
+            confidence,
+            resamples,
+            rng,
         )
     resampled = _resample(table, resamples, rng)
     return _percentiles(estimate, _middle_mean(resampled.reshape(resamples, -1)), confidence)
@@ -80,9 +87,15 @@ def mean_score(
     table = _score_table(scores, "mean_score")
     rng = np.random.default_rng(rng_seed)
     estimate = float(table.mean())
-    if len(table) == 1 and episodes is not None:
-        return _interval_of_one_run(
-            table[0], np.asarray(episodes), estimate, _row_mean, confidence, resamples, rng
+    if episodes is not None and (table == table[0]).all():
+        return _interval_of_episodes(
+            table[0],
+            len(table) * np.asarray(episodes),
+            estimate,
+            _row_mean,
+            confidence,
+            resamples,
+            rng,
         )
     resampled = _resample(table, resamples, rng)
     return _percentiles(estimate, resampled.mean(axis=(1, 2)), confidence)
@@ -221,7 +234,7 @@ def _resample(table: Floats, resamples: int, rng: np.random.Generator) -> Floats
     return table[rng.integers(runs, size=(resamples, runs, tasks)), np.arange(tasks)]
 
 
-def _interval_of_one_run(
+def _interval_of_episodes(
     rates: Floats,
     episodes: NDArray[np.integer],
     estimate: float,

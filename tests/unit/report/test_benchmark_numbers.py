@@ -42,7 +42,7 @@ def test_rows_of_the_table_by_hand(whole):
         assert rows == pytest.approx([rates[0], rates[-1], rates.max()])
         pooled = pooled_success([Success(seed[-1], EPISODES) for seed in successes])
         assert numbers(line, "final", "final_low", "final_high") == pytest.approx(pooled)
-        expected = interquartile_mean(finals(method, (task,)))
+        expected = interquartile_mean(finals(method, (task,)), episodes=EPISODES)
         assert numbers(line, "iqm", "iqm_low", "iqm_high") == pytest.approx(expected)
         speeds = ("updates_per_s", "env_steps_per_s")
         measured = numbers(line, "env_steps", "updates", *speeds, "train_seconds")

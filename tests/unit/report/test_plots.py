@@ -133,3 +133,11 @@ def test_the_clone_has_one_posterior_and_every_seed_has_one_of_its_own(tmp_path)
     run = read_run(finished(tmp_path / "run"))
     ax = drawn(run_plots.posteriors([run]), "posterior")
     assert len(ax.collections) == 1 + 2
+
+
+@pytest.mark.parametrize(
+    ("drawn_range", "expected"),
+    [((-0.06, 0.06), (-3.0, 17.0)), ((99.0, 101.0), (83.0, 103.0)), ((40.0, 75.0), (40.0, 75.0))],
+)
+def test_interquartile_means_that_hardly_differ_are_not_magnified(drawn_range, expected):
+    assert benchmark_plots._at_least_wide(*drawn_range) == pytest.approx(expected)

@@ -188,6 +188,15 @@ def test_the_interval_of_one_run_holds_its_estimate_if_every_episode_succeeded()
     assert mean_score([[0.0, 0.0]], episodes=16).low == 0.0
 
 
+@pytest.mark.parametrize("aggregate", [interquartile_mean, mean_score])
+def test_runs_that_scored_alike_have_the_interval_of_all_their_episodes(aggregate):
+    assert aggregate([0.0, 0.0], episodes=16) == wilson(0, 32)
+    assert aggregate([0.75] * 3, episodes=16) == wilson(36, 48)
+    several = aggregate([[0.25, 0.5]] * 3, episodes=[16, 32])
+    assert several == aggregate([[0.25, 0.5]], episodes=[48, 96])
+    assert aggregate([0.5, 0.5]) == Interval(0.5, 0.5, 0.5)  # nothing is known of the episodes
+
+
 def test_several_runs_have_the_same_interval_whatever_their_episodes():
     scores = np.random.default_rng(3).uniform(size=(4, 2))
     assert interquartile_mean(scores, episodes=8) == interquartile_mean(scores)
