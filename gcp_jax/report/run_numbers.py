@@ -78,16 +78,17 @@ def episode_curve(run: RunFiles, key: str, at_least: int) -> EpisodeCurve | None
             at = sums.setdefault(row["env_steps"], [0.0, 0.0])
             at[0] += count
             at[1] += count * row[key]
-    points: list[list[float]] = []  # environment steps, episodes, sum
+    points: list[tuple[int, float, float]] = []  # environment steps, episodes, sum
     for steps, (count, total) in sorted(sums.items()):
         if points and points[-1][1] < at_least:
-            previous = points.pop()
-            points.append([steps, previous[1] + count, previous[2] + total])
+            _, joined, joined_total = points.pop()
+            points.append((steps, joined + count, joined_total + total))
         elif count:
-            points.append([steps, count, total])
+            points.append((steps, count, total))
     if len(points) > 1 and points[-1][1] < at_least:
         steps, count, total = points.pop()
-        points[-1] = [steps, points[-1][1] + count, points[-1][2] + total]
+        _, joined, joined_total = points.pop()
+        points.append((steps, joined + count, joined_total + total))
     if not points:
         return None
     x, episodes, totals = np.asarray(points, np.float64).T
