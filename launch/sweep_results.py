@@ -38,7 +38,7 @@ class Setting(NamedTuple):
     @property
     def final(self) -> list[Row]:
         """The latest evaluation of each seed in finetuning."""
-        return list(last_rows(self.rows).after.values())
+        return [dict(row) for row in last_rows(self.rows).after.values()]
 
     @property
     def scores(self) -> list[float]:
