@@ -28,7 +28,7 @@ from gcp_jax.envs.demos import storage
 from gcp_jax.envs.demos.collect import collect
 from gcp_jax.envs.tasks import reach
 from gcp_jax.launch.cli import main as cli_main
-from gcp_jax.run import saved_policy
+from gcp_jax.run import metrics, saved_policy
 from gcp_jax.types import Specs
 
 PAGE = Path(__file__).parent.parent / "docs" / "reference" / "errors.md"
@@ -178,6 +178,7 @@ CASES = (
     ),
     Case("nothing to evaluate", ("evaluate", "DIR/none")),
     Case("nothing to report", ("report", "DIR/none")),
+    Case("runs of different tasks", ("report", "DIR/of_reach", "DIR/of_push_t", "--out=DIR/run")),
     Case("nothing to debug", ("debug", "DIR/none")),
     Case("a dataset that exists already", ("demos", "--config.env.name=reach", "--out=DIR/demos")),
     Case("a video that exists already", ("render", "reach", "--out=DIR/other/metrics.jsonl")),
@@ -224,6 +225,10 @@ def samples(folder: Path) -> None:
         change(folder / f"demos_{name}")
     for name, code in OWN_MODULES.items():
         (folder / f"{name}.py").write_text(code)
+    for task in ("reach", "push_t"):
+        (folder / f"of_{task}").mkdir()
+        record = {"format": metrics.RUN_FORMAT, "config": {"env": {"name": task}}}
+        (folder / f"of_{task}" / "config.json").write_text(json.dumps(record))
     (folder / "other").mkdir()
     (folder / "other" / "metrics.jsonl").write_text("mine\n")
     (folder / "notes").mkdir()

@@ -19,13 +19,14 @@ from matplotlib.ticker import NullLocator
 from gcp_jax.atomic_files import write_bytes, write_text
 from gcp_jax.config import shortest
 from gcp_jax.launch import status
-from gcp_jax.launch.sweep_results import SweepResults, read_sweep, settings_csv
+from gcp_jax.launch.sweep_results import Setting, SweepResults, read_sweep, settings_csv
 from gcp_jax.report import html
 from gcp_jax.report.plots import LIGHT, Chart, LegendItem, Panel, series_color, style_axes
 from gcp_jax.report.read import is_number
 from gcp_jax.report.tables import Cell, Table, fact_table, make_table
 from gcp_jax.report.text import format_episodes, format_versions, known
 from gcp_jax.stats.bootstrap import interquartile_mean, mean_score, probability_of_improvement
+from gcp_jax.stats.eval_rows import score_curve
 from gcp_jax.stats.intervals import MISSING, Interval
 
 MAX_BARS = 8  # values of a field up to which their means are shown
@@ -33,6 +34,7 @@ CURVES = 6  # settings whose curves are drawn
 COMMANDS = 5  # settings whose commands are shown
 BAND = 0.15  # opacity of an interval
 FONT = 9.5
+TASK_FIELD = "env.name"
 
 
 class Commands(NamedTuple):
@@ -102,7 +104,7 @@ def _provenance(results: SweepResults) -> dict[str, list[str]]:
 
 
 def _ranking_table(results: SweepResults) -> Table:
-    best = results.scored[0].scores if results.scored else []
+    best = results.scored[0] if results.scored else None
     rows = []
     for place, setting in enumerate(results.settings):
         rows.append(
@@ -111,7 +113,7 @@ def _ranking_table(results: SweepResults) -> Table:
                 str(len(setting.scores)),
                 _format_score(setting.before, results.score_name),
                 _format_score(setting.after, results.score_name),
-                _chance_of_best(best, setting.scores) if place else MISSING,
+                _chance_of_best(best, setting) if place else MISSING,
                 "finished" if setting.done else "not finished",
             )
         )
@@ -126,10 +128,13 @@ def _format_score(interval: Interval | None, score_name: str) -> str:
     return interval.format(score_name) if interval else MISSING
 
 
-def _chance_of_best(best: Sequence[float], scores: Sequence[float]) -> str:
-    if not scores:
+def _chance_of_best(best: Setting | None, setting: Setting) -> str:
+    """Left open if either has one seed, which says nothing about the next, or another task."""
+    if best is None or min(len(best.scores), len(setting.scores)) < 2:
         return MISSING
-    return f"{100 * probability_of_improvement(best, scores).estimate:.0f} %"
+    if best.values.get(TASK_FIELD) != setting.values.get(TASK_FIELD):
+        return MISSING
+    return f"{100 * probability_of_improvement(best.scores, setting.scores).estimate:.0f} %"
 
 
 def _fields_table(results: SweepResults) -> Table:
@@ -234,14 +239,14 @@ def _curves_chart(results: SweepResults) -> Chart:
             LegendItem(label=status.values_label(setting.values), color=series_color(index))
         )
     draw = partial(_draw_curves, results=results)
-    panel = Panel(label="learning curves of the best settings", draw=draw, size=(7.2, 4.2))
+    panel = Panel(label="learning curves of the best settings", draw=draw, size=(5.0, 3.4))
     return Chart(panels=(panel,), legend=tuple(legend), legend_columns=1)
 
 
 def _draw_curves(ax: Axes, *, results: SweepResults) -> None:
     for index, setting in enumerate(results.scored[:CURVES]):
         color = series_color(index)
-        curve = setting.curve
+        curve = score_curve(setting.rows)
         steps = [at for at, _ in curve]
         mean, low, high = results.scale * np.asarray([interval for _, interval in curve]).T
         ax.plot(steps, mean, color=color, linewidth=2.0)

@@ -6,6 +6,7 @@ settings of their own.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 from collections.abc import Iterator, Mapping
@@ -22,7 +23,7 @@ from gcp_jax.launch.manifest import read_manifest
 from gcp_jax.report.read import ReportError, Row, is_number
 from gcp_jax.report.tables import csv_of_records
 from gcp_jax.run import metrics
-from gcp_jax.stats.eval_rows import pooled_score, score, score_name_of
+from gcp_jax.stats.eval_rows import CLONE, last_rows, pooled_score, score, score_name_of
 from gcp_jax.stats.intervals import Interval
 
 
@@ -37,8 +38,7 @@ class Setting(NamedTuple):
     @property
     def final(self) -> list[Row]:
         """The latest evaluation of each seed in finetuning."""
-        latest = {row["seed"]: row for row in self.rows if row["stage"] == "finetune"}
-        return list(latest.values())
+        return [dict(row) for row in last_rows(self.rows).after.values()]
 
     @property
     def scores(self) -> list[float]:
@@ -52,22 +52,8 @@ class Setting(NamedTuple):
 
     @property
     def before(self) -> Interval | None:
-        """The score of the base policy over all seeds."""
-        latest = {row["seed"]: row for row in self.rows if row["stage"] == "base"}
-        return pooled_score(list(latest.values()))
-
-    @property
-    def curve(self) -> list[tuple[int, Interval]]:
-        """(environment steps, score over the seeds that were evaluated there)."""
-        by_steps: dict[int, list[Row]] = {}
-        for row in self.rows:
-            by_steps.setdefault(row["env_steps"], []).append(row)
-        curve = []
-        for steps, rows in sorted(by_steps.items()):
-            interval = pooled_score(rows)
-            if interval is not None:
-                curve.append((steps, interval))
-        return curve
+        """The score of the base policies over all seeds, which may have cloned one each."""
+        return pooled_score(list(last_rows(self.rows).before.values()))
 
 
 class SweepResults(NamedTuple):
@@ -176,8 +162,20 @@ def _rank(setting: Setting) -> float:
 
 
 def _evaluations(folder: Path) -> list[Row]:
+    """The evaluations of a run's finetuning; those of the base policy say which clone it is."""
+    clone = {CLONE: _clone_of(folder)}
     rows = metrics.rows(folder / "eval.jsonl")
-    return [row for row in rows if row["stage"] in ("base", "finetune")]
+    return [
+        row | clone if row["stage"] == "base" else row
+        for row in rows
+        if row["stage"] in ("base", "finetune")
+    ]
+
+
+def _clone_of(folder: Path) -> str:
+    """A name of a run's base policy: runs that share a clone have copies of the same file."""
+    arrays = folder / "policy" / "base" / "arrays.npz"
+    return hashlib.sha256(arrays.read_bytes()).hexdigest() if arrays.is_file() else folder.name
 
 
 def _members(values: Mapping[str, Any], rows: list[Row]) -> Iterator[tuple[Point, list[Row]]]:

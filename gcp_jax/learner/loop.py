@@ -73,7 +73,8 @@ class Learner(NamedTuple):
 
     # (seed indices [S], pretrained policy, values {field: [S]}) -> Train without the data
     start: Callable[..., Train]
-    # (env_state, CollectInputs) -> (env_state, Segment, metrics [S]); None if nothing is collected
+    # (env_state, CollectInputs) -> (env_state, Segment, ``rollout.EpisodeSums`` as metrics
+    # [S, K + 1]); None if nothing is collected
     collect: Any
     # (LearnerState, Segment | None) -> (LearnerState, metrics [S])
     learn: Any

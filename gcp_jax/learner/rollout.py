@@ -20,7 +20,11 @@ class EnvState(NamedTuple):
 
 
 class EpisodeSums(NamedTuple):
-    """Sums over the episodes that ended in a segment, scalars; means are computed on the host."""
+    """Sums over the episodes that ended in a segment; means are computed on the host.
+
+    Leaves are [K + 1]: entry a sums over the episodes that started a segments before the one in
+    which they ended. K is ``segments_spanned``.
+    """
 
     episodes: Array
     successes: Array
@@ -35,16 +39,31 @@ def reset_envs(env: VectorEnv, key: PRNGKey, count: int) -> EnvState:
     return EnvState(state=state, episode_return=jnp.zeros_like(state.reward))
 
 
-def sum_finished(state: Any, episode_return: Array) -> EpisodeSums:
-    """Sum over the environments that have finished.
+def segments_spanned(horizon: int, chunk: int, unroll_chunks: int) -> int:
+    """K: how many segments after the one in which it started an episode ends at the latest.
+
+    Args:
+      horizon: control steps of the longest episode.
+      chunk: h.
+      unroll_chunks: L, chunks of a segment.
+    """
+    longest = -(-horizon // chunk)
+    return (unroll_chunks - 1 + longest - 1) // unroll_chunks
+
+
+def sum_finished(state: Any, episode_return: Array, age: Array, ages: int) -> EpisodeSums:
+    """Sum over the environments that have finished, by the segment in which they started.
 
     Args:
       state: of the environments, leaves [N, ...].
       episode_return: returns of their episodes [N].
+      age: segments since their episodes started [N].
+      ages: K + 1, how many ages there are.
     """
+    counted = state.done[None] & (age[None] == jnp.arange(ages)[:, None])
 
     def total(x: Array) -> Array:
-        return jnp.sum(jnp.where(state.done, x, 0))
+        return jnp.sum(jnp.where(counted, x[None], 0), axis=-1)
 
     ones = jnp.ones_like(episode_return)
     return EpisodeSums(
@@ -79,7 +98,7 @@ def collect(
 
     Returns:
       The environments' new state; the segment, leaves [L, N, h, ...] with true successors; sums
-      over the episodes that ended on all devices.
+      over the episodes that ended on all devices, leaves [K + 1].
     """
     pool_key, scan_key = jax.random.split(key)
     fresh = env.reset(mesh.sample_keys(pool_key, reset_pool // mesh.data_size()))
@@ -87,8 +106,9 @@ def collect(
     count = env_state.episode_return.shape[0]
 
     def collect_row(
-        env_state: EnvState, key: PRNGKey
+        env_state: EnvState, at: tuple[Array, PRNGKey]
     ) -> tuple[EnvState, tuple[Segment, EpisodeSums]]:
+        row_index, key = at
         reset_key, act_key = jax.random.split(key)
         episode_return = jnp.where(env_state.state.done, 0.0, env_state.episode_return)
         state = env.autoreset(env_state.state, fresh, mesh.sample_keys(reset_key, count))
@@ -100,9 +120,14 @@ def collect(
         episode_return = episode_return + reward
         row = Segment(steps=steps, extras=extras)
         env_state = EnvState(state=state, episode_return=episode_return)
-        return env_state, (row, sum_finished(state, episode_return))
+        h = chunk.shape[1]
+        start_row = row_index + 1 - -(-state.time // h)  # negative in an earlier segment
+        ages = 1 + segments_spanned(env.specs.horizon, h, unroll_chunks)
+        sums = sum_finished(state, episode_return, -(start_row // unroll_chunks), ages)
+        return env_state, (row, sums)
 
     row_keys = jax.random.split(scan_key, unroll_chunks)
-    env_state, (segment, episodes) = jax.lax.scan(collect_row, env_state, row_keys)
-    totals = jax.tree.map(lambda x: mesh.all_sum(jnp.sum(x)), episodes)
+    rows = (jnp.arange(unroll_chunks), row_keys)
+    env_state, (segment, episodes) = jax.lax.scan(collect_row, env_state, rows)
+    totals = jax.tree.map(lambda x: mesh.all_sum(jnp.sum(x, axis=0)), episodes)
     return env_state, segment, totals

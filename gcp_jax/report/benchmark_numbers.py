@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from itertools import combinations
+from collections.abc import Callable, Mapping, Sequence
+from itertools import combinations, permutations
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from gcp_jax.report.benchmark_read import Benchmark, Entry
-from gcp_jax.report.read import RunFiles, is_number
-from gcp_jax.report.run_numbers import last_counter
+from gcp_jax.report.run_numbers import cost_to, last_counter, throughput
 from gcp_jax.report.tables import csv_of_records
 from gcp_jax.report.text import plural
 from gcp_jax.stats.bootstrap import (
@@ -20,14 +19,12 @@ from gcp_jax.stats.bootstrap import (
     mean_score,
     performance_profile,
     probability_of_improvement,
-    steps_to_threshold,
 )
 from gcp_jax.stats.intervals import Floats, Interval
 from gcp_jax.stats.paired import DiscordantPairs, grouping_letters, holm
 
 THRESHOLDS = (0.5, 0.8, 0.9)  # success rates whose first crossing is reported
 PROFILE_THRESHOLDS = np.linspace(0.0, 1.0, 201)  # τ of the performance profile
-NEVER = "not reached"
 SIGNIFICANCE = 0.05  # over all pairs of a task together
 
 
@@ -39,11 +36,14 @@ class Aggregate(NamedTuple):
     mean: dict[int, Interval]
     profile: dict[int, Profile]
     better: dict[tuple[int, int], Interval]  # P(a run of the first beats one of the second)
-    base: float  # interquartile mean of the base policies' success; NaN if not evaluated
+    base: float  # interquartile mean of the clones' success, one a task; NaN if not evaluated
 
 
 def aggregate_of(benchmark: Benchmark) -> Aggregate | None:
-    """Aggregates over the compared tasks; None while no method has finished all of them."""
+    """Aggregates over the compared tasks; None while no method has finished all of them.
+
+    With one seed the intervals are those of its episodes, and P(better) is left out.
+    """
     tasks = _compared_tasks(benchmark)
     scores: dict[int, Floats] = {}  # [S, M]
     for index in range(len(benchmark.methods)):
@@ -52,21 +52,21 @@ def aggregate_of(benchmark: Benchmark) -> Aggregate | None:
             scores[index] = np.asarray(columns, np.float64).T
     if not scores:
         return None
-    better = {}
-    for first in scores:
-        for second in scores:
-            if first != second:
-                better[first, second] = probability_of_improvement(scores[first], scores[second])
-    profiles = {
-        index: performance_profile(table, PROFILE_THRESHOLDS) for index, table in scores.items()
-    }
+    iqm = {}
+    mean = {}
+    profiles = {}
+    for index, table in scores.items():
+        episodes = [benchmark.entries[task, index].episodes for task in tasks]
+        iqm[index] = interquartile_mean(table, episodes=episodes)
+        mean[index] = mean_score(table, episodes=episodes)
+        profiles[index] = performance_profile(table, PROFILE_THRESHOLDS)
     return Aggregate(
         tasks=tasks,
-        iqm={index: interquartile_mean(table) for index, table in scores.items()},
-        mean={index: mean_score(table) for index, table in scores.items()},
+        iqm=iqm,
+        mean=mean,
         profile=profiles,
-        better=better,
-        base=_base_score(benchmark, tasks, next(iter(scores))),
+        better=_all_pairs(scores) if benchmark.seeds > 1 else {},
+        base=_base_score(benchmark, tasks),
     )
 
 
@@ -81,17 +81,20 @@ def task_record(entry: Entry, equal_compute_seconds: float) -> dict[str, Any]:
     record: dict[str, Any] = {"base": entry.base.estimate if entry.base else None}
     record |= _bounded("final", entry.points[-1].success if finished else None)
     record["best"] = max(rates) if finished else None
-    record["equal_compute"] = _success_within(entry, equal_compute_seconds) if finished else None
-    record |= _bounded("iqm", interquartile_mean(entry.scores) if finished else None)
+    record |= _equal_compute(entry, equal_compute_seconds if finished else math.nan)
+    iqm = interquartile_mean(entry.scores, episodes=entry.episodes) if finished else None
+    record |= _bounded("iqm", iqm)
     steps = [float(point.env_steps) for point in entry.points]
     seconds = [point.seconds for point in entry.points]
     for name, costs in (("steps", steps), ("seconds", seconds)):
         for threshold in THRESHOLDS:
             key = f"{name}_to_{100 * threshold:.0f}"
-            record[key] = _cost_to(costs, rates, threshold, finished)
+            record[key] = cost_to(costs, rates, threshold, finished=finished)
     record["env_steps"] = last_counter(entry.run, "env_steps") if entry.run else None
     record["updates"] = last_counter(entry.run, "updates") if entry.run else None
-    record["updates_per_s"] = _updates_per_second(entry.run) if entry.run else None
+    speed = throughput(entry.run) if entry.run else None
+    record["updates_per_s"] = speed.updates if speed else None
+    record["env_steps_per_s"] = speed.env_steps if speed else None
     record["train_seconds"] = entry.seconds
     return record
 
@@ -110,6 +113,8 @@ def overall_record(benchmark: Benchmark, aggregate: Aggregate | None, index: int
     overall: dict[str, Any] = {"state": tasks_text(benchmark, aggregate)}
     for name in ("base", "best", "equal_compute"):
         overall[name] = _reduce([record[name] for record in records], np.mean)
+    interpolated = [record["equal_compute_interpolated"] for record in records]
+    overall["equal_compute_interpolated"] = None if None in interpolated else any(interpolated)
     overall |= _bounded("final", aggregate.mean[index])
     overall |= _bounded("iqm", aggregate.iqm[index])
     seconds_of_tasks = [record["train_seconds"] for record in records]
@@ -202,33 +207,27 @@ def _bounded(name: str, interval: Interval | None) -> dict[str, float | None]:
     }
 
 
-def _success_within(entry: Entry, seconds: float) -> float | None:
-    """Success at the last evaluation within the training time; None if times are not known."""
-    if not math.isfinite(seconds) or entry.seconds is None:
-        return None
-    within = [point.success.estimate for point in entry.points if point.seconds <= seconds]
-    return within[-1] if within else None
+def _equal_compute(entry: Entry, seconds: float) -> dict[str, Any]:
+    """Success after so many training seconds, on the line between two evaluations.
+
+    A method that had finished by then is read at its end. All are None if a time is not known.
+    """
+    times = [point.seconds for point in entry.points]
+    rates = [point.success.estimate for point in entry.points]
+    if not times or not math.isfinite(seconds + sum(times)):
+        return {"equal_compute": None, "equal_compute_interpolated": None}
+    return {
+        "equal_compute": float(np.interp(seconds, times, rates)),
+        "equal_compute_interpolated": seconds < times[-1] and seconds not in times,
+    }
 
 
-def _cost_to(
-    costs: Sequence[float], rates: Sequence[float], threshold: float, finished: bool
-) -> float | str | None:
-    cost = steps_to_threshold(costs, rates, threshold)
-    if cost is None:
-        return NEVER if finished else None
-    if cost.is_integer():
-        return int(cost)
-    return cost if is_number(cost) else None
-
-
-def _updates_per_second(run: RunFiles) -> float | None:
-    """The median over segments with updates; segments that only collect are left out."""
-    speeds = []
-    for row in run.metrics:
-        speed = row.get("time/updates_per_s")
-        if row["stage"] == "finetune" and is_number(speed) and speed > 0:
-            speeds.append(speed)
-    return float(np.median(speeds)) if speeds else None
+def _all_pairs(scores: Mapping[int, Floats]) -> dict[tuple[int, int], Interval]:
+    """P(a run of one method beats one of the other) for all pairs, from scores [S, M]."""
+    return {
+        (first, second): probability_of_improvement(scores[first], scores[second])
+        for first, second in permutations(scores, 2)
+    }
 
 
 def _compared_tasks(benchmark: Benchmark) -> tuple[str, ...]:
@@ -245,14 +244,10 @@ def _compared_tasks(benchmark: Benchmark) -> tuple[str, ...]:
     return tuple(settled or begun)
 
 
-def _base_score(benchmark: Benchmark, tasks: Sequence[str], index: int) -> float:
-    rates = []
-    for task in tasks:
-        run = benchmark.entries[task, index].run
-        for row in run.evals if run else ():
-            if row["stage"] == "base":
-                rates.append(row["eval/success"])
-    return interquartile_mean(rates, resamples=1).estimate if rates else math.nan
+def _base_score(benchmark: Benchmark, tasks: Sequence[str]) -> float:
+    known = [benchmark.base_success(task) for task in tasks]
+    rates = [rate for rate in known if rate is not None]
+    return interquartile_mean(rates).estimate if rates else math.nan
 
 
 def _reduce(values: Sequence[float | None], reduce: Callable[..., Any]) -> float | None:

@@ -39,6 +39,7 @@ class TaskSection(NamedTuple):
 
     name: str
     scores: Table
+    costs: Table
     diagnostics: Chart | None
     configs: list[ConfigSection]
 
@@ -91,6 +92,7 @@ def _context(benchmark: Benchmark, aggregate: Aggregate | None) -> dict[str, Any
     keys = [benchmark_plots.method_key(benchmark, i) for i in range(len(benchmark.methods))]
     return {
         "title": f"{methods} on {tasks}",
+        "one_seed": benchmark.seeds == 1,
         "subtitle": benchmark.folder.name,
         "state": _progress(benchmark),
         "provenance": fact_table("what_was_run", _provenance(benchmark)),
@@ -119,7 +121,7 @@ def _provenance(benchmark: Benchmark) -> dict[str, list[str]]:
         "Command": plan.get("command"),
         "Tasks": ", ".join(tasks),
         "Methods": ", ".join(methods),
-        "Seeds": plan["seeds"],
+        "Seeds": benchmark.seeds,
         "Environment steps per seed": format_count(plan.get("steps")),
         "Evaluation": format_episodes(rows),
         "Versions": format_versions(plan.get("versions")),
@@ -158,7 +160,7 @@ def _overall_table(benchmark: Benchmark, aggregate: Aggregate | None) -> Table:
                 _format_interval(record, "final"),
                 format_percent(record.get("base")),
                 format_percent(record.get("best")),
-                format_percent(record.get("equal_compute")),
+                _format_equal_compute(record),
                 format_duration(record.get("train_seconds")),
                 Cell(text=record["state"], style="state"),
             )
@@ -181,7 +183,7 @@ def _matrix_table(benchmark: Benchmark, aggregate: Aggregate | None) -> Table | 
         rows.append(row)
     heads: list[Cell | str] = ["P(row beats column)"]
     heads.extend(_method_cell(benchmark, index) for index in members)
-    return make_table("who_beats_whom", heads, rows)
+    return make_table("who_beats_whom", heads, rows, style="results dense matrix")
 
 
 def _task_section(benchmark: Benchmark, task: str) -> TaskSection:
@@ -190,20 +192,18 @@ def _task_section(benchmark: Benchmark, task: str) -> TaskSection:
     colors = [series_color(index) for index, entry in enumerate(entries) if entry.run]
     return TaskSection(
         name=task,
-        scores=_task_table(benchmark, task),
+        scores=_scores_table(benchmark, task),
+        costs=_costs_table(benchmark, task),
         diagnostics=run_plots.diagnostics(runs, "finetune", colors, task),
         configs=[_config_section(task, run, runs) for run in runs],
     )
 
 
-def _task_table(benchmark: Benchmark, task: str) -> Table:
+def _scores_table(benchmark: Benchmark, task: str) -> Table:
+    """Success of every method on a task; the CSV has all its columns of ``table.csv``."""
     budget = benchmark.equal_compute_seconds(task)
     equal = f"at T* = {format_duration(budget)}" if math.isfinite(budget) else "at T*"
-    heads = [
-        *("", "", "base", "final", "group", "best", equal, "IQM"),
-        *(f"to {100 * threshold:.0f} %" for threshold in numbers.THRESHOLDS),
-        *("updates", "per s", "training"),
-    ]
+    heads = ("", "", "base", "final", "group", "best", equal, "IQM")
     letters = numbers.task_letters(benchmark, task)
     rows: list[list[Cell | str]] = []
     for index, entry in enumerate(benchmark.entries_of(task)):
@@ -216,16 +216,41 @@ def _task_table(benchmark: Benchmark, task: str) -> Table:
                 _format_interval(record, "final"),
                 letters.get(index, MISSING),
                 format_percent(record["best"]),
-                format_percent(record["equal_compute"]),
+                _format_equal_compute(record),
                 _format_interval(record, "iqm"),
-                *(_format_cost(record, threshold) for threshold in numbers.THRESHOLDS),
-                format_count(record["updates"]),
-                format_count(record["updates_per_s"]),
-                format_duration(record["train_seconds"]),
             ]
         )
     csv = numbers.task_csv(benchmark, task)
     return make_table(task, heads, rows, csv=csv, style="results dense")
+
+
+def _costs_table(benchmark: Benchmark, task: str) -> Table:
+    """What every method needed on a task: steps and time to each success rate, and its speed."""
+    heads = [
+        "",
+        *(f"to {100 * threshold:.0f} %" for threshold in numbers.THRESHOLDS),
+        *("updates", "updates/s", "env steps/s", "training"),
+    ]
+    rows: list[list[Cell | str]] = []
+    for index, entry in enumerate(benchmark.entries_of(task)):
+        record = numbers.task_record(entry, math.nan)
+        rows.append(
+            [
+                _method_cell(benchmark, index),
+                *(_format_cost(record, threshold) for threshold in numbers.THRESHOLDS),
+                format_count(record["updates"]),
+                format_count(record["updates_per_s"]),
+                format_count(record["env_steps_per_s"]),
+                format_duration(record["train_seconds"]),
+            ]
+        )
+    return make_table(f"{task}_costs", heads, rows, style="results dense")
+
+
+def _format_equal_compute(record: Mapping[str, Any]) -> str:
+    """A rate; with ≈ if it lies between two evaluations."""
+    text = format_percent(record.get("equal_compute"))
+    return f"≈ {text}" if record.get("equal_compute_interpolated") else text
 
 
 def _format_interval(record: Mapping[str, Any], name: str) -> str:

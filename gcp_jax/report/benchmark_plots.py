@@ -30,6 +30,7 @@ DASHES: tuple[tuple[float, ...], ...] = ((), (6, 1.5), (1.2, 1.2), (6, 1.5, 1.2,
 BASE_DASHES = (3.0, 3.0)
 BAND = 0.15  # opacity of an interval
 FONT = 9.5
+NARROWEST = 20.0  # percent that the axis of the interquartile means shows at least
 WAITING = "no method has finished every task yet"
 
 Cost = Literal["env_steps", "seconds"]
@@ -74,16 +75,22 @@ def success_curves(benchmark: Benchmark, cost: Cost) -> Chart:
 def profile(benchmark: Benchmark, aggregate: Aggregate | None) -> Chart:
     """The performance profile of every method that finished the compared tasks."""
     draw = partial(_draw_profile, aggregate=aggregate)
-    band = LegendItem(label="95 % bootstrap", color=LIGHT.ink, kind="band", alpha=BAND)
+    legend = _method_keys(benchmark)
+    if benchmark.seeds > 1:
+        band = LegendItem(label="95 % bootstrap", color=LIGHT.ink, kind="band", alpha=BAND)
+        legend.append(band)
     return Chart(
-        panels=(Panel(label="performance profile", draw=draw, size=(6.4, 4.2)),),
-        legend=(*_method_keys(benchmark), band),
+        panels=(Panel(label="performance profile", draw=draw, size=(4.8, 3.4)),),
+        legend=tuple(legend),
         legend_columns=3,
     )
 
 
 def intervals(benchmark: Benchmark, aggregate: Aggregate | None) -> Chart:
-    """Left the interquartile means, right P(row beats column); the best method on top."""
+    """Left the interquartile means, right P(row beats column); the best method on top.
+
+    With one seed, or one method, there is no right one.
+    """
     ranked: list[int] = []
     if aggregate is not None:
         means = aggregate.iqm
@@ -93,15 +100,15 @@ def intervals(benchmark: Benchmark, aggregate: Aggregate | None) -> Chart:
     title = "Interquartile mean"
     if aggregate is not None:
         tasks = plural(len(aggregate.tasks), "task")
-        title += f", {benchmark.plan['seeds']} seeds × {tasks}"
+        title += f", {plural(benchmark.seeds, 'seed')} × {tasks}"
     draw_means = partial(_draw_means, aggregate=aggregate, ranked=ranked, names=names, title=title)
-    draw_matrix = partial(_draw_matrix, aggregate=aggregate, ranked=ranked, names=names)
-    return Chart(
-        panels=(
-            Panel(label="interquartile means", draw=draw_means, size=(5.4, side)),
-            Panel(label="P(row beats column)", draw=draw_matrix, size=(1.25 * side, side)),
+    panels = [Panel(label="interquartile means", draw=draw_means, size=(4.8, side))]
+    if aggregate is not None and aggregate.better:
+        draw_matrix = partial(_draw_matrix, aggregate=aggregate, ranked=ranked, names=names)
+        panels.append(
+            Panel(label="P(row beats column)", draw=draw_matrix, size=(1.25 * side, side))
         )
-    )
+    return Chart(panels=tuple(panels))
 
 
 def _method_keys(benchmark: Benchmark) -> list[LegendItem]:
@@ -185,17 +192,24 @@ def _draw_means(
         offset: dict[str, Any] = {"textcoords": "offset points", "xytext": (3, 3)}
         ax.annotate("base", (base, len(ranked) - 0.5), fontsize=8, color=LIGHT.base, **offset)
     ax.margins(x=0.12)
+    ax.set_xlim(*_at_least_wide(*ax.get_xlim()))
     _name_rows(ax, names)
 
 
+def _at_least_wide(low: float, high: float) -> tuple[float, float]:
+    """The range of an axis in percent, not narrower than ``NARROWEST``."""
+    missing = NARROWEST - (high - low)
+    if missing <= 0:
+        return low, high
+    low = min(max(low - missing / 2, -3.0), 103.0 - NARROWEST)
+    return low, low + NARROWEST
+
+
 def _draw_matrix(
-    ax: Axes, *, aggregate: Aggregate | None, ranked: Sequence[int], names: Sequence[str]
+    ax: Axes, *, aggregate: Aggregate, ranked: Sequence[int], names: Sequence[str]
 ) -> None:
     """Blue if the row wins, orange if the column does; light enough to read the numbers."""
     style_axes(ax, "P(row beats column), %", "", "", FONT)
-    if aggregate is None:
-        ax.set_axis_off()
-        return
     ax.grid(visible=False)
     text_style: dict[str, Any] = {
         "ha": "center", "va": "center", "color": LIGHT.ink, "fontsize": 9, "linespacing": 1.3

@@ -19,8 +19,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gcp_jax.report.read import ReportError, Row, RunFiles, is_number, read_json, read_run
-from gcp_jax.report.run_numbers import final_scores, score_curve
-from gcp_jax.stats.eval_rows import unpack_success_bits
+from gcp_jax.report.run_numbers import final_scores, train_seconds
+from gcp_jax.stats.eval_rows import score_curve, unpack_success_bits
 from gcp_jax.stats.intervals import MISSING, Interval
 
 
@@ -56,6 +56,12 @@ class Entry(NamedTuple):
         return self.points[0].success
 
     @property
+    def episodes(self) -> int:
+        """Episodes of one seed's last evaluation; 0 without any."""
+        rows = self.run.finetune_evals if self.run else []
+        return int(rows[-1]["eval/episodes"]) if rows else 0
+
+    @property
     def seconds(self) -> float | None:
         """Training seconds so far; None if the run did not write them."""
         if not self.points or not is_number(self.points[-1].seconds):
@@ -76,6 +82,11 @@ class Benchmark(NamedTuple):
     tasks: tuple[str, ...]
     methods: tuple[Method, ...]
     entries: dict[tuple[str, int], Entry]  # by task and index of the method
+
+    @property
+    def seeds(self) -> int:
+        """Seeds of every run."""
+        return int(self.plan["seeds"])
 
     def entries_of(self, task: str) -> list[Entry]:
         """The entries of a task in the order of the methods."""
@@ -171,18 +182,16 @@ def _state(folder: Path, run: RunFiles | None, evaluated: int, seeds: int) -> st
 
 
 def _eval_points(run: RunFiles) -> tuple[EvalPoint, ...]:
-    seconds = {row["env_steps"]: _train_seconds(row) for row in run.finetune_evals}
+    seconds = {row["env_steps"]: _seconds_or_nan(row) for row in run.finetune_evals}
     return tuple(
         EvalPoint(env_steps=at.env_steps, seconds=seconds[at.env_steps], success=at.score)
-        for at in score_curve(run)
+        for at in score_curve(run.evals)
     )
 
 
-def _train_seconds(row: Row) -> float:
-    value = row.get("train_seconds")
-    if is_number(value):
-        return float(value)
-    return 0.0 if row["stage"] == "base" else math.nan
+def _seconds_or_nan(row: Row) -> float:
+    seconds = train_seconds(row)
+    return math.nan if seconds is None else seconds
 
 
 def _last_outcomes(run: RunFiles, env_steps: int) -> NDArray[np.bool_] | None:

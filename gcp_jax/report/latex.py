@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from gcp_jax.report.benchmark_numbers import Aggregate, tasks_text
 from gcp_jax.report.benchmark_read import Benchmark, Entry
 from gcp_jax.report.read import is_number
+from gcp_jax.report.text import plural
 from gcp_jax.stats.intervals import MISSING, Interval
 
 _ESCAPES = {
@@ -30,7 +31,8 @@ def latex_table(benchmark: Benchmark, aggregate: Aggregate | None) -> str:
     bases.append(aggregate.base if aggregate else None)
     over = tasks_text(benchmark, aggregate) if aggregate else "not known yet"
     lines = [
-        f"% Final success (%), {benchmark.plan['seeds']} seeds, 95 % intervals; "
+        f"% Final success (%), {plural(benchmark.seeds, 'seed')}, 95 % intervals"
+        f"{' of its episodes' if benchmark.seeds == 1 else ''}; "
         r"needs \usepackage{booktabs}.",
         f"% IQM {over}.",
         rf"\begin{{tabular}}{{l{'c' * len(columns)}}}",

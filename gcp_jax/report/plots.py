@@ -17,6 +17,7 @@ from html import escape
 from typing import Any, Literal, NamedTuple
 
 import matplotlib
+import numpy as np
 from markupsafe import Markup
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -25,7 +26,8 @@ from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
-from matplotlib.ticker import EngFormatter, FuncFormatter
+from matplotlib.ticker import EngFormatter, FuncFormatter, ScalarFormatter
+from numpy.typing import NDArray
 
 PNG_DPI = 200  # about twice the pixels that a page shows
 DASHED: tuple[float, ...] = (4.0, 3.0)  # on and off, in line widths
@@ -138,6 +140,8 @@ def style_axes(ax: Axes, title: str, ylabel: str, xlabel: str = "", size: float 
     ax.set_xlabel(xlabel, color=LIGHT.ink, fontsize=size)
     ax.set_ylabel(ylabel, color=LIGHT.ink, fontsize=size)
     ax.xaxis.set_major_formatter(FuncFormatter(_format_tick))
+    if isinstance(ax.yaxis.get_major_formatter(), ScalarFormatter):
+        ax.ticklabel_format(axis="y", useOffset=False)
     ax.tick_params(colors=LIGHT.ink, labelsize=size - 0.5, length=0)
     ax.tick_params(which="minor", length=0, labelleft=False)
     ax.grid(color=LIGHT.faint, linewidth=0.6)
@@ -146,6 +150,26 @@ def style_axes(ax: Axes, title: str, ylabel: str, xlabel: str = "", size: float 
     for side, spine in ax.spines.items():
         spine.set_visible(side in ("left", "bottom"))
         spine.set_color(LIGHT.faint)
+
+
+def show_constant(ax: Axes, values: NDArray[np.floating]) -> None:
+    """Start the vertical axis at 0 if all values are alike, instead of magnifying their rounding.
+
+    Args:
+        ax: the axes, in the scale of the values.
+        values: what was drawn; NaN is left out.
+    """
+    known = values[np.isfinite(values)]
+    if known.size == 0:
+        return
+    largest = float(np.abs(known).max())
+    if float(np.ptp(known)) > 1e-6 * largest:
+        return
+    middle = float(known.mean())
+    if middle < 0:
+        ax.set_ylim(2 * middle, 0.0)
+    else:
+        ax.set_ylim(0.0, 2 * middle or 1.0)
 
 
 def _format_tick(value: float, position: int | None = None) -> str:
@@ -159,6 +183,11 @@ def write_centered(ax: Axes, text: str, size: float = 9.0) -> None:
     """Write a text in the middle of the axes, for want of data."""
     style: dict[str, Any] = {"ha": "center", "va": "center", "color": LIGHT.ink, "fontsize": size}
     ax.text(0.5, 0.5, text, transform=ax.transAxes, **style)
+
+
+def write_aside(ax: Axes, text: str, size: float) -> None:
+    """Write a text at the right above the axes, in the line of the title."""
+    ax.set_title(text, color=LIGHT.base, fontsize=size, loc="right", parse_math=False)
 
 
 def line_style(color: str, dashes: tuple[float, ...] = (), width: float = 2.0) -> dict[str, Any]:

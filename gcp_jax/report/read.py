@@ -171,6 +171,22 @@ def shared_score_name(runs: Sequence[RunFiles]) -> str:
     return next(iter(labels), "success")
 
 
+def check_same_task(runs: Sequence[RunFiles]) -> None:
+    """Raise ReportError if the runs are of different tasks; one that names no task fits to all."""
+    known: dict[str, str] = {}  # label by task
+    for run in runs:
+        env = run.config.get("env")
+        name = env.get("name") if isinstance(env, Mapping) else env
+        if name:
+            known.setdefault(str(name), run.label)
+    if len(known) > 1:
+        (first, first_label), (second, second_label) = list(known.items())[:2]
+        raise ReportError(
+            f"{first_label} is on {first} and {second_label} on {second}; different tasks are not "
+            "compared: report the runs of each task separately"
+        )
+
+
 def _read_demonstrations(path: Path) -> dict[str, Any]:
     """Facts about the demonstrations that a run's base policy was cloned from."""
     if not path.exists():

@@ -7,17 +7,17 @@ it ``curves.png`` and ``table.csv``. Numbers come from the run's files; nothing 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from gcp_jax.atomic_files import write_bytes, write_text
-from gcp_jax.report import html, run_numbers, run_plots
+from gcp_jax.report import html, run_facts, run_numbers, run_plots
 from gcp_jax.report.plots import LIGHT, LegendItem, series_color
 from gcp_jax.report.read import (
     ReportError,
     RunFiles,
-    is_number,
+    check_same_task,
     read_run,
     shared_score_name,
     split_population,
@@ -26,17 +26,13 @@ from gcp_jax.report.read import (
 from gcp_jax.report.run_warnings import run_warnings
 from gcp_jax.report.tables import Cell, IntervalBar, Table, csv_text, fact_table, make_table
 from gcp_jax.report.text import (
+    describe_intervals,
     format_count,
     format_duration,
-    format_episodes,
-    format_versions,
-    known,
 )
 from gcp_jax.stats.bootstrap import interquartile_mean, probability_of_improvement
 from gcp_jax.stats.eval_rows import BeforeAfter, before_after, last_rows
-from gcp_jax.stats.intervals import MISSING, Interval, jeffreys
-
-THRESHOLDS = (0.5, 0.8, 0.9, 0.95)  # success rates whose first crossing is reported
+from gcp_jax.stats.intervals import MISSING, Interval
 
 
 class Tile(NamedTuple):
@@ -52,6 +48,7 @@ class RunSection(NamedTuple):
     label: str
     key: LegendItem
     scores: Table | None  # None if nothing was evaluated
+    intervals: list[str]  # what they cover, in sentences
     videos: list[tuple[str, str]]  # ("before" or "after", data URI)
     no_video: str  # why there is none
     config: str  # JSON
@@ -87,6 +84,7 @@ def write(run_dirs: str | Path | Sequence[str | Path], out: str | Path | None = 
         runs.extend(split_population(run, only_run=len(folders) == 1))
     runs = with_unique_labels(runs)
     shared_score_name(runs)
+    check_same_task(runs)
     target = folders[0] / "report" if out is None else Path(out)
     target.mkdir(parents=True, exist_ok=True)
     curves = run_plots.learning_curves(runs)
@@ -117,12 +115,12 @@ def _context(runs: Sequence[RunFiles]) -> dict[str, Any]:
         "several": len(runs) > 1,
         "tiles": _tiles(runs[0]),
         "comparison": fact_table("comparison", _comparison(runs), columns),
-        "provenance": fact_table("what_was_run", _provenance(runs), columns),
-        "demonstrations": _demonstrations(runs),
+        "provenance": fact_table("what_was_run", run_facts.provenance(runs), columns),
+        "demonstrations": run_facts.demonstrations(runs, columns),
         "runs": [_section(run, index) for index, run in enumerate(runs)],
         "posteriors": run_plots.posteriors(runs) if has_posterior else None,
-        "credible": fact_table("credible_intervals", _credible(runs), columns),
-        "timing": fact_table("time", _timing(runs), columns),
+        "credible": fact_table("credible_intervals", run_facts.credible(runs), columns),
+        "timing": fact_table("time", run_facts.timing(runs), columns),
         "finetune_diagnostics": run_plots.diagnostics(runs, "finetune"),
         "pretrain_diagnostics": run_plots.diagnostics(runs, "pretrain"),
         "warnings": run_warnings(runs),
@@ -143,19 +141,11 @@ def _key(index: int) -> LegendItem:
 def _title(runs: Sequence[RunFiles]) -> str:
     if len(runs) > 1:
         return f"{len(runs)} runs compared"
-    algorithm = _name_of(runs[0], "algorithm")
-    environment = _name_of(runs[0], "env")
+    algorithm = run_facts.name_of(runs[0], "algorithm")
+    environment = run_facts.name_of(runs[0], "env")
     if MISSING in (algorithm, environment):
         return runs[0].label
     return f"{algorithm} on {environment}"
-
-
-def _name_of(run: RunFiles, section: str) -> str:
-    """``config[section]``, or its ``name`` if it is a group of fields."""
-    value = run.config.get(section)
-    if isinstance(value, Mapping):
-        value = value.get("name")
-    return known(value)
 
 
 def _tiles(run: RunFiles) -> list[Tile]:
@@ -181,109 +171,34 @@ def _comparison(runs: Sequence[RunFiles]) -> dict[str, list[str]]:
     score_name = shared_score_name(runs)
     lines = [run_numbers.pooled_line(run).cells() for run in runs]
     scores = [run_numbers.final_scores(run) for run in runs]
-    better = [_improvement(own, scores[0]) for own in scores[1:]]
-    return {
+    facts = {
         f"{score_name.capitalize()} before": [line[1] for line in lines],
         f"{score_name.capitalize()} after": [line[2] for line in lines],
         _change_head(score_name).capitalize(): [line[3] for line in lines],
-        "Interquartile mean of the seeds": [_seed_mean(own, score_name) for own in scores],
-        f"P(a seed beats one of {runs[0].label})": [MISSING, *better],
+        "Seeds": [str(len(own)) for own in scores],
     }
-
-
-def _seed_mean(scores: list[float], score_name: str) -> str:
-    return interquartile_mean(scores).format(score_name) if scores else MISSING
-
-
-def _improvement(scores: list[float], reference: list[float]) -> str:
-    if not scores or not reference:
-        return MISSING
-    return probability_of_improvement(scores, reference).percent()
-
-
-def _provenance(runs: Sequence[RunFiles]) -> dict[str, list[str]]:
-    return {
-        "Command": [known(run.record.get("command")) for run in runs],
-        "Environment": [_name_of(run, "env") for run in runs],
-        "Algorithm": [_name_of(run, "algorithm") for run in runs],
-        "Seeds": [known(", ".join(map(str, run.seeds))) for run in runs],
-        "Evaluation": [_evaluation(run) for run in runs],
-        "Versions": [format_versions(run.record.get("versions")) for run in runs],
-        "Commit": [known(run.record.get("commit")) for run in runs],
-    }
-
-
-def _evaluation(run: RunFiles) -> str:
-    if not run.evals:
-        return "none yet"
-    diverged = 0
-    for row in run.evals:
-        if is_number(row.get("eval/diverged")):
-            diverged += int(row["eval/diverged"])
-    return f"{format_episodes(run.evals)}; {diverged} episodes diverged"
-
-
-def _demonstrations(runs: Sequence[RunFiles]) -> Table | None:
-    """Facts about the demonstrations; None if no run has recorded any."""
-    if not any(run.demonstrations for run in runs):
-        return None
-    names = {
-        "Episodes": "episodes",
-        "Episodes by mode": "modes",
-        "Success": "success",
-        "Mean return": "return",
-        "Trajectory quality (TQ)": "trajectory_quality",
-        "State-action coverage (SACo)": "coverage",
-    }
-    facts = {name: [_demonstration_fact(run, key) for run in runs] for name, key in names.items()}
-    return fact_table("demonstrations", facts, _columns(runs))
-
-
-def _demonstration_fact(run: RunFiles, name: str) -> str:
-    value = run.demonstrations.get(name)
-    if isinstance(value, list):
-        return " + ".join(str(part) for part in value)
-    if not is_number(value):
-        return MISSING
-    return f"{100 * value:.1f} %" if name == "success" else f"{value:,}"
-
-
-def _credible(runs: Sequence[RunFiles]) -> dict[str, list[str]]:
-    """The 95 % credible interval of every seed's success rate after finetuning."""
-    texts = []
-    for run in runs:
-        seeds = []
-        if run.score_name == "success":
-            for seed, row in sorted(last_rows(run.evals).after.items()):
-                interval = jeffreys(int(row["eval/successes"]), int(row["eval/episodes"]))
-                seeds.append(f"seed {seed}: {interval.percent()}")
-        texts.append(known("; ".join(seeds)))
-    return {"95 % credible interval after finetuning": texts}
-
-
-def _timing(runs: Sequence[RunFiles]) -> dict[str, list[str]]:
-    steps = [run_numbers.last_counter(run, "env_steps") for run in runs]
-    updates = [run_numbers.last_counter(run, "updates") for run in runs]
-    facts = {
-        "State": [run.state for run in runs],
-        "Environment steps per seed": [format_count(count) for count in steps],
-        "Gradient updates per seed": [format_count(count) for count in updates],
-        "Wall time": [format_duration(run_numbers.wall_seconds(run)) for run in runs],
-        "of it compiling": [format_duration(run.summary.get("compile_seconds")) for run in runs],
-    }
-    for key in run_numbers.speed_metrics(runs):
-        speeds = [run_numbers.median(run, key) for run in runs]
-        facts[_speed_name(key)] = [format_count(speed) for speed in speeds]
-    if shared_score_name(runs) == "success":
-        for threshold in THRESHOLDS:
-            fact = f"Environment steps to {100 * threshold:.0f} %"
-            facts[fact] = [run_numbers.steps_to(run, threshold) for run in runs]
+    if any(len(own) > 1 for own in scores):
+        middles = [_seed_mean(run) for run in runs]
+        facts["Interquartile mean of the seeds"] = middles
+    better = [_improvement(own, scores[0]) for own in scores[1:]]
+    if any(text != MISSING for text in better):
+        facts[f"P(a seed beats one of {runs[0].label})"] = [MISSING, *better]
     return facts
 
 
-def _speed_name(key: str) -> str:
-    """``time/env_steps_per_s`` becomes ``env steps/s, median``."""
-    return key.removeprefix("time/").replace("_per_s", "/s").replace("_", " ") + ", median"
+def _seed_mean(run: RunFiles) -> str:
+    scores = run_numbers.final_scores(run)
+    if len(scores) < 2:
+        return MISSING
+    episodes = run.evals[-1]["eval/episodes"] if run.score_name == "success" else None
+    return interquartile_mean(scores, episodes=episodes).format(run.score_name)
+
+
+def _improvement(scores: list[float], reference: list[float]) -> str:
+    """Left open if either has one seed: that says nothing about the next one."""
+    if min(len(scores), len(reference)) < 2:
+        return MISSING
+    return probability_of_improvement(scores, reference).percent()
 
 
 def _section(run: RunFiles, index: int) -> RunSection:
@@ -299,6 +214,7 @@ def _section(run: RunFiles, index: int) -> RunSection:
         label=run.label,
         key=_key(index),
         scores=_scores_table(run, index),
+        intervals=describe_intervals(last_rows(run.evals)),
         videos=videos,
         no_video=text or "No video was recorded.",
         config=json.dumps(run.config, indent=2, ensure_ascii=False),

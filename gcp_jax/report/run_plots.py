@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -18,18 +18,21 @@ from gcp_jax.report.plots import (
     Panel,
     line_style,
     series_color,
+    show_constant,
     style_axes,
+    write_aside,
     write_centered,
 )
 from gcp_jax.report.read import Row, RunFiles, is_number, shared_score_name
-from gcp_jax.report.run_numbers import metric_curve, score_curve
-from gcp_jax.stats.eval_rows import last_rows
-from gcp_jax.stats.intervals import Floats, posterior
+from gcp_jax.report.run_numbers import episode_curve, metric_curve
+from gcp_jax.stats.eval_rows import last_rows, score_curve
+from gcp_jax.stats.intervals import Floats, Success, posterior
 
 SIZE = (4.8, 2.8)  # inches of a panel
 SMALL_SIZE = (2.7, 2.0)
 BAND = 0.18  # opacity of an interval
 SEED = 0.35  # opacity of one seed's line
+TRAINING_EPISODES = 100  # that a point of training episodes has at least, if there are so many
 
 
 class MetricPlot(NamedTuple):
@@ -38,7 +41,7 @@ class MetricPlot(NamedTuple):
     key: str
     title: str
     ylabel: str
-    source: Literal["evaluations", "finetune", "pretrain"]
+    source: Literal["evaluations", "episodes", "finetune", "pretrain"]
     scale: float = 1.0
     interval: bool = False  # draw the interval of the pooled score
 
@@ -51,7 +54,8 @@ class MetricPlot(NamedTuple):
         """The rows that have the metric."""
         if self.source == "evaluations":
             return run.finetune_evals
-        return [row for row in run.metrics if row["stage"] == self.source]
+        stage = "finetune" if self.source == "episodes" else self.source
+        return [row for row in run.metrics if row["stage"] == stage]
 
 
 _SUCCESS = (
@@ -67,7 +71,7 @@ _SUCCESS = (
         key="episode/success",
         title="Success of training episodes",
         ylabel="success (%)",
-        source="finetune",
+        source="episodes",
         scale=100,
     ),
 )
@@ -81,7 +85,7 @@ _EPISODE_RETURN = MetricPlot(
     key="episode/return",
     title="Return of training episodes",
     ylabel="return per episode",
-    source="finetune",
+    source="episodes",
 )
 _EVAL_LENGTH = MetricPlot(
     key="eval/length",
@@ -93,7 +97,7 @@ _EPISODE_LENGTH = MetricPlot(
     key="episode/length",
     title="Length of training episodes",
     ylabel="environment steps",
-    source="finetune",
+    source="episodes",
 )
 
 
@@ -172,20 +176,23 @@ def _draw_metric(
     colors: Sequence[str],
     small: bool = False,
 ) -> None:
-    """A thin line a seed, a thick one for their mean, a dashed one for the base policy."""
+    """A thin line a seed, a thick one for their mean, a dashed one for the base policy.
+
+    Of training episodes only the mean over all seeds is drawn. Beside the title of a mean over
+    episodes stands how many a point has.
+    """
     size = 7.0 if small else 9.0
     drawn: list[Floats] = []
+    counts: list[Floats] = []
     for run, color in zip(runs, colors, strict=True):
-        curve = metric_curve(plot.rows(run), plot.key, plot.axis)
-        if curve is None:
+        if plot.source == "episodes":
+            found = _draw_episodes(ax, plot, run, color)
+        else:
+            found = _draw_seeds(ax, plot, run, color, small=small)
+        if found is None:
             continue
-        drawn.append(curve.y)
-        marker = "o" if len(curve.x) == 1 else None
-        for y in curve.y * plot.scale:
-            known = np.isfinite(y)
-            ax.plot(curve.x[known], y[known], color=color, alpha=SEED, linewidth=0.7, marker=marker)
-        width = 1.3 if small else 2.0
-        ax.plot(curve.x, curve.mean * plot.scale, color=color, linewidth=width, marker=marker)
+        drawn.append(found.values)
+        counts.append(found.episodes)
         _draw_base(ax, plot, run, color if len(runs) > 1 else LIGHT.ink)
         if plot.interval:
             _draw_interval(ax, plot, run, color)
@@ -193,9 +200,59 @@ def _draw_metric(
         write_centered(ax, "no data yet", size)
     elif small and _spans_decades(drawn):
         ax.set_yscale("log")
+    else:
+        show_constant(ax, plot.scale * np.concatenate([values.ravel() for values in drawn]))
     if plot.key.endswith("/success"):
         ax.set_ylim(-3, 103)
+    if drawn and not small:
+        ax.set_xlim(left=0)
     style_axes(ax, plot.title, plot.ylabel, XLABELS[plot.axis], size)
+    if counts and np.concatenate(counts).size:
+        write_aside(ax, episodes_a_point(np.concatenate(counts)), size - 1)
+
+
+class _Drawn(NamedTuple):
+    """What was drawn of one run."""
+
+    values: Floats  # of any shape
+    episodes: Floats  # of each point; empty if it is no mean over episodes
+
+
+def _draw_seeds(
+    ax: Axes, plot: MetricPlot, run: RunFiles, color: str, *, small: bool
+) -> _Drawn | None:
+    rows = plot.rows(run)
+    curve = metric_curve(rows, plot.key, plot.axis)
+    if curve is None:
+        return None
+    marker = "o" if len(curve.x) == 1 else None
+    for y in curve.y * plot.scale:
+        known = np.isfinite(y)
+        ax.plot(curve.x[known], y[known], color=color, alpha=SEED, linewidth=0.7, marker=marker)
+    width = 1.3 if small else 2.0
+    ax.plot(curve.x, curve.mean * plot.scale, color=color, linewidth=width, marker=marker)
+    episodes: dict[int, float] = {}
+    for row in rows if plot.source == "evaluations" else ():
+        episodes[row["env_steps"]] = episodes.get(row["env_steps"], 0) + row["eval/episodes"]
+    return _Drawn(values=curve.y, episodes=np.asarray([*episodes.values()], np.float64))
+
+
+def _draw_episodes(ax: Axes, plot: MetricPlot, run: RunFiles, color: str) -> _Drawn | None:
+    curve = episode_curve(run, plot.key, TRAINING_EPISODES)
+    if curve is None:
+        return None
+    marker = "o" if len(curve.x) < 10 else None
+    style = line_style(color, width=2.0)
+    ax.plot(curve.x, curve.y * plot.scale, marker=marker, markersize=4, **style)
+    return _Drawn(values=curve.y, episodes=curve.episodes)
+
+
+def episodes_a_point(counts: Floats) -> str:
+    """``256 episodes a point``, or ``101–340 episodes a point``."""
+    low = int(counts.min())
+    high = int(counts.max())
+    span = f"{low:,}" if low == high else f"{low:,}–{high:,}"
+    return f"{span} episodes a point"
 
 
 def _draw_base(ax: Axes, plot: MetricPlot, run: RunFiles, color: str) -> None:
@@ -209,8 +266,12 @@ def _draw_base(ax: Axes, plot: MetricPlot, run: RunFiles, color: str) -> None:
         ax.axhline(height, alpha=0.8, **line_style(color, DASHED, 1.1))
 
 
+def _counts(row: Mapping[str, Any]) -> Success:
+    return Success(int(row["eval/successes"]), int(row["eval/episodes"]))
+
+
 def _draw_interval(ax: Axes, plot: MetricPlot, run: RunFiles, color: str) -> None:
-    curve = score_curve(run)
+    curve = score_curve(run.evals)
     if not curve:
         return
     steps = [point.env_steps for point in curve]
@@ -252,9 +313,12 @@ def _learning_legend(
 def _draw_posteriors(ax: Axes, *, run: RunFiles, title: str, color: str) -> None:
     rate = np.linspace(0, 1, 1001)[1:-1]
     last = last_rows(run.evals)
-    for rows, fill in ((last.before, LIGHT.ink), (last.after, color)):
-        for row in rows.values():
-            density = posterior(int(row["eval/successes"]), int(row["eval/episodes"]), rate)
+    before = [_counts(row) for row in last.before.values()]
+    clone = [Success.merged(before)] if before else []
+    after = [_counts(row) for row in last.after.values()]
+    for policies, fill in ((clone, LIGHT.ink), (after, color)):
+        for successes, episodes in policies:
+            density = posterior(successes, episodes, rate)
             relative = density / density.max()
             ax.fill_between(100 * rate, relative, color=fill, alpha=0.25, linewidth=0.9)
     ax.set_xlim(0, 100)

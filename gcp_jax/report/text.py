@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from gcp_jax.report.read import is_number
+from gcp_jax.stats.eval_rows import LastRows
 from gcp_jax.stats.intervals import MISSING
 
 
@@ -44,6 +45,29 @@ def format_episodes(eval_rows: Iterable[Mapping[str, Any]]) -> str:
     if not counts:
         return ""
     return f"{' or '.join(map(str, counts))} episodes per seed from fixed start states"
+
+
+def describe_intervals(last: LastRows) -> list[str]:
+    """What the intervals of a run's pooled scores cover, in sentences."""
+    texts = []
+    if last.before:
+        episodes = sum(row["eval/episodes"] for row in last.before.values())
+        texts.append(
+            f"Before finetuning there is one policy, the clone: its interval is that of all its "
+            f"{episodes:,} episodes and does not cover other clones."
+        )
+    if len(last.after) == 1:
+        (row,) = last.after.values()
+        texts.append(
+            f"One seed was trained: its interval is that of its {row['eval/episodes']:,} episodes "
+            "and does not cover other seeds."
+        )
+    if len(last.after) > 1:
+        texts.append(
+            f"The pooled interval after finetuning covers seeds that were not trained, from the "
+            f"{len(last.after)} that were."
+        )
+    return texts
 
 
 def known(value: Any) -> str:

@@ -95,6 +95,7 @@ class Progress:
         *,
         evaluated: float | None = None,
         training: float | None = None,
+        training_episodes: int | None = None,
         env_steps_per_s: float | None = None,
         updates_per_s: float | None = None,
     ) -> None:
@@ -104,12 +105,14 @@ class Progress:
           done: progress, in ``unit``.
           evaluated: the score of the last evaluation, a success rate in [0, 1] or a return.
           training: the score of recent training episodes.
+          training_episodes: how many these are.
           env_steps_per_s: speed of the environments.
           updates_per_s: speed of the updates.
         """
         values = {
             "evaluated": evaluated,
             "training": training,
+            "training_episodes": training_episodes,
             "env_steps_per_s": env_steps_per_s,
             "updates_per_s": updates_per_s,
         }
@@ -154,7 +157,7 @@ class Progress:
     def _score_text(self) -> str:
         """What is being compiled, or scores and speeds.
 
-        ``success 81.2 % (training 76.0 %) · 52,310 env steps/s · 310 updates/s``
+        ``success 81.2 % (training 76.0 % of 412 episodes) · 52,310 env steps/s · 310 updates/s``
         """
         if self._compilation:
             seconds = time.monotonic() - self._compilation.began
@@ -162,6 +165,8 @@ class Progress:
         format_score = _rate if self._score_name == "success" else _number
         evaluated = format_score(self._values.get("evaluated"))
         training = format_score(self._values.get("training"))
+        if "training_episodes" in self._values:
+            training += f" of {self._values['training_episodes']:,} episodes"
         parts = [f"{self._score_name} {evaluated} (training {training})"]
         for unit, key in (("env steps/s", "env_steps_per_s"), ("updates/s", "updates_per_s")):
             if key in self._values:

@@ -10,7 +10,7 @@ import dataclasses
 import math
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -21,6 +21,7 @@ from gcp_jax.config import Member, RunConfig
 from gcp_jax.core.demonstrations import Demonstrations
 from gcp_jax.learner import loop, nonfinite
 from gcp_jax.run import checkpoint, distributed, metrics
+from gcp_jax.run.episode_cohorts import EpisodeCohorts
 from gcp_jax.run.errors import RunError
 from gcp_jax.run.evaluator import Row, mean_score, member_columns
 from gcp_jax.run.nonfinite_budget import NonfiniteBudget
@@ -40,6 +41,7 @@ class HostState(NamedTuple):
     train_seconds: float  # of the stage
     compile_seconds: float  # of the run
     demonstrations: str = ""  # the digest of those that the stage learns from
+    episode_cohorts: Sequence[Any] = ()  # ``EpisodeCohorts.host_state``
 
 
 class DataId(NamedTuple):
@@ -160,7 +162,8 @@ def run_stage(stage: Stage, session: Session) -> StageResult:
         start=cadence.progress(clock),
         score_name=session.score_name,
     ) as progress:
-        log = _StageLog(stage, session, budget, progress)
+        cohorts = EpisodeCohorts(restored.host.episode_cohorts if restored else ())
+        log = _StageLog(stage, session, budget, progress, cohorts)
         if restored is not None and stage.is_over(clock, rows):
             checkpoints.close()
             return StageResult(
@@ -251,13 +254,14 @@ class _StageLog:
     session: Session
     budget: NonfiniteBudget
     progress: Progress
+    cohorts: EpisodeCohorts
 
     def write_segment(self, clock: int, numbers: Mapping[str, np.ndarray], seconds: float) -> None:
         """Write one row per member and count what was not finite.
 
         Args:
           clock: segments done, this one included.
-          numbers: the segment's ``train/`` and ``episode/`` numbers, each [S].
+          numbers: the segment's ``train/`` numbers [S] and ``episode/`` sums [S, K + 1].
           seconds: how long it took.
 
         Raises:
@@ -265,20 +269,19 @@ class _StageLog:
         """
         self.session.timer.train_seconds += seconds
         speeds = self._speeds(clock, seconds)
-        score_column = f"episode/{self.session.score_name}"
-        scores: list[float] = []
+        self.cohorts.add(numbers)
         for index, member in enumerate(self.stage.members):
-            row = self._segment_row(clock, member, {k: v[index] for k, v in numbers.items()})
+            row = self._segment_row(clock, member, index, numbers)
             found = nonfinite.pop_nonfinite(row)
             if found.skipped:
                 self.budget.record(clock, index, metrics.member(row), found)
-            if score_column in row:
-                scores.append(row[score_column])
             self.session.writer.write(row | speeds)
         cadence = self.stage.cadence
+        recent = self.cohorts.recent()
         self.progress.update(
             cadence.progress(clock),
-            training=float(np.mean(scores)) if scores else None,
+            training=recent.score(self.session.score_name) if recent else None,
+            training_episodes=recent.episodes if recent else None,
             env_steps_per_s=speeds["time/env_steps_per_s"] if cadence.env_steps else None,
             updates_per_s=speeds["time/updates_per_s"],
         )
@@ -316,6 +319,7 @@ class _StageLog:
             train_seconds=timer.train_seconds,
             compile_seconds=timer.compile_seconds + self.progress.compile_seconds,
             demonstrations=self.stage.demonstrations.digest,
+            episode_cohorts=self.cohorts.host_state(),
         )
 
     def _speeds(self, clock: int, seconds: float) -> dict[str, float]:
@@ -331,36 +335,49 @@ class _StageLog:
         """True if segment ``clock`` made updates."""
         return clock > self.stage.cadence.warmup_segments
 
-    def _segment_row(self, clock: int, member: Member, numbers: Mapping[str, np.ndarray]) -> Row:
-        """The row of one member: ``episode/`` means, and ``train/`` numbers if it learned."""
+    def _segment_row(
+        self, clock: int, member: Member, index: int, numbers: Mapping[str, np.ndarray]
+    ) -> Row:
+        """The row of one member: ``episode/`` numbers, and ``train/`` numbers if it learned."""
         row: Row = {
             "stage": self.stage.cadence.name,
             **member_columns(member),
             **self.stage.cadence.counters(clock),
             **self.session.timer.columns(),
         }
-        row |= episode_means(numbers)
+        row |= episode_columns(self.cohorts, index, numbers)
         if self._has_learned(clock):
-            row |= {k: float(v) for k, v in numbers.items() if k.startswith("train/")}
+            row |= {k: float(v[index]) for k, v in numbers.items() if k.startswith("train/")}
         return row
 
 
-def episode_means(sums: Mapping[str, Any]) -> dict[str, float]:
-    """Means over the episodes that ended in a segment.
+def episode_columns(
+    cohorts: EpisodeCohorts, index: int, numbers: Mapping[str, Any]
+) -> dict[str, float]:
+    """The ``episode/`` columns of one member after a segment.
 
     Args:
-      sums: the segment's ``episode/`` sums; other entries are ignored.
+      cohorts: the training episodes, those of the segment added.
+      index: the member.
+      numbers: the segment's ``episode/`` sums [S, K + 1]; other entries are ignored.
 
     Returns:
-      ``episode/`` means and counts; empty if no episode ended.
+      What ended in the segment, and means over the newest cohort whose episodes have all ended.
+      Empty if nothing is collected, and without means if there is no such episode.
     """
-    episodes = float(sums.get("episode/episodes", 0.0))
-    if not episodes:
+    if "episode/episodes" not in numbers:
         return {}
+    columns = {
+        "episode/ended": float(np.sum(numbers["episode/episodes"][index])),
+        "episode/diverged": float(np.sum(numbers["episode/diverged"][index])),
+    }
+    means = cohorts.newest(index)
+    if means is None:
+        return columns
     return {
-        "episode/success": float(sums["episode/successes"]) / episodes,
-        "episode/return": float(sums["episode/returns"]) / episodes,
-        "episode/length": float(sums["episode/lengths"]) / episodes,
-        "episode/episodes": episodes,
-        "episode/diverged": float(sums["episode/diverged"]),
+        "episode/success": means.success,
+        "episode/return": means.episode_return,
+        "episode/length": means.length,
+        "episode/episodes": float(means.episodes),
+        **columns,
     }

@@ -4,16 +4,21 @@
 
 Agarwal et al. (2021), "Deep RL at the edge of the statistical precipice". Every interval is
 two-sided at ``confidence``. The resampling depends on ``rng_seed`` alone.
+
+One run says nothing about the spread between runs, and the resamples of runs that all scored alike
+have none. Where the number of episodes behind each score is given, the interval is then that of the
+episodes. Otherwise the bounds of one run are NaN.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 
-from gcp_jax.stats.intervals import Floats, Interval
+from gcp_jax.stats.intervals import Floats, Interval, wilson
 
 
 class Profile(NamedTuple):
@@ -26,7 +31,12 @@ class Profile(NamedTuple):
 
 
 def interquartile_mean(
-    scores: ArrayLike, confidence: float = 0.95, *, resamples: int = 2000, rng_seed: int = 0
+    scores: ArrayLike,
+    confidence: float = 0.95,
+    *,
+    resamples: int = 2000,
+    rng_seed: int = 0,
+    episodes: ArrayLike | None = None,
 ) -> Interval:
     """Mean of the middle half of all scores, with a stratified percentile bootstrap.
 
@@ -38,27 +48,57 @@ def interquartile_mean(
         confidence: coverage of the interval.
         resamples: B.
         rng_seed: seed of the resampling.
+        episodes: how many are behind each score, [] or [M], if the scores are success rates. The
+            interval of one run, or of runs that scored alike, is then that of their episodes.
 
     Raises:
         ValueError: the scores are not finite, or of another shape.
     """
     table = _score_table(scores, "interquartile_mean")
-    resampled = _resample(table, resamples, np.random.default_rng(rng_seed))
-    estimates = _middle_mean(resampled.reshape(resamples, -1))
-    return _percentiles(float(_middle_mean(table.reshape(-1))), estimates, confidence)
+    rng = np.random.default_rng(rng_seed)
+    estimate = float(_middle_mean(table.reshape(-1)))
+    if episodes is not None and (table == table[0]).all():
+        return _interval_of_episodes(
+            table[0],
+            len(table) * np.asarray(episodes),
+            estimate,
+            _middle_mean,
+            confidence,
+            resamples,
+            rng,
+        )
+    resampled = _resample(table, resamples, rng)
+    return _percentiles(estimate, _middle_mean(resampled.reshape(resamples, -1)), confidence)
 
 
 def mean_score(
-    scores: ArrayLike, confidence: float = 0.95, *, resamples: int = 2000, rng_seed: int = 0
+    scores: ArrayLike,
+    confidence: float = 0.95,
+    *,
+    resamples: int = 2000,
+    rng_seed: int = 0,
+    episodes: ArrayLike | None = None,
 ) -> Interval:
     """Mean of all scores [R, M], or [R] for one task.
 
-    The interval is the bootstrap of ``interquartile_mean``. For scores with maximum 1, such as
-    success rates, one minus the mean is the optimality gap.
+    The interval and the arguments are those of ``interquartile_mean``. For scores with maximum 1,
+    such as success rates, one minus the mean is the optimality gap.
     """
     table = _score_table(scores, "mean_score")
-    resampled = _resample(table, resamples, np.random.default_rng(rng_seed))
-    return _percentiles(float(table.mean()), resampled.mean(axis=(1, 2)), confidence)
+    rng = np.random.default_rng(rng_seed)
+    estimate = float(table.mean())
+    if episodes is not None and (table == table[0]).all():
+        return _interval_of_episodes(
+            table[0],
+            len(table) * np.asarray(episodes),
+            estimate,
+            _row_mean,
+            confidence,
+            resamples,
+            rng,
+        )
+    resampled = _resample(table, resamples, rng)
+    return _percentiles(estimate, resampled.mean(axis=(1, 2)), confidence)
 
 
 def performance_profile(
@@ -74,7 +114,8 @@ def performance_profile(
         F(τ) = 1/M Σ_m 1/R Σ_r 1[x_rm > τ]
 
     The score distribution of Agarwal et al. (2021, eq. 2): one minus the empirical distribution
-    function. The band is the stratified percentile bootstrap at each τ separately.
+    function. The band is the stratified percentile bootstrap at each τ separately; it is NaN for
+    one run.
 
     Args:
         scores: [R, M], or [R] for one task.
@@ -93,7 +134,9 @@ def performance_profile(
             f"performance_profile: thresholds of shape {levels.shape}; need shape [K] with K > 0"
         )
     resampled = _resample(table, resamples, np.random.default_rng(rng_seed))
-    above = [np.mean(resampled > level, axis=(1, 2)) for level in levels]
+    above = np.asarray([np.mean(resampled > level, axis=(1, 2)) for level in levels])
+    if len(table) == 1:
+        above[:] = np.nan
     low, high = np.quantile(above, [(1 - confidence) / 2, (1 + confidence) / 2], axis=1)
     return Profile(
         thresholds=levels,
@@ -136,7 +179,7 @@ def probability_of_improvement(
     """P(a run of ``first`` scores higher than one of ``second``), averaged over tasks.
 
     The Mann–Whitney statistic U/(R₁·R₂): ties count half. The interval resamples the runs of both
-    within each task.
+    within each task; it has no bounds if either has one run.
 
     Args:
         first: [R₁, M], or [R₁] for one task.
@@ -184,9 +227,41 @@ def _score_table(scores: ArrayLike, function: str) -> Floats:
 
 
 def _resample(table: Floats, resamples: int, rng: np.random.Generator) -> Floats:
-    """[B, R, M]: runs sampled with replacement, independently in each task."""
+    """[B, R, M]: runs sampled with replacement, independently in each task; NaN for one run."""
     runs, tasks = table.shape
+    if runs == 1:
+        return np.full((resamples, runs, tasks), np.nan)
     return table[rng.integers(runs, size=(resamples, runs, tasks)), np.arange(tasks)]
+
+
+def _interval_of_episodes(
+    rates: Floats,
+    episodes: NDArray[np.integer],
+    estimate: float,
+    statistic: Callable[[Floats], Floats],
+    confidence: float,
+    resamples: int,
+    rng: np.random.Generator,
+) -> Interval:
+    """The interval of a statistic [B, M] -> [B] of success rates [M], from their episodes.
+
+    The rates are drawn from Jeffreys' posterior of each. On one task it is Wilson's interval.
+    """
+    successes = rates * episodes
+    failures = episodes - successes
+    if len(rates) == 1:
+        count = round(float(successes[0]))
+        return wilson(count, count + round(float(failures[0])), confidence)
+    drawn = rng.beta(successes + 0.5, failures + 0.5, size=(resamples, len(rates)))
+    found = _percentiles(estimate, statistic(drawn), confidence)
+    # If all episodes of all tasks ended alike, the interval is closed there, as in ``jeffreys``.
+    return found._replace(low=min(found.low, estimate), high=max(found.high, estimate))
+
+
+def _row_mean(scores: Floats) -> Floats:
+    """[B, M] -> [B]."""
+    mean: Floats = scores.mean(axis=-1)
+    return mean
 
 
 def _superiority(first: Floats, second: Floats) -> Floats:
@@ -197,5 +272,6 @@ def _superiority(first: Floats, second: Floats) -> Floats:
 
 
 def _percentiles(estimate: float, resampled: Floats, confidence: float) -> Interval:
+    """The bounds are NaN if the resamples are."""
     low, high = np.quantile(resampled, [(1 - confidence) / 2, (1 + confidence) / 2])
     return Interval(estimate=estimate, low=float(low), high=float(high))

@@ -2,6 +2,10 @@
 
 A row is one evaluation of one seed. A task that defines success is scored by its success rate, any
 other by its mean return.
+
+In finetuning every seed has a policy of its own. Before it all seeds evaluate one clone, each from
+its own start states: their episodes are episodes of one policy, and their differences say nothing
+about other clones. Rows of several clones differ in ``CLONE``.
 """
 
 from __future__ import annotations
@@ -15,6 +19,7 @@ from numpy.typing import ArrayLike, NDArray
 from gcp_jax.stats.intervals import (
     MISSING,
     Interval,
+    Returns,
     Success,
     difference,
     mean_return,
@@ -22,6 +27,9 @@ from gcp_jax.stats.intervals import (
 )
 
 Row = Mapping[str, Any]
+
+CLONE = "clone"  # what rows of several runs may have: the name of the clone that was evaluated
+_BEFORE_FINETUNING = ("pretrain", "base")  # stages
 
 _TASK_EPISODES = "eval/episodes/"  # prefix of the counts of one task of several
 
@@ -61,6 +69,13 @@ class BeforeAfter(NamedTuple):
         return change.change()
 
 
+class ScorePoint(NamedTuple):
+    """The score over all seeds after a number of environment steps."""
+
+    env_steps: int
+    score: Interval
+
+
 class LastRows(NamedTuple):
     """The evaluations that a run is summarised by, by seed."""
 
@@ -79,17 +94,40 @@ def score(row: Row) -> float:
 
 
 def pooled_score(rows: Sequence[Row]) -> Interval | None:
-    """The score over rows of several seeds, one row a seed; None without rows."""
+    """The score over rows of several seeds, one row a seed; None without rows.
+
+    The interval covers seeds, or clones, that were not trained if there are several of them here;
+    of one policy it is that of its episodes.
+    """
     if not rows:
         return None
+    policies = _by_policy(rows)
     if score_name_of(rows[0]) == "success":
-        counts = [Success(row["eval/successes"], row["eval/episodes"]) for row in rows]
-        return pooled_success(counts)
+        return pooled_success([Success.merged([*map(_counts, each)]) for each in policies])
+    returns = [Returns.merged([*map(_returns, each)]) for each in policies]
     return mean_return(
-        means=[row["eval/return"] for row in rows],
-        stds=[row["eval/return_std"] for row in rows],
-        episodes=[row["eval/episodes"] for row in rows],
+        means=[each.mean for each in returns],
+        stds=[each.std for each in returns],
+        episodes=[each.episodes for each in returns],
     )
+
+
+def score_curve(eval_rows: Iterable[Row]) -> list[ScorePoint]:
+    """The pooled score after each number of environment steps at which every seed was evaluated.
+
+    The base policy is the point at zero steps; rows of cloning are left out.
+    """
+    by_steps: dict[int, dict[int, Row]] = {}
+    for row in eval_rows:
+        if row["stage"] != "pretrain":
+            by_steps.setdefault(row["env_steps"], {})[row["seed"]] = row
+    seeds = max((len(rows) for rows in by_steps.values()), default=0)
+    curve = []
+    for steps, rows in sorted(by_steps.items()):
+        interval = pooled_score(list(rows.values()))
+        if interval is not None and len(rows) == seeds:
+            curve.append(ScorePoint(env_steps=steps, score=interval))
+    return curve
 
 
 def last_rows(eval_rows: Iterable[Row]) -> LastRows:
@@ -181,9 +219,24 @@ def _task_names(rows: Iterable[Row]) -> list[str]:
 
 def _success_of_task(rows: Sequence[Row], task: str) -> Interval | None:
     """Success over the rows in which ``task`` was sampled."""
-    counts = [
-        Success(row[f"eval/successes/{task}"], row[f"eval/episodes/{task}"])
-        for row in rows
-        if f"eval/episodes/{task}" in row
-    ]
+    policies = _by_policy([row for row in rows if f"eval/episodes/{task}" in row])
+    counts = [Success.merged([_counts(row, f"/{task}") for row in each]) for each in policies]
     return pooled_success(counts) if counts else None
+
+
+def _by_policy(rows: Iterable[Row]) -> list[list[Row]]:
+    """The rows of each policy: a clone has one for every seed, a finetuned policy has one."""
+    policies: dict[Any, list[Row]] = {}
+    for index, row in enumerate(rows):
+        is_clone = row.get("stage") in _BEFORE_FINETUNING
+        policy = (row["stage"], row.get(CLONE)) if is_clone else index
+        policies.setdefault(policy, []).append(row)
+    return list(policies.values())
+
+
+def _counts(row: Row, suffix: str = "") -> Success:
+    return Success(row[f"eval/successes{suffix}"], row[f"eval/episodes{suffix}"])
+
+
+def _returns(row: Row) -> Returns:
+    return Returns(row["eval/return"], row["eval/return_std"], row["eval/episodes"])

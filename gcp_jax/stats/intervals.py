@@ -7,6 +7,7 @@ Every interval is two-sided at ``confidence``.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -20,7 +21,11 @@ MISSING = "–"  # shown for a number that is not known (yet)
 
 
 class Interval(NamedTuple):
-    """An estimate and the bounds of its interval, in the unit of the data (rates are in [0, 1])."""
+    """An estimate and the bounds of its interval, in the unit of the data (rates are in [0, 1]).
+
+    The bounds are NaN if the data say nothing about the spread, for example one number; the texts
+    then have the estimate alone.
+    """
 
     estimate: float
     low: float
@@ -34,7 +39,7 @@ class Interval(NamedTuple):
 
     def percent(self) -> str:
         """A rate: ``87.5 % [80.1, 92.4]``."""
-        return f"{100 * self.estimate:.1f} % [{100 * self.low:.1f}, {100 * self.high:.1f}]"
+        return self._with_bounds("{:.1f}", " %", 100.0)
 
     def number(self) -> str:
         """A number: ``2,310 [2,101, 2,519]``; with one decimal if all are below 100."""
@@ -46,19 +51,52 @@ class Interval(NamedTuple):
 
     def points(self) -> str:
         """A difference of rates in percentage points: ``+34.9 [+20.1, +40.2]``."""
-        return f"{100 * self.estimate:+.1f} [{100 * self.low:+.1f}, {100 * self.high:+.1f}]"
+        return self._with_bounds("{:+.1f}", "", 100.0)
+
+    @property
+    def has_bounds(self) -> bool:
+        """False if the spread is not known."""
+        return math.isfinite(self.low) and math.isfinite(self.high)
 
     def _format_numbers(self, sign: str) -> str:
-        digits = 0 if max(abs(value) for value in self) >= 100 else 1
-        style = f"{sign},.{digits}f"
-        return f"{self.estimate:{style}} [{self.low:{style}}, {self.high:{style}}]"
+        large = any(abs(value) >= 100 for value in self)  # NaN is not
+        digits = 0 if large else 1
+        return self._with_bounds(f"{{:{sign},.{digits}f}}", "", 1.0)
+
+    def _with_bounds(self, style: str, unit: str, scale: float) -> str:
+        estimate, low, high = (style.format(scale * value) for value in self)
+        text = f"{estimate}{unit}"
+        return f"{text} [{low}, {high}]" if self.has_bounds else text
 
 
 class Success(NamedTuple):
-    """Counts of one evaluation."""
+    """Counts of the evaluations of one policy."""
 
     successes: int
     episodes: int
+
+    @classmethod
+    def merged(cls, counts: Sequence[Success]) -> Success:
+        """Several evaluations of one policy as one."""
+        return cls(sum(each.successes for each in counts), sum(each.episodes for each in counts))
+
+
+class Returns(NamedTuple):
+    """Returns in the evaluations of one policy."""
+
+    mean: float
+    std: float  # with n − 1
+    episodes: int  # n
+
+    @classmethod
+    def merged(cls, parts: Sequence[Returns]) -> Returns:
+        """Several evaluations of one policy as one: mean and deviation of all their episodes."""
+        mean_i, std_i, count_i = np.asarray(parts, np.float64).T
+        total = count_i.sum()
+        mean = float(np.sum(count_i * mean_i) / total)
+        squares = np.sum((count_i - 1) * std_i**2 + count_i * (mean_i - mean) ** 2)
+        std = float(np.sqrt(squares / max(total - 1, 1)))
+        return cls(mean=mean, std=std, episodes=int(total))
 
 
 def wilson(successes: int, episodes: int, confidence: float = 0.95) -> Interval:
@@ -116,7 +154,7 @@ def posterior(successes: int, episodes: int, rate: ArrayLike) -> Floats:
 
 
 def pooled_success(counts: Sequence[Success], confidence: float = 0.95) -> Interval:
-    """Success rate over all episodes of S seeds, with an interval that also covers new seeds.
+    """Success rate over the policies of S seeds, with an interval that also covers new seeds.
 
     Wilson's interval at the effective number of episodes (Korn & Graubard 1998):
 
@@ -124,8 +162,9 @@ def pooled_success(counts: Sequence[Success], confidence: float = 0.95) -> Inter
         n_eff = Σn / max(1, deff · (t_{S−1} / z)²)
 
     A bootstrap over seeds and episodes is too narrow for few seeds, and has no width at all if
-    every seed succeeds in every episode; this interval keeps its coverage. With one seed this is
-    Wilson's interval of that seed alone.
+    every seed succeeds in every episode; this interval keeps its coverage. With one policy this is
+    Wilson's interval of its episodes. Merge evaluations of one policy first (``Success.merged``):
+    they say nothing about other policies.
 
     Raises:
         ValueError: ``counts`` is empty, or holds impossible counts.

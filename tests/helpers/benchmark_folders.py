@@ -43,7 +43,7 @@ def planned(folder, **changes):
     return folder
 
 
-def add_run(folder, task, method, upto=300, finished=True):
+def add_run(folder, task, method, upto=300, finished=True, seeds=3):
     """Add the folder of one run, killed after ``upto`` environment steps unless finished."""
     successes, interval = RUNS[task, method]
     run = folder / task / method
@@ -59,7 +59,7 @@ def add_run(folder, task, method, upto=300, finished=True):
     with metrics.make_writers(["jsonl"], run, {}) as writer:
         for index, steps in enumerate(STEPS):
             if steps <= upto:
-                counts = [seed[index] for seed in successes]
+                counts = [seed[index] for seed in successes[:seeds]]
                 _write_rows(writer, method, steps, counts, index * interval)
     if finished:
         (run / "summary.json").write_text('{"seconds": 99.0}')
@@ -76,7 +76,11 @@ def _write_rows(writer, method, steps, successes, seconds):
         if steps:
             numbers["train_seconds"] = seconds  # rows of the base policy may lack it
         writer.write(row("finetune" if steps else "base", seed, steps, steps // 4, **numbers))
-        numbers = {"train/kl": 0.1, "time/updates_per_s": steps / 2}
+        numbers = {
+            "train/kl": 0.1,
+            "time/updates_per_s": steps / 2,
+            "time/env_steps_per_s": 100 + steps / 10 if steps else 9000,  # fast before learning
+        }
         if method == "ogpo":
             numbers["train/q"] = 1.0
         writer.write(row("finetune", seed, steps, steps // 4, **numbers))
@@ -96,11 +100,11 @@ def partial_benchmark(folder):
     return folder
 
 
-def whole_benchmark(folder):
+def whole_benchmark(folder, seeds=3):
     """All six runs finished."""
-    planned(folder)
+    planned(folder, seeds=seeds)
     for task, method in RUNS:
-        add_run(folder, task, method)
+        add_run(folder, task, method, seeds=seeds)
     return folder
 
 

@@ -41,6 +41,7 @@ def evaluation(stage, seed, env_steps, successes):
         "eval/return": -3.0,
         "eval/length": 12.0,
     }
+    numbers["train_seconds"] = 40.5 * env_steps / 1280
     return row(stage, seed, env_steps, env_steps // 8, **numbers)
 
 
@@ -76,8 +77,10 @@ def _write_rows(writer, seed, steps, rate):
     numbers = {
         "train/critic_loss": 10.0 ** (-steps / 500),
         "train/kl": float("nan"),
-        "time/env_steps_per_s": 5000.0 + steps,
+        "time/env_steps_per_s": 5000.0 + steps if steps else 90_000.0,  # fast before learning
+        "time/updates_per_s": 10.0 + steps / 128,
         "episode/success": rate,
+        "episode/episodes": 22.0 + steps,
     }
     writer.write(row("finetune", seed, steps, steps // 8, **numbers))
 

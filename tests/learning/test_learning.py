@@ -142,7 +142,8 @@ def learned(variant, policy, deployed, *, mesh, options):
     successes = []
     for _ in range(variant.segments):
         train, metrics = segment(train)
-        successes.append(metrics["episode/successes"][0] / metrics["episode/episodes"][0])
+        ended = metrics["episode/episodes"][0].sum()
+        successes.append(metrics["episode/successes"][0].sum() / ended)
     return successes[0], positive(train) if side > 0 else 1 - positive(train)
 
 

@@ -19,7 +19,7 @@ from gcp_jax.core.networks import Normalizer
 from gcp_jax.core.policy import PolicyConfig
 from gcp_jax.envs.tasks import reach
 from gcp_jax.envs.wrappers import training
-from gcp_jax.learner import batch_sources, loop
+from gcp_jax.learner import batch_sources, loop, rollout
 from gcp_jax.learner.loop import CollectConfig
 from gcp_jax.types import Specs
 
@@ -270,24 +270,32 @@ def test_episodes_are_contiguous_cut_at_their_end_and_restarted_from_the_pool(re
 
 
 def test_episode_sums_are_those_of_the_records(lone, recorded):
+    """By the segment in which an episode ended, and how many segments earlier it started."""
     rows, columns, h = recorded.reward.shape
-    sums = np.zeros((rows // COLLECTION.unroll_chunks, 4))
+    ages = 1 + rollout.segments_spanned(TASK.specs.horizon, h, COLLECTION.unroll_chunks)
+    assert ages == 2
+    sums = np.zeros((rows // COLLECTION.unroll_chunks, ages, 4))
     for column in range(columns):
-        gained = length = 0.0
+        gained = length = first = 0
         for row, i in np.ndindex(rows, h):
             at = (row, column, i)
             if not recorded.executed[at]:
                 continue
+            if length == 0:
+                first = row
             gained, length = gained + recorded.reward[at], length + 1
             if recorded.terminated[at] or recorded.truncated[at]:
-                sums[row // COLLECTION.unroll_chunks] += 1, recorded.success[at], gained, length
-                gained = length = 0.0
+                segment = row // COLLECTION.unroll_chunks
+                age = segment - first // COLLECTION.unroll_chunks
+                sums[segment, age] += 1, recorded.success[at], gained, length
+                gained = length = 0
+    assert sums[..., 0].sum(0).min() > 0  # some end in their segment, some in the next
     for n, expected in enumerate(sums):
         names = ("episodes", "successes", "returns", "lengths")
         np.testing.assert_allclose(
-            [lone.metrics[n][f"episode/{name}"][0] for name in names], expected
+            [lone.metrics[n][f"episode/{name}"][0] for name in names], expected.T, rtol=1e-6
         )
-        assert lone.metrics[n]["episode/diverged"] == 0
+        assert not lone.metrics[n]["episode/diverged"].any()
 
 
 @pytest.mark.parametrize(

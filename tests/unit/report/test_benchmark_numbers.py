@@ -12,13 +12,14 @@ from helpers.benchmark_folders import (
     numbers,
     planned,
     table,
+    whole_benchmark,
 )
 from scipy import stats
 
-from gcp_jax.report.benchmark_numbers import task_record
+from gcp_jax.report.benchmark_numbers import aggregate_of, task_record
 from gcp_jax.report.benchmark_read import read_benchmark
-from gcp_jax.stats.bootstrap import interquartile_mean
-from gcp_jax.stats.intervals import Success, pooled_success
+from gcp_jax.stats.bootstrap import interquartile_mean, mean_score
+from gcp_jax.stats.intervals import Success, pooled_success, wilson
 
 
 def test_methods_that_differ_on_the_same_start_states_share_no_letter(whole, partial):
@@ -41,11 +42,13 @@ def test_rows_of_the_table_by_hand(whole):
         assert rows == pytest.approx([rates[0], rates[-1], rates.max()])
         pooled = pooled_success([Success(seed[-1], EPISODES) for seed in successes])
         assert numbers(line, "final", "final_low", "final_high") == pytest.approx(pooled)
-        expected = interquartile_mean(finals(method, (task,)))
+        expected = interquartile_mean(finals(method, (task,)), episodes=EPISODES)
         assert numbers(line, "iqm", "iqm_low", "iqm_high") == pytest.approx(expected)
-        measured = numbers(line, "env_steps", "updates", "updates_per_s", "train_seconds")
-        # updates_per_s is the median of 50, 100 and 150: the zero is left out
-        assert measured == [300, 75, 100, 3 * interval]
+        speeds = ("updates_per_s", "env_steps_per_s")
+        measured = numbers(line, "env_steps", "updates", *speeds, "train_seconds")
+        # the medians of 50, 100 and 150, and of 110, 120 and 130: the segment without updates
+        # is left out
+        assert measured == [300, 75, 100, 120, 3 * interval]
 
 
 @pytest.mark.parametrize(
@@ -53,14 +56,16 @@ def test_rows_of_the_table_by_hand(whole):
     [  # T* is 30 s on peg_insert, 90 s on push_t
         ("peg_insert", "ogpo", 0.95),  # its end, at 30 s exactly
         ("peg_insert", "flow_grpo", 0.5),  # it was done after 15 s
-        ("peg_insert", "dp&po_<i>", 0.4),  # the first evaluation comes after 40 s: the base
+        ("peg_insert", "dp&po_<i>", 0.4375),  # from 0.4 to 0.45 in 40 s
         ("push_t", "ogpo", 0.85),  # it was done after 60 s
         ("push_t", "flow_grpo", 0.75),  # its end, at 90 s exactly
-        ("push_t", "dp&po_<i>", 0.45),  # after 50 s
+        ("push_t", "dp&po_<i>", 0.53),  # from 0.45 to 0.55 between 50 and 100 s
     ],
 )
 def test_success_at_equal_compute_by_hand(whole, task, method, expected):
-    assert float(table(whole)[task, method]["equal_compute"]) == pytest.approx(expected)
+    line = table(whole)[task, method]
+    assert float(line["equal_compute"]) == pytest.approx(expected)
+    assert line["equal_compute_interpolated"] == str(method == "dp&po_<i>")
 
 
 @pytest.mark.parametrize(
@@ -107,3 +112,27 @@ def test_times_that_a_run_did_not_write_are_not_known(tmp_path):
     old = task_record(known._replace(points=(known.points[0], *points)), 20.0)
     names = ("final", "equal_compute", "steps_to_80", "seconds_to_80", "train_seconds")
     assert [old[name] for name in names] == [pytest.approx(0.95), None, 200, None, None]
+
+
+def test_with_one_seed_every_interval_is_that_of_its_episodes(tmp_path):
+    benchmark = read_benchmark(whole_benchmark(tmp_path / "bench", seeds=1))
+    record = task_record(benchmark.entries["peg_insert", 0], 30.0)
+    expected = wilson(18, EPISODES)
+    for name in ("final", "iqm"):
+        found = [record[f"{name}{bound}"] for bound in ("", "_low", "_high")]
+        assert found == pytest.approx(expected)
+    aggregate = aggregate_of(benchmark)
+    assert aggregate.better == {}
+    rates = np.asarray([18, 17]) / EPISODES
+    expected = mean_score(rates[None], episodes=EPISODES)
+    assert aggregate.mean[0] == expected
+    assert expected.high - expected.low > 0.15
+    assert aggregate.iqm[0] == interquartile_mean(rates[None], episodes=EPISODES)
+    assert np.isnan(aggregate.profile[0].low).all()
+
+
+def test_the_clone_of_a_task_counts_once_in_the_base_of_all_tasks(whole, tmp_path):
+    """Each task has one clone, whatever the number of methods and seeds that evaluated it."""
+    aggregate = aggregate_of(read_benchmark(whole_benchmark(tmp_path / "bench")))
+    assert aggregate.base == pytest.approx((8 / 20 + 11 / 20) / 2)
+    assert float(table(whole)["peg_insert", "ogpo"]["base"]) == 8 / 20

@@ -3,9 +3,10 @@
 import csv
 
 import pytest
-from helpers.benchmark_folders import COMMAND, FAILURE, TASKS, finals
+from helpers.benchmark_folders import COMMAND, FAILURE, TASKS, finals, whole_benchmark
 from helpers.run_folders import Page
 
+from gcp_jax.report import benchmark_page
 from gcp_jax.stats.bootstrap import probability_of_improvement
 from gcp_jax.stats.intervals import Success, pooled_success
 
@@ -50,11 +51,13 @@ def test_the_page_shows_what_was_run(partial):
 def test_the_page_shows_the_tables(partial):
     page = Page(partial)
     final = pooled_success([Success(18, 20), Success(20, 20), Success(19, 20)]).percent()
-    assert f"ogpo finished 40.0 % {final} a 95.0 % 80.0 %" in page.text
+    # T* = 22.5 s is a quarter of the way from 80 % after 20 s to 95 % after 30 s
+    assert f"ogpo finished 40.0 % {final} a 95.0 % ≈ 83.8 %" in page.text
     assert "at T* = 22.5 s" in page.text
-    assert "100 · 10.0 s 200 · 20.0 s 300 · 30.0 s 75 100 30.0 s" in page.text
+    assert "100 · 10.0 s 200 · 20.0 s 300 · 30.0 s 75 100 120 30.0 s" in page.text
     assert "dp&po_<i> running" not in page.text
-    assert "flow_grpo running 55.0 % – – – – – 0 · 0.0 s – – 25 50 30.0 s" in page.text
+    assert "flow_grpo running 55.0 % – – – – –" in page.text
+    assert "flow_grpo 0 · 0.0 s – – 25 50 110 30.0 s" in page.text
     assert "P(row beats column) ogpo flow_grpo ogpo – 100.0 % [100.0, 100.0]" in page.text
 
 
@@ -82,3 +85,18 @@ def test_who_beats_whom_is_in_the_page(whole):
     text = Page(whole).text.split("Who beats whom")[1]
     for first, second in (("ogpo", "flow_grpo"), ("flow_grpo", "dp&po_<i>")):
         assert probability_of_improvement(finals(first), finals(second)).percent() in text
+
+
+@pytest.mark.usefixtures("no_png")
+def test_one_seed_beats_no_other_and_the_page_says_what_its_intervals_are(tmp_path):
+    written = benchmark_page.write(whole_benchmark(tmp_path / "bench", seeds=1))
+    page = Page(written)
+    assert "One seed was trained of each method: every interval is that of its evaluation" in (
+        page.text
+    )
+    assert "Who beats whom" not in page.text
+    assert not any("P(row beats column)" in figure for figure in page.figures)
+    assert "95 % bootstrap" not in page.text
+    assert "1 seed × 2 tasks" in page.source
+    tex = (written.parent / "table.tex").read_text(encoding="utf-8")
+    assert "% Final success (%), 1 seed, 95 % intervals of its episodes" in tex

@@ -8,6 +8,7 @@ import pytest
 from helpers.run_folders import (
     COMMAND,
     Page,
+    evaluation,
     finished,
     scored_by_return,
     started,
@@ -18,7 +19,9 @@ from helpers.run_folders import (
 from gcp_jax.report import run_page
 from gcp_jax.report.read import ReportError, read_run
 from gcp_jax.report.run_warnings import run_warnings
+from gcp_jax.run import metrics
 from gcp_jax.run.sizes import Cadence
+from gcp_jax.stats.intervals import difference, wilson
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +46,9 @@ def test_one_run_is_reported_in_its_own_folder(whole):
         "Seeds 0, 1",
         "40 episodes per seed from fixed start states; 0 episodes diverged",
         "pooled 50.0 % [39.3, 60.7] 100.0 % [95.4, 100.0]",
-        "Wall time 2 min 12 s of it compiling 14.2 s env steps/s, median 5,640",
+        "Wall time 2 min 12 s of it training 40.5 s of it compiling 14.2 s",
+        "env steps/s before learning starts, median 90,000",  # the first segment has no update
+        "env steps/s while learning, median 5,960 updates/s while learning, median 18",
         "Environment steps to 50 % 0 Environment steps to 80 % 1,280",
         "Episodes by mode 88 + 112 Success 71.5 % Mean return -61.8",
         "Trajectory quality (TQ) 0.503 State-action coverage (SACo) –",
@@ -114,7 +119,7 @@ def test_an_unfinished_run_shows_how_far_it_came_and_why_there_is_no_video(tmp_p
         file.write('{"stage": "fine')
     page = Page(run_page.write(folder))
     assert "seed 0 50.0 % [35.2, 64.8] 75.0 % [59.8, 85.8]" in page.text
-    assert "Environment steps to 80 % not reached" in page.text
+    assert "Environment steps to 80 % not reached yet" in page.text
     assert "no renderer: install <libosmesa6>" in page.text
 
 
@@ -130,7 +135,8 @@ def test_several_runs_are_compared_under_their_labels(tmp_path):
     assert "a1b2 _dppo $\\frac <b> e5f6" in page.text
     assert "Success after 100.0 % [95.4, 100.0] 75.0 % [64.5, 83.2] –" in page.text
     assert "P(a seed beats one of a1b2) – 0.0 % [0.0, 0.0] –" in page.text
-    assert "env steps/s, median 5,640 5,320 –" in page.text
+    assert "env steps/s while learning, median 5,960 5,640 –" in page.text
+    assert "Environment steps to 80 % 1,280 not reached yet not reached yet" in page.text
     assert "<b>" not in page.source
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
         "curves.png",
@@ -190,3 +196,73 @@ def test_rows_that_are_missing_and_code_that_changed_are_marked(tmp_path):
     gap = "eval.jsonl lacks 1 of the 4 rows of finetune (at 1,280 env steps)"
     assert f"Note: run: {gap}: they were deleted." in text
     assert "Note: run: its code changed before it was finished." in text
+
+
+@pytest.mark.usefixtures("no_png")
+def test_with_one_seed_an_interval_is_that_of_its_episodes_and_says_so(tmp_path):
+    folders = [
+        finished(tmp_path / "a", seeds=(0,)),
+        stopped(tmp_path / "b", seeds=(0,), upto=640),
+    ]
+    page = Page(run_page.write(folders, tmp_path / "out"))
+    comparison = page.tables[0]
+    assert ["Success after", wilson(40, 40).percent(), wilson(30, 40).percent()] in comparison
+    assert ["Seeds", "1", "1"] in comparison
+    facts = [line[0] for line in comparison]
+    assert not any(fact.startswith(("P(", "Interquartile")) for fact in facts)
+    said = "One seed was trained: its interval is that of its 40 episodes and does not cover other"
+    assert page.text.count(said) == 2
+
+
+@pytest.mark.usefixtures("no_png")
+def test_a_run_of_one_seed_is_not_compared_by_its_seeds_with_one_of_several(tmp_path):
+    folders = [finished(tmp_path / "a"), finished(tmp_path / "b", seeds=(0,))]
+    page = Page(run_page.write(folders, tmp_path / "out"))
+    comparison = {line[0]: line[1:] for line in page.tables[0]}
+    assert comparison["Interquartile mean of the seeds"] == [wilson(80, 80).percent(), "–"]
+    assert not any(fact.startswith("P(") for fact in comparison)
+
+
+@pytest.mark.usefixtures("no_png")
+def test_the_seeds_of_one_clone_are_episodes_of_one_policy(tmp_path):
+    """The clone has 10 and 30 of 40 successes on the start states of two seeds."""
+    folder = started(tmp_path / "run")
+    with metrics.make_writers(["jsonl"], folder, {}) as writer:
+        for seed, before in ((0, 10), (1, 30)):
+            writer.write(evaluation("base", seed, 0, before))
+            writer.write(evaluation("finetune", seed, 640, 38))
+    page = run_page.write(folder)
+    with (page.parent / "table.csv").open() as file:
+        pooled = list(csv.DictReader(file))[-1]
+    before = wilson(40, 80)
+    found = [float(pooled[f"before{bound}"]) for bound in ("", "_low", "_high")]
+    assert found == pytest.approx(before)
+    change = difference(wilson(76, 80), before)  # both seeds agree after finetuning
+    found = [float(pooled[f"change{bound}"]) for bound in ("", "_low", "_high")]
+    assert found == pytest.approx(change)
+    text = Page(page).text
+    assert "its interval is that of all its 80 episodes and does not cover other clones" in text
+    assert "covers seeds that were not trained, from the 2 that were" in text
+
+
+def test_different_tasks_are_not_compared(tmp_path):
+    folders = [
+        finished(tmp_path / "a"),
+        finished(tmp_path / "b", env={"name": "push_t"}),
+    ]
+    message = "a is on peg and b on push_t; different tasks are not compared: report the runs of"
+    with pytest.raises(ReportError, match=message) as raised:
+        run_page.write(folders, tmp_path / "out")
+    assert "\n" not in str(raised.value)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.usefixtures("no_png")
+def test_settings_of_a_task_that_differ_are_shown(tmp_path):
+    folders = [
+        finished(tmp_path / name, env={"name": "peg", "clearance_mm": width, "horizon": 80})
+        for name, width in (("a", 0.5), ("b", 2.0))
+    ]
+    page = Page(run_page.write(folders, tmp_path / "out"))
+    assert "Environment settings that differ clearance_mm=0.5 clearance_mm=2.0" in page.text
+    assert "differ" not in Page(run_page.write(folders[0])).text.partition("Intervals are")[0]

@@ -78,6 +78,14 @@ def test_time_left_follows_from_the_speed_since_the_resume(clock):
     )
 
 
+def test_a_rate_of_training_episodes_says_of_how_many():
+    stream = io.StringIO()
+    with Progress(10, "finetune", stream=stream) as shown:
+        shown.update(1, training=0.06, training_episodes=1064)
+        shown.update(2)
+    assert "success – (training 6.0 % of 1,064 episodes)" in lines(stream)[-1]
+
+
 def test_values_not_given_keep_the_last_one():
     stream = io.StringIO()
     with Progress(10, "finetune", stream=stream) as shown:

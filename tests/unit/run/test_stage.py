@@ -5,10 +5,11 @@ import math
 import pytest
 
 from gcp_jax.learner import loop
+from gcp_jax.run.episode_cohorts import EpisodeCohorts
 from gcp_jax.run.errors import RunError
 from gcp_jax.run.evaluator import format_mean_score, mean_score
 from gcp_jax.run.sizes import Cadence
-from gcp_jax.run.stage import DataId, Stage, episode_means
+from gcp_jax.run.stage import DataId, Stage, episode_columns
 from gcp_jax.types import LearnerState, Train
 
 CADENCE = Cadence("pretrain", 3, 0, 10, 0, 1, 1)
@@ -33,27 +34,40 @@ def eval_row(success):
     return {"eval/success": success, "eval/successes": 1}
 
 
-def test_means_are_over_the_episodes_that_ended():
-    sums = {
-        "episode/episodes": 4.0,
-        "episode/successes": 1.0,
-        "episode/returns": -8.0,
-        "episode/lengths": 40.0,
-        "episode/diverged": 2.0,
-        "train/loss": 7.0,
+def test_means_are_over_the_episodes_that_started_in_the_same_segment():
+    """Of two members the second; K = 1: what started in the first segment has ended in the next."""
+    cohorts = EpisodeCohorts()
+    first = {
+        "episode/episodes": [[9.0, 0.0], [1.0, 0.0]],
+        "episode/successes": [[9.0, 0.0], [1.0, 0.0]],
+        "episode/returns": [[9.0, 0.0], [-2.0, 0.0]],
+        "episode/lengths": [[9.0, 0.0], [4.0, 0.0]],
+        "episode/diverged": [[9.0, 0.0], [0.0, 0.0]],
+        "train/loss": [7.0, 7.0],
     }
-    assert episode_means(sums) == {
+    cohorts.add(first)
+    ended = {"episode/ended": 1.0, "episode/diverged": 0.0}
+    assert episode_columns(cohorts, 1, first) == ended  # no rate of successes alone
+    second = {
+        "episode/episodes": [[0.0, 0.0], [2.0, 3.0]],
+        "episode/successes": [[0.0, 0.0], [2.0, 0.0]],
+        "episode/returns": [[0.0, 0.0], [50.0, -6.0]],
+        "episode/lengths": [[0.0, 0.0], [8.0, 36.0]],
+        "episode/diverged": [[0.0, 0.0], [0.0, 2.0]],
+    }
+    cohorts.add(second)
+    assert episode_columns(cohorts, 1, second) == {
         "episode/success": 0.25,
         "episode/return": -2.0,
         "episode/length": 10.0,
         "episode/episodes": 4.0,
+        "episode/ended": 5.0,
         "episode/diverged": 2.0,
     }
 
 
-def test_without_an_episode_there_are_no_means():
-    assert episode_means({"episode/episodes": 0.0}) == {}
-    assert episode_means({}) == {}
+def test_without_an_environment_there_are_no_episodes():
+    assert episode_columns(EpisodeCohorts(), 0, {"train/loss": [1.0]}) == {}
 
 
 def test_a_stage_ends_after_its_segments_or_at_its_goal():

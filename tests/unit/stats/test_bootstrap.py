@@ -13,7 +13,7 @@ from gcp_jax.stats.bootstrap import (
     probability_of_improvement,
     steps_to_threshold,
 )
-from gcp_jax.stats.intervals import Interval
+from gcp_jax.stats.intervals import Interval, wilson
 
 
 def test_interquartile_mean_drops_a_quarter_from_either_end():
@@ -144,3 +144,60 @@ def test_scores_must_be_finite_runs_by_tasks(scores):
         interquartile_mean(scores)
     with pytest.raises(ValueError, match="2 tasks against 1; score both on the same ones"):
         probability_of_improvement(np.zeros((3, 2)), np.zeros(3))
+
+
+def test_one_run_says_nothing_about_the_spread_between_runs():
+    for found in (
+        interquartile_mean([0.891]),
+        mean_score([[0.5, 0.7]]),
+        probability_of_improvement([0.9], [0.1]),
+        probability_of_improvement([0.9], [0.1, 0.2, 0.3]),
+    ):
+        assert not found.has_bounds
+    assert interquartile_mean([0.891]).percent() == "89.1 %"
+    assert probability_of_improvement([0.9], [0.1]).estimate == 1.0
+    profile = performance_profile([[0.5, 0.7]], [0.6])
+    assert profile.estimate.tolist() == [0.5]
+    assert np.isnan([profile.low, profile.high]).all()
+
+
+@pytest.mark.parametrize("aggregate", [interquartile_mean, mean_score])
+def test_one_run_on_one_task_has_the_interval_of_its_episodes(aggregate):
+    assert aggregate([57 / 64], episodes=64) == wilson(57, 64)
+    assert aggregate([1.0], episodes=[64]) == wilson(64, 64)
+
+
+def test_one_run_on_several_tasks_has_the_interval_of_all_its_episodes():
+    """The variance of a mean of independent posteriors Beta(a, b) is Σ var / M²."""
+    rates = np.asarray([0.25, 0.5, 0.75])
+    episodes = np.asarray([40, 80, 120])
+    found = mean_score(rates[None], episodes=episodes, resamples=40_000)
+    posteriors = [
+        stats.beta(k + 0.5, n - k + 0.5) for k, n in zip(rates * episodes, episodes, strict=True)
+    ]
+    middle = np.mean([posterior.mean() for posterior in posteriors])
+    half = 1.96 * math.sqrt(sum(posterior.var() for posterior in posteriors)) / 3
+    assert found == pytest.approx((0.5, middle - half, middle + half), abs=2e-3)
+    alone = interquartile_mean(rates[None], episodes=episodes, resamples=40_000)
+    assert alone == pytest.approx(found, abs=2e-3)  # of three none is cut
+
+
+def test_the_interval_of_one_run_holds_its_estimate_if_every_episode_succeeded():
+    found = mean_score([[1.0, 1.0]], episodes=16)
+    assert found.estimate == found.high == 1.0 and 0.8 < found.low < 1.0
+    assert mean_score([[0.0, 0.0]], episodes=16).low == 0.0
+
+
+@pytest.mark.parametrize("aggregate", [interquartile_mean, mean_score])
+def test_runs_that_scored_alike_have_the_interval_of_all_their_episodes(aggregate):
+    assert aggregate([0.0, 0.0], episodes=16) == wilson(0, 32)
+    assert aggregate([0.75] * 3, episodes=16) == wilson(36, 48)
+    several = aggregate([[0.25, 0.5]] * 3, episodes=[16, 32])
+    assert several == aggregate([[0.25, 0.5]], episodes=[48, 96])
+    assert aggregate([0.5, 0.5]) == Interval(0.5, 0.5, 0.5)  # nothing is known of the episodes
+
+
+def test_several_runs_have_the_same_interval_whatever_their_episodes():
+    scores = np.random.default_rng(3).uniform(size=(4, 2))
+    assert interquartile_mean(scores, episodes=8) == interquartile_mean(scores)
+    assert mean_score(scores, episodes=8) == mean_score(scores)

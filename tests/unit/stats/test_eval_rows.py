@@ -3,8 +3,21 @@
 import numpy as np
 import pytest
 
-from gcp_jax.stats.eval_rows import before_after, pack_success_bits, unpack_success_bits
-from gcp_jax.stats.intervals import difference, wilson
+from gcp_jax.stats.eval_rows import (
+    CLONE,
+    before_after,
+    pack_success_bits,
+    pooled_score,
+    score_curve,
+    unpack_success_bits,
+)
+from gcp_jax.stats.intervals import (
+    Success,
+    difference,
+    mean_return,
+    pooled_success,
+    wilson,
+)
 
 
 def evaluation(stage, seed, successes, episodes=10):
@@ -96,3 +109,73 @@ def test_outcomes_come_back_from_a_row():
     assert unpack_success_bits({"eval/episodes": 37, "eval/successes": 3}) is None
     with pytest.raises(ValueError, match="eval/successes is 99"):
         unpack_success_bits({**row, "eval/successes": 99})
+
+
+def test_the_seeds_of_one_clone_are_episodes_of_one_policy():
+    """39.8 %: 102 of 256 episodes of one clone, whatever the seeds say: Wilson [34, 46]."""
+    before = [evaluation("base", 0, 70, 128), evaluation("base", 1, 32, 128)]
+    after = [evaluation("finetune", 0, 120, 128), evaluation("finetune", 1, 100, 128)]
+    pooled = before_after([*before, *after])[-1]
+    assert pooled.before == wilson(102, 256)
+    assert pooled.before.percent() == "39.8 % [34.0, 45.9]"
+    assert pooled.after == pooled_success([Success(120, 128), Success(100, 128)])
+    assert pooled.after.high - pooled.after.low > 0.3  # two policies that differ
+    assert pooled.change == difference(pooled.after, wilson(102, 256))
+
+
+def test_cloning_is_evaluated_on_the_start_states_of_all_seeds():
+    rows = [evaluation("pretrain", 0, 70, 128), evaluation("pretrain", 1, 32, 128)]
+    assert before_after(rows)[-1].before == wilson(102, 256)
+
+
+def test_several_clones_differ_and_their_interval_covers_others():
+    rows = [
+        evaluation("base", seed, successes, 64) | {CLONE: clone}
+        for seed, successes, clone in [(0, 20, "a"), (1, 24, "a"), (2, 60, "b"), (3, 58, "b")]
+    ]
+    assert pooled_score(rows) == pooled_success([Success(44, 128), Success(118, 128)])
+    assert pooled_score(rows[:2]) == wilson(44, 128)
+
+
+def test_one_policy_of_a_task_of_several_is_pooled_as_episodes():
+    rows = [
+        evaluation("base", seed, 5) | {"eval/successes/push": k, "eval/episodes/push": 20}
+        for seed, k in ((0, 1), (1, 19))
+    ]
+    push, pooled = before_after(rows)[-2:]
+    assert push.before == wilson(20, 40)
+    assert pooled.label == "pooled"
+
+
+def test_returns_of_one_clone_are_episodes_of_one_policy():
+    rng = np.random.default_rng(0)
+    episodes = rng.normal([[70.0], [130.0]], 20.0, size=(2, 16))
+
+    def rows(stage):
+        return [
+            {
+                "stage": stage, "seed": seed, "env_steps": 0, "eval/episodes": 16,
+                "eval/return": each.mean(), "eval/return_std": each.std(ddof=1),
+            }
+            for seed, each in enumerate(episodes)
+        ]  # fmt: skip
+
+    flat = episodes.ravel()
+    assert pooled_score(rows("base")) == pytest.approx(
+        mean_return([flat.mean()], [flat.std(ddof=1)], [32])
+    )
+    apart = pooled_score(rows("finetune"))
+    assert apart.high - apart.low > 10 * (pooled_score(rows("base")).high - 100.0)
+
+
+def test_the_curve_starts_at_the_clone_and_has_the_steps_at_which_every_seed_was_evaluated():
+    def at(stage, seed, steps, successes):
+        return evaluation(stage, seed, successes) | {"env_steps": steps}
+
+    rows = [at("pretrain", 0, 0, 9), at("pretrain", 1, 0, 9)]
+    rows += [at("base", 0, 0, 1), at("base", 1, 0, 9)]
+    rows += [at("finetune", 0, 64, 7), at("finetune", 1, 64, 9), at("finetune", 0, 128, 10)]
+    base, only = score_curve(rows)
+    assert base == (0, wilson(10, 20))
+    assert only == (64, pooled_success([Success(7, 10), Success(9, 10)]))
+    assert score_curve([]) == []

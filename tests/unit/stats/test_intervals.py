@@ -4,9 +4,13 @@ import math
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from scipy import stats
 
 from gcp_jax.stats.intervals import (
+    Interval,
+    Returns,
     Success,
     difference,
     jeffreys,
@@ -136,3 +140,32 @@ def test_mean_return_covers_the_mean_of_the_method():
 def test_mean_return_refuses_seeds_without_episodes(given):
     with pytest.raises(ValueError, match="mean_return: .* need one of each"):
         mean_return(*given)
+
+
+@given(st.lists(st.tuples(st.integers(0, 30), st.integers(1, 30)), min_size=1, max_size=5))
+def test_evaluations_of_one_policy_are_its_episodes(pairs):
+    parts = [Success(min(k, n), n) for k, n in pairs]
+    merged = Success.merged(parts)
+    outcomes = np.concatenate([np.arange(n) < k for k, n in parts])
+    assert merged == (outcomes.sum(), outcomes.size)
+
+
+@given(st.lists(st.integers(1, 9), min_size=1, max_size=5), st.integers(0, 99))
+def test_returns_of_one_policy_are_those_of_all_its_episodes(counts, seed):
+    rng = np.random.default_rng(seed)
+    parts = [rng.normal(100.0, 20.0, size=count) for count in counts]
+    stds = [part.std(ddof=1) if part.size > 1 else 0.0 for part in parts]
+    merged = Returns.merged(
+        [Returns(part.mean(), std, part.size) for part, std in zip(parts, stds, strict=True)]
+    )
+    whole = np.concatenate(parts)
+    std = whole.std(ddof=1) if whole.size > 1 else 0.0
+    assert merged == pytest.approx((whole.mean(), std, whole.size))
+
+
+def test_an_interval_without_bounds_is_its_estimate():
+    one = Interval(0.891, math.nan, math.nan)
+    assert (one.percent(), one.points(), one.has_bounds) == ("89.1 %", "+89.1", False)
+    assert Interval(2310.4, math.nan, math.nan).number() == "2,310"
+    assert Interval(2.04, math.nan, math.nan).change() == "+2.0"
+    assert Interval(0.5, 0.4, 0.6).has_bounds
