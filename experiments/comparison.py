@@ -17,7 +17,6 @@ from __future__ import annotations
 import dataclasses
 import importlib
 import importlib.util
-import json
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -31,7 +30,8 @@ from gcp_jax.atomic_files import write_json, write_text
 from gcp_jax.config import ConfigError, RunConfig, clone_config
 from gcp_jax.experiments import assemble, run_config, user_files
 from gcp_jax.experiments.plan import plan
-from gcp_jax.report import benchmark_page
+from gcp_jax.json_files import read_json
+from gcp_jax.report import benchmark_page, benchmark_read
 from gcp_jax.run import provenance
 from gcp_jax.run.errors import Interrupted
 from gcp_jax.run.sizes import run_sizes
@@ -262,11 +262,11 @@ def _write_manifest(comparison: Comparison, folder: Path, command: str) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "benchmark.json"
     if path.exists():
-        saved = json.loads(path.read_text())
+        saved = read_json(path, benchmark_read.PLAN, error=ConfigError)
         for field in ("seeds", "steps"):
-            if saved[field] != content[field]:
+            if saved.get(field) != content[field]:
                 raise ConfigError(
-                    f"{folder} holds a benchmark with {field}={saved[field]}, not "
+                    f"{folder} holds a benchmark with {field}={saved.get(field)}, not "
                     f"{content[field]}; choose another --run_dir."
                 )
         for field in ("tasks", "methods"):

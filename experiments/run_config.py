@@ -8,7 +8,6 @@ project reads a ``ConfigDict``.
 from __future__ import annotations
 
 import dataclasses
-import json
 import typing
 from collections.abc import Mapping
 from pathlib import Path
@@ -33,6 +32,7 @@ from gcp_jax.config import (
 from gcp_jax.config_fields import build_config, suggest
 from gcp_jax.core import critic
 from gcp_jax.envs.randomize import Randomize
+from gcp_jax.json_files import read_json
 
 
 def resolve(values: Mapping[str, Any]) -> RunConfig:
@@ -85,12 +85,16 @@ def config_of_run(folder: Path) -> RunConfig:
     """The configuration of a run's folder.
 
     Raises:
-      ConfigError: if the folder holds no run.
+      ConfigError: if the folder holds no run, or its config.json is damaged.
     """
     path = folder / "config.json"
     if not path.is_file():
         raise ConfigError(f"{folder} holds no run: there is no {path}.")
-    return resolve(json.loads(path.read_text())["config"])
+    content = read_json(path, {"config": dict}, error=ConfigError)
+    try:
+        return resolve(content["config"])
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}") from error
 
 
 def defaults(

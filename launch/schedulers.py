@@ -19,7 +19,7 @@ from gcp_jax.launch.launcher import Request, Scheduler, is_finished, run_folder
 from gcp_jax.launch.manifest import add_runs
 from gcp_jax.launch.spec import Halving, Search, Sweep
 from gcp_jax.launch.worker import JobResult
-from gcp_jax.run import metrics
+from gcp_jax.report.read import eval_rows
 from gcp_jax.stats.eval_rows import score
 
 DROPPED = "dropped.txt"  # in the folder of a run that successive halving stopped
@@ -233,7 +233,7 @@ def _suggest(trial: Any, name: str, kind: UniformRange | Choice) -> Any:
 
 
 def _finetune_rows(folder: Path, run: RunSpec) -> list[dict[str, Any]]:
-    rows = metrics.rows(run_folder(folder, run.id) / "eval.jsonl")
+    rows = eval_rows(run_folder(folder, run.id) / "eval.jsonl")
     return [row for row in rows if row["stage"] == "finetune"]
 
 

@@ -19,9 +19,8 @@ from gcp_jax.launch import status
 from gcp_jax.launch.axes import Point
 from gcp_jax.launch.launcher import run_folder
 from gcp_jax.launch.manifest import read_manifest
-from gcp_jax.report.read import ReportError, Row, is_number
+from gcp_jax.report.read import ReportError, Row, eval_rows, is_number
 from gcp_jax.report.tables import csv_of_records
-from gcp_jax.run import metrics
 from gcp_jax.stats.eval_rows import pooled_score, score, score_name_of
 from gcp_jax.stats.intervals import Interval
 
@@ -176,7 +175,7 @@ def _rank(setting: Setting) -> float:
 
 
 def _evaluations(folder: Path) -> list[Row]:
-    rows = metrics.rows(folder / "eval.jsonl")
+    rows = eval_rows(folder / "eval.jsonl")
     return [row for row in rows if row["stage"] in ("base", "finetune")]
 
 

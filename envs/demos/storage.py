@@ -25,7 +25,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from gcp_jax.atomic_files import UNREADABLE
+from gcp_jax.envs.demos import quality
 from gcp_jax.envs.demos.collect import Info
+from gcp_jax.json_files import Maybe, parse_json, problem_of
 from gcp_jax.types import Step
 
 FORMAT = 1
@@ -33,6 +35,7 @@ CHECKED_AT_ONCE = 65_536  # rows, so that a large file is never in memory as a w
 
 _STEP = ("obs", "action", "next_obs", "reward", "terminated", "truncated", "success")
 _DTYPES = dict.fromkeys(_STEP, np.dtype(np.float32)) | dict.fromkeys(_STEP[4:], np.dtype(bool))
+_FACTS = {"env": Maybe(dict), **dict.fromkeys(quality.NAMES, Maybe(float))}
 _SIZES = ("obs_dim", "action_dim", "horizon", "episodes", "steps")
 
 
@@ -128,8 +131,8 @@ def _read_description(folder: Path) -> dict[str, Any]:
     if not path.is_file():
         raise DatasetError(f"{folder} has no dataset.json: it is no dataset, or was not finished.")
     try:
-        facts = json.loads(path.read_text())
-    except (ValueError, RecursionError) as error:
+        facts = parse_json(path.read_text(encoding="utf-8"))
+    except ValueError as error:
         raise DatasetError(f"{path} is damaged: {error}.") from error
     if not isinstance(facts, dict):
         raise DatasetError(f"{path} is no JSON object.")
@@ -139,6 +142,8 @@ def _read_description(folder: Path) -> dict[str, Any]:
         size = facts.get(name)
         is_count = isinstance(size, int) and not isinstance(size, bool) and size > 0
         _require(is_count, path, f"has {name} {size!r}, must be a whole number above 0")
+    problem = problem_of(facts, _FACTS)
+    _require(not problem, path, f"is damaged: {problem}")
     return facts
 
 

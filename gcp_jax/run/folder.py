@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 
 from gcp_jax.atomic_files import write_json
 from gcp_jax.config import RunConfig, to_dict
+from gcp_jax.json_files import DictOf, problem_of, read_json
 from gcp_jax.run import checkpoint, distributed, metrics, provenance
 from gcp_jax.run.errors import RunError
 from gcp_jax.run.sizes import Cadences
@@ -86,12 +87,15 @@ def open_folder(folder: Path, config: RunConfig, command: str) -> None:
         }
         write_json(path, record)
     distributed.wait("config.json")
-    saved = json.loads(path.read_text())
+    saved = read_json(path, error=RunError, remedy="restore it, or choose another --run_dir")
     if saved.get("format") != FORMAT:
         raise RunError(
             f"{folder} holds a run of format {saved.get('format')}, this version reads {FORMAT}; "
             "finish it with the version that began it, or choose another --run_dir."
         )
+    problem = problem_of(saved, {"config": dict, "versions": DictOf(str)})
+    if problem:
+        raise RunError(f"{path}: {problem}; restore it, or choose another --run_dir.")
     _warn_of_versions(saved["versions"], versions)
     for difference in differences(saved["config"], content):
         raise RunError(
@@ -190,4 +194,4 @@ def drop_late_rows(folder: Path, cadences: Cadences) -> None:
         clock = checkpoint.latest(folder / "checkpoints" / "pretrain") or 0
         keep = metrics.until("pretrain", **cadences.pretrain.counters(clock))
     for name in ROW_FILES:
-        metrics.truncate_after(folder / name, keep)
+        metrics.truncate_after(folder / name, keep, metrics.ROW)

@@ -7,7 +7,6 @@ the task.
 from __future__ import annotations
 
 import contextlib
-import json
 import sys
 from collections.abc import Iterator, Mapping
 from functools import partial
@@ -21,6 +20,7 @@ from gcp_jax import mesh as mesh_lib
 from gcp_jax.atomic_files import write_json
 from gcp_jax.config import Member, RunConfig, to_dict
 from gcp_jax.core.policy import Policy
+from gcp_jax.json_files import read_json
 from gcp_jax.learner import population
 from gcp_jax.run import checkpoint, distributed, metrics, replay_fault, saved_policy
 from gcp_jax.run.assemble import (
@@ -102,7 +102,8 @@ class Training:
         with self._open_folder() as stop_request:
             if distributed.broadcast_from_first(summary_file.exists()):
                 print(f"{self.folder} holds a finished run; nothing to do.", file=sys.stderr)
-                saved: dict[str, Any] = json.loads(summary_file.read_text())
+                remedy = "delete it, and the same command finishes the run from its checkpoint"
+                saved: dict[str, Any] = read_json(summary_file, error=RunError, remedy=remedy)
                 return saved
             with self._session(stop_request, pause_at) as session:
                 policy, deployed = self._base_policy(session)
@@ -226,7 +227,7 @@ class Training:
                 f"{path} is more than a cloned policy (it also holds {', '.join(extra_parts)}); "
                 "finetuning starts from a plain one, such as RUN/policy/base."
             )
-        saved_env = dict(saved.facts.get("env") or {}).get("name")
+        saved_env = saved_policy.env_section(path, saved)["name"] if "env" in saved.facts else None
         if saved_env not in (self.config.env.name, None):
             raise RunError(
                 f"{path} is a policy for {saved_env}, but this run is on {self.config.env.name}; "
@@ -258,7 +259,7 @@ class Training:
     def _evaluate_base(self, session: Session, policy: Policy, deployed: PyTree) -> list[Row]:
         """Rows of the base policy's evaluation, one per seed; evaluated once in a run."""
         saved_rows = [
-            row for row in metrics.rows(self.folder / "eval.jsonl") if row["stage"] == "base"
+            row for row in metrics.eval_rows(self.folder / "eval.jsonl") if row["stage"] == "base"
         ]
         if distributed.broadcast_from_first(len(saved_rows) == len(self._seeds)):
             return saved_rows

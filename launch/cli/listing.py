@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from gcp_jax import algorithms, envs
 from gcp_jax.console import make_console
 from gcp_jax.envs.protocol import EnvSpecs
 from gcp_jax.experiments import reference
+from gcp_jax.json_files import read_json
 from gcp_jax.launch.cli.parse import Arguments, Command
 from gcp_jax.stats.intervals import MISSING
 
@@ -41,7 +41,7 @@ def print_envs(console: Console) -> dict[str, Any]:
         "steps/s (of mjx.step)",
     )
     content: dict[str, Any] = {}
-    measured = json.loads(MEASURED.read_text()) if MEASURED.exists() else {}
+    measured = read_json(MEASURED) if MEASURED.exists() else {}
     for name in dict.fromkeys((*envs.names(), *measured)):
         facts = measured.get(name, {})
         try:
