@@ -15,8 +15,7 @@ from types import NoneType
 from typing import Any, NamedTuple, cast
 
 import ml_collections
-from absl import flags
-from ml_collections import config_dict, config_flags
+from ml_collections import config_dict
 
 from gcp_jax import algorithms, config_fields, envs
 from gcp_jax.config import (
@@ -32,7 +31,11 @@ from gcp_jax.config import (
 from gcp_jax.config_fields import build_config, suggest
 from gcp_jax.core import critic
 from gcp_jax.envs.randomize import Randomize
+from gcp_jax.experiments import user_files
 from gcp_jax.json_files import read_json
+
+
+EXAMPLE = "experiments/configs/peg_insert.py"
 
 
 def resolve(values: Mapping[str, Any]) -> RunConfig:
@@ -164,6 +167,8 @@ SELECTORS = {
 def read_config_file(file: str, *, named: str) -> ml_collections.ConfigDict:
     """What ``get_config()`` of a configuration file returns.
 
+    Sections that it leaves out have their defaults.
+
     Args:
       file: the path; ``FILE:ARGUMENT`` gives get_config its argument.
       named: the file as the user gave it, for messages.
@@ -171,23 +176,188 @@ def read_config_file(file: str, *, named: str) -> ml_collections.ConfigDict:
     Raises:
       ConfigError: in one line, if it cannot be read.
     """
-    if not Path(file.partition(":")[0]).is_file():
-        example = "experiments/configs/peg_insert.py"
-        raise ConfigError(
-            f"cannot read {named}: there is no such file; give one such as {example}."
-        )
-    flag_values = flags.FlagValues()
-    argv = ["config", f"--config={file}"]
-    try:
-        config_flags.DEFINE_config_file("config", flag_values=flag_values, sys_argv=argv)
-        flag_values(argv)
-        config = flag_values["config"].value
-    except (OSError, AttributeError, KeyError, TypeError, flags.Error) as error:
-        message = " ".join(str(error).split())
-        raise ConfigError(f"cannot read {named}: {message}") from error
+    path, arguments = _split_argument(file)
+    if not Path(path).is_file():
+        raise ConfigError(f"cannot read {named}: {_absence(path)}.")
+    config = user_files.call_user_file(
+        path, "get_config", named=f"cannot read {named}", example=EXAMPLE, arguments=arguments
+    )
     if not isinstance(config, ml_collections.ConfigDict):
-        raise ConfigError(f"cannot read {named}: its get_config() returns no ConfigDict.")
-    return config
+        raise ConfigError(
+            f"cannot read {named}: its get_config() returns {type(config).__name__}, "
+            f"no ConfigDict; see {EXAMPLE}."
+        )
+    if isinstance(config, ml_collections.FrozenConfigDict):
+        config = ml_collections.ConfigDict(config)
+    _complete(config, named)
+    return config.lock()
+
+
+def _split_argument(file: str) -> tuple[str, tuple[str, ...]]:
+    """The path and the argument of ``FILE`` or ``FILE:ARGUMENT``; both may contain colons."""
+    parts = file.split(":")
+    for count in range(len(parts), 0, -1):
+        path = ":".join(parts[:count])
+        if Path(path).is_file():
+            return path, (":".join(parts[count:]),) if count < len(parts) else ()
+    return file, ()
+
+
+def _absence(path: str) -> str:
+    """Why a configuration file cannot be read, and what to give."""
+    if Path(path).is_dir():
+        return f"it is a folder; give a file in it, or one such as {EXAMPLE}"
+    if path == EXAMPLE or path.startswith("experiments/configs/"):
+        return (
+            f"there is no such file in {Path.cwd()}; run the command in the folder of the "
+            f"repository, or give the file's whole path, e.g. {shipped_config(path)}"
+        )
+    return f"there is no such file; give one such as {EXAMPLE}"
+
+
+def shipped_config(path: str) -> Path:
+    """The whole path of a configuration file of this package."""
+    folder = Path(__file__).parent / "configs"
+    shipped = folder / Path(path).name
+    return shipped if shipped.is_file() else folder / Path(EXAMPLE).name
+
+
+def _complete(config: ml_collections.ConfigDict, named: str) -> None:
+    """Give a configuration the sections that it lacks, in place.
+
+    Raises:
+      ConfigError: it names no task, or a section is something else.
+    """
+    default = defaults("reach")
+    for section, value in default.items():
+        if section == "env" or (section == "algorithm" and section in config):
+            _check_name(config, section, named)
+        if section not in config:
+            with config.unlocked():
+                config[section] = value
+        is_section = isinstance(value, ml_collections.ConfigDict)
+        if is_section and not isinstance(config[section], ml_collections.ConfigDict):
+            shown = f"{section} is {config[section]!r}"
+            raise ConfigError(f"cannot read {named}: {shown}; a section of fields is expected.")
+
+
+def _check_name(config: ml_collections.ConfigDict, section: str, named: str) -> None:
+    value = config.get(section)
+    if not isinstance(value, ml_collections.ConfigDict) or "name" not in value:
+        raise ConfigError(
+            f"cannot read {named}: its get_config() returns a configuration without "
+            f"{section}.name; begin with gcp_jax.experiments.run_config.defaults(), as {EXAMPLE} "
+            "does."
+        )
+
+
+class Selection(NamedTuple):
+    """The task and the method that a command line or a sweep names; "" if it names none."""
+
+    env: str = ""
+    env_module: str = ""
+    algorithm: str = ""
+    algorithm_module: str = ""
+
+    @classmethod
+    def of(cls, fields: Mapping[str, Any]) -> Selection:
+        """The selection among dotted fields, which are those of ``SELECTORS``."""
+        return cls(**{SELECTORS[name]: x for name, x in fields.items() if name in SELECTORS})
+
+
+SELECTORS = {
+    "env.name": "env",
+    "env.module": "env_module",
+    "algorithm.name": "algorithm",
+    "algorithm.module": "algorithm_module",
+}
+
+
+def read_config_file(file: str, *, named: str) -> ml_collections.ConfigDict:
+    """What ``get_config()`` of a configuration file returns.
+
+    Sections that it leaves out have their defaults.
+
+    Args:
+      file: the path; ``FILE:ARGUMENT`` gives get_config its argument.
+      named: the file as the user gave it, for messages.
+
+    Raises:
+      ConfigError: in one line, if it cannot be read.
+    """
+    path, arguments = _split_argument(file)
+    if not Path(path).is_file():
+        raise ConfigError(f"cannot read {named}: {_absence(path)}.")
+    config = user_files.call_user_file(
+        path, "get_config", named=f"cannot read {named}", example=EXAMPLE, arguments=arguments
+    )
+    if not isinstance(config, ml_collections.ConfigDict):
+        raise ConfigError(
+            f"cannot read {named}: its get_config() returns {type(config).__name__}, "
+            f"no ConfigDict; see {EXAMPLE}."
+        )
+    if isinstance(config, ml_collections.FrozenConfigDict):
+        config = ml_collections.ConfigDict(config)
+    _complete(config, named)
+    return config.lock()
+
+
+def _split_argument(file: str) -> tuple[str, tuple[str, ...]]:
+    """The path and the argument of ``FILE`` or ``FILE:ARGUMENT``; both may contain colons."""
+    parts = file.split(":")
+    for count in range(len(parts), 0, -1):
+        path = ":".join(parts[:count])
+        if Path(path).is_file():
+            return path, (":".join(parts[count:]),) if count < len(parts) else ()
+    return file, ()
+
+
+def _absence(path: str) -> str:
+    """Why a configuration file cannot be read, and what to give."""
+    if Path(path).is_dir():
+        return f"it is a folder; give a file in it, or one such as {EXAMPLE}"
+    if path == EXAMPLE or path.startswith("experiments/configs/"):
+        return (
+            f"there is no such file in {Path.cwd()}; run the command in the folder of the "
+            f"repository, or give the file's whole path, e.g. {shipped_config(path)}"
+        )
+    return f"there is no such file; give one such as {EXAMPLE}"
+
+
+def shipped_config(path: str) -> Path:
+    """The whole path of a configuration file of this package."""
+    folder = Path(__file__).parent / "configs"
+    shipped = folder / Path(path).name
+    return shipped if shipped.is_file() else folder / Path(EXAMPLE).name
+
+
+def _complete(config: ml_collections.ConfigDict, named: str) -> None:
+    """Give a configuration the sections that it lacks, in place.
+
+    Raises:
+      ConfigError: it names no task, or a section is something else.
+    """
+    for section in ("env", "algorithm"):
+        value = config.get(section, ml_collections.ConfigDict())
+        if not isinstance(value, ml_collections.ConfigDict) or "name" not in value:
+            if section == "algorithm" and section not in config:
+                continue
+            raise ConfigError(
+                f"cannot read {named}: its get_config() returns a configuration without "
+                f"{section}.name; begin with gcp_jax.experiments.run_config.defaults(), as "
+                f"{EXAMPLE} does."
+            )
+    default = editable(RunConfig(env=EnvChoice(settings=Randomize(), randomize=Randomize())))
+    with config.unlocked():
+        for section, value in default.items():
+            if section not in config:
+                config[section] = value
+            elif isinstance(value, ml_collections.ConfigDict) and not isinstance(
+                config[section], ml_collections.ConfigDict
+            ):
+                raise ConfigError(
+                    f"cannot read {named}: {section} is {config[section]!r}; a section is expected."
+                )
 
 
 def select(config: ml_collections.ConfigDict, selection: Selection) -> None:

@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 from absl import flags
 
+from gcp_jax import user_code
 from gcp_jax.config_fields import suggest
 from gcp_jax.experiments.runtime import compilation_cache, prepare_cpu
 from gcp_jax.launch.cli.parse import Command, parse
@@ -114,6 +115,11 @@ def _execute(name: str, words: list[str]) -> int:
         os._exit(HOST_LOST)  # a normal exit would wait for the lost host and then abort
     except EXPECTED as error:
         print(f"gcp-jax {name}: {' '.join(str(error).split())}", file=sys.stderr)
+        return BAD_INPUT
+    except Exception as error:
+        if not user_code.place_of(error):
+            raise  # a fault of this package
+        print(f"gcp-jax {name}: {user_code.describe(error)}", file=sys.stderr)
         return BAD_INPUT
     if arguments.flags.json and result is not None:
         print(json.dumps(result), flush=True)
