@@ -28,5 +28,5 @@ def call_user_file(
         raise ConfigError(f"{named} is not a Python file; give one such as {example}.")
     module = user_code.load_file(path, named)
     if not callable(getattr(module, function, None)):
-        raise ConfigError(f"{named} has no {function}(); see {example}.")
+        raise ConfigError(f"{named}: there is no {function}() in it; see {example}.")
     return user_code.call(module, function, *arguments, named=named)

@@ -36,8 +36,8 @@ FAULTS = {
     "exit at once": ("raise SystemExit\n", "line 1 (raise SystemExit): SystemExit: None; it must"),
     "null": ("x = '\0'\n", "source code"),
     "encoding": ("x = '\udcff'\n", "SyntaxError"),
-    "nothing": ("", "has no {function}(); see experiments/"),
-    "no function": ("{function} = 3\n", "has no {function}(); see experiments/"),
+    "nothing": ("", "there is no {function}() in it; see experiments/"),
+    "no function": ("{function} = 3\n", "there is no {function}() in it; see experiments/"),
     "arguments": (
         "def {function}(a, b, c):\n    pass\n",
         "TypeError: {function}() missing 3 required positional arguments",
