@@ -7,9 +7,10 @@ project reads a ``ConfigDict``.
 
 from __future__ import annotations
 
+import ast
 import dataclasses
 import typing
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from types import NoneType
 from typing import Any, NamedTuple, cast
@@ -189,7 +190,7 @@ def read_config_file(file: str, *, named: str) -> ml_collections.ConfigDict:
         )
     if isinstance(config, ml_collections.FrozenConfigDict):
         config = ml_collections.ConfigDict(config)
-    _complete(config, named)
+    complete(config, f"cannot read {named}")
     return config.lock()
 
 
@@ -205,7 +206,7 @@ def _split_argument(file: str) -> tuple[str, tuple[str, ...]]:
 
 def _absence(path: str) -> str:
     """Why a configuration file cannot be read, and what to give."""
-    if Path(path).is_dir():
+    if path and Path(path).is_dir():
         return f"it is a folder; give a file in it, or one such as {EXAMPLE}"
     if path == EXAMPLE or path.startswith("experiments/configs/"):
         return (
@@ -222,8 +223,12 @@ def shipped_config(path: str) -> Path:
     return shipped if shipped.is_file() else folder / Path(EXAMPLE).name
 
 
-def _complete(config: ml_collections.ConfigDict, named: str) -> None:
+def complete(config: ml_collections.ConfigDict, named: str) -> None:
     """Give a configuration the sections that it lacks, in place.
+
+    Args:
+      config: the configuration.
+      named: the beginning of a message.
 
     Raises:
       ConfigError: it names no task, or a section is something else.
@@ -238,16 +243,15 @@ def _complete(config: ml_collections.ConfigDict, named: str) -> None:
         is_section = isinstance(value, ml_collections.ConfigDict)
         if is_section and not isinstance(config[section], ml_collections.ConfigDict):
             shown = f"{section} is {config[section]!r}"
-            raise ConfigError(f"cannot read {named}: {shown}; a section of fields is expected.")
+            raise ConfigError(f"{named}: {shown}; a section of fields is expected.")
 
 
 def _check_name(config: ml_collections.ConfigDict, section: str, named: str) -> None:
     value = config.get(section)
     if not isinstance(value, ml_collections.ConfigDict) or "name" not in value:
         raise ConfigError(
-            f"cannot read {named}: its get_config() returns a configuration without "
-            f"{section}.name; begin with gcp_jax.experiments.run_config.defaults(), as {EXAMPLE} "
-            "does."
+            f"{named}: the configuration has no {section}.name; begin with "
+            f"gcp_jax.experiments.run_config.defaults(), as {EXAMPLE} does."
         )
 
 
@@ -298,7 +302,7 @@ def read_config_file(file: str, *, named: str) -> ml_collections.ConfigDict:
         )
     if isinstance(config, ml_collections.FrozenConfigDict):
         config = ml_collections.ConfigDict(config)
-    _complete(config, named)
+    complete(config, f"cannot read {named}")
     return config.lock()
 
 
@@ -314,7 +318,7 @@ def _split_argument(file: str) -> tuple[str, tuple[str, ...]]:
 
 def _absence(path: str) -> str:
     """Why a configuration file cannot be read, and what to give."""
-    if Path(path).is_dir():
+    if path and Path(path).is_dir():
         return f"it is a folder; give a file in it, or one such as {EXAMPLE}"
     if path == EXAMPLE or path.startswith("experiments/configs/"):
         return (
@@ -331,8 +335,12 @@ def shipped_config(path: str) -> Path:
     return shipped if shipped.is_file() else folder / Path(EXAMPLE).name
 
 
-def _complete(config: ml_collections.ConfigDict, named: str) -> None:
+def complete(config: ml_collections.ConfigDict, named: str) -> None:
     """Give a configuration the sections that it lacks, in place.
+
+    Args:
+      config: the configuration.
+      named: the beginning of a message.
 
     Raises:
       ConfigError: it names no task, or a section is something else.
@@ -417,10 +425,34 @@ def override(config: ml_collections.ConfigDict, values: Mapping[str, Any]) -> No
     for field, value in values.items():
         if not field.startswith("population."):  # its fields are the ones that a user adds
             check_known(config, field)
+            if isinstance(value, str) and isinstance(_value_of(config, field), tuple):
+                value = split_text(value)
         try:
             config.update_from_flattened_dict({field: value})
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise ConfigError(f"cannot set {field} to {value!r}: {error}") from error
+
+
+def split_text(text: str) -> tuple[Any, ...]:
+    """A tuple from the text of a command line: ``(8,8)``, ``8,8``, ``tensorboard,wandb``, ``()``."""
+    try:
+        value = ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        items = text.strip().removeprefix("(").removesuffix(")").split(",")
+        return tuple(item.strip(" '\"") for item in items if item.strip())
+    return tuple(value) if isinstance(value, (tuple, list)) else (value,)
+
+
+def tuple_fields(config: ml_collections.ConfigDict, fields: Iterable[str]) -> set[str]:
+    """Those of some dotted fields whose value is a tuple."""
+    return {field for field in fields if isinstance(_value_of(config, field), tuple)}
+
+
+def _value_of(config: ml_collections.ConfigDict, field: str) -> Any:
+    value = config
+    for name in field.split("."):
+        value = value[name]
+    return value
 
 
 def check_known(config: ml_collections.ConfigDict, field: str) -> None:

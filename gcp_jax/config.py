@@ -213,7 +213,9 @@ class RunConfig:
     )
     run_dir: str = field("", None, "the run folder; default: runs/ENV-METHOD/HASH")
     writers: tuple[str, ...] = field(
-        (), None, "further writers of metrics: tensorboard, wandb; metrics.jsonl is always written"
+        (),
+        ("jsonl", "tensorboard", "wandb"),
+        "further writers of metrics; metrics.jsonl is always written",
     )
     video: bool = field(True, None, "write videos of the policy before and after finetuning")
     max_nonfinite_updates: int = field(

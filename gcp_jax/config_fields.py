@@ -81,7 +81,7 @@ def field(default: Any, allowed: Bounds | Choices | None = None, doc: str = "") 
     Args:
       default: the field's default value. Every instance gets its own copy of a dict.
       allowed: ``Bounds`` of a number, or of every number in a tuple; the choices of a string, as a
-        tuple of strings. None allows every value of the field's type, but of numbers only finite
+        tuple of strings; of every string in a tuple. None allows every value of the field's type, but of numbers only finite
         ones. None as a value is allowed if it is the default.
       doc: what the field is, in one line: symbol, unit, the authors' value in brackets.
     """
@@ -146,10 +146,11 @@ def check(config: Any, section: str) -> None:
         if value is None and default is None:
             continue
         if _is_choices(allowed):
-            if value not in allowed:
-                raise ConfigError(
-                    f"{section}{declared.name} is {value!r}; allowed: {', '.join(allowed)}."
-                )
+            for item in value if isinstance(value, tuple) else (value,):
+                if item not in allowed:
+                    raise ConfigError(
+                        f"{section}{declared.name} is {item!r}; allowed: {', '.join(allowed)}."
+                    )
             continue
         if allowed is None and _holds_numbers(value):
             allowed = FINITE

@@ -59,7 +59,8 @@ def import_module(name: str, named: str) -> ModuleType:
     """
     with user_errors(named, unknown=name):
         spec = importlib.util.find_spec(name)
-        if spec is not None and spec.origin:
+        is_pythons = name.partition(".")[0] in sys.stdlib_module_names
+        if spec is not None and spec.origin and not is_pythons:
             _files.add(spec.origin)
         return importlib.import_module(name)
 

@@ -8,6 +8,7 @@ has two files of rows, ``metrics.jsonl`` and ``eval.jsonl``.
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import math
 import os
@@ -24,6 +25,9 @@ Row = Mapping[str, Any]  # str, int, float, or a scalar array
 RUN_FORMAT = 3  # of a run folder: its files, their fields and the names of the metrics
 STAGES = ("pretrain", "base", "finetune")  # in the order of a run
 ROW = {"stage": OneOf(STAGES), "seed": int, "env_steps": int, "updates": int}  # of a run's files
+
+
+_PACKAGES = {"tensorboard": "tensorboardX", "wandb": "wandb"}  # by the writer that needs it
 
 
 class Writer(Protocol):
@@ -171,6 +175,14 @@ def member(row: Row) -> str:
     point = row.get("population", "")
     seed = f"seed_{row['seed']}"
     return f"{point}/{seed}" if point else seed
+
+
+def check_writers(names: Sequence[str]) -> None:
+    """Raise ImportError if a package is missing; the message names the extra to install."""
+    for name in names:
+        package = _PACKAGES.get(name)
+        if package and importlib.util.find_spec(package) is None:
+            raise ImportError(_missing_extra(name, package))
 
 
 def make_writers(names: Sequence[str], run_dir: str | Path, config: Mapping[str, Any]) -> FanOut:

@@ -70,11 +70,13 @@ class Training:
           ConfigError: the configuration contradicts itself, or its population cannot vary.
           RunError: ``pretrain.saved_policy`` does not fit the run.
           ValueError: a size cannot be divided over the devices, or there are too few devices.
+          ImportError: a package that writes metrics is missing.
         """
         self.config = config
         self.task = task
         self.folder = folder
         self.command = command
+        metrics.check_writers(config.writers)
         self.sizes = run_sizes(config, task.env.specs)
         self.cadences = stage_cadences(config, self.sizes)
         mesh_lib.make_mesh(len(config.members), data=config.data_parallel)

@@ -15,8 +15,8 @@ def benchmark(arguments: Arguments) -> dict[str, Any]:
     """Compare methods on tasks from shared clones; the report and what finished."""
     arguments.no_positional()
     values = arguments.flags
-    overrides = dict(arguments.overrides)
-    folder = overrides.pop("run_dir", "") or values.run_dir
+    folder = arguments.run_dir(default="runs/benchmark")
+    overrides = {name: x for name, x in arguments.overrides.items() if name != "run_dir"}
     chosen = comparison.choose(
         file=values.file,
         algorithms=values.algorithms,
@@ -50,7 +50,10 @@ def _benchmark_flags(declared: flags.FlagValues) -> None:
         "steps", None, "environment steps of each seed", flag_values=declared, lower_bound=1
     )
     flags.DEFINE_string(
-        "run_dir", "runs/benchmark", "the folder of the benchmark", flag_values=declared
+        "run_dir",
+        "",
+        "the folder of the benchmark (default: runs/benchmark)",
+        flag_values=declared,
     )
 
 

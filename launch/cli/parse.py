@@ -9,8 +9,9 @@ from __future__ import annotations
 import ast
 import contextlib
 import enum
+import re
 import shlex
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 
@@ -24,6 +25,7 @@ from gcp_jax.experiments import run_config
 PREFIX = "--config."
 FILE = "--config="
 POPULATION = "population."
+_FLAG = re.compile(r"--?[A-Za-z]")  # the beginning of a flag; numbers may begin with a dash
 
 
 class UsageError(ValueError):
@@ -47,6 +49,20 @@ class Arguments(NamedTuple):
     config: RunConfig | None  # of commands that take Configuration.FULL or OF_ENV
     overrides: dict[str, Any]  # dotted field: value, of commands that take OVERRIDES
     command_line: str  # as the user gave it
+
+    def run_dir(self, default: str = "") -> str:
+        """The folder that ``--run_dir`` or ``--config.run_dir`` names.
+
+        Raises:
+          UsageError: they name two.
+        """
+        given = str(self.flags.run_dir)
+        configured = self.config.run_dir if self.config else self.overrides.get("run_dir", "")
+        if given and configured and given != str(configured):
+            raise UsageError(
+                f"--run_dir={given} and --config.run_dir={configured} name two folders; give one."
+            )
+        return given or str(configured) or default
 
     @property
     def run_config(self) -> RunConfig:
@@ -114,6 +130,7 @@ def parse(name: str, command: Command, words: Sequence[str]) -> Arguments:
     if command.has_config:
         editable = _selected_config(words)
         words = [word for word in words if not word.startswith(FILE)]
+        words = _with_tuples(words, editable)
         with _flag_errors():
             argv = [name, *words]
             config_flags.DEFINE_config_dict("config", editable, flag_values=declared, sys_argv=argv)
@@ -132,25 +149,47 @@ def parse(name: str, command: Command, words: Sequence[str]) -> Arguments:
 
 
 def _normalized(words: Sequence[str], *, takes_env: bool) -> list[str]:
-    """``--config FILE`` becomes ``--config=FILE``, a first word ENV ``--config.env.name=ENV``, and
-    dashes in the names of flags underscores."""
-    joined = [*_join_config(words)]
+    """One spelling of every flag.
+
+    ``-flag`` becomes ``--flag``, dashes in the names of flags become underscores,
+    ``--config.FIELD VALUE`` becomes ``--config.FIELD=VALUE`` (``--config FILE`` as well), and a
+    first word ENV becomes ``--config.env.name=ENV``.
+    """
+    joined = [*_join_values([_one_name(word) for word in words])]
     if takes_env and joined and not joined[0].startswith("-"):
         joined[0] = f"{PREFIX}env.name={joined[0]}"
-    return [_with_underscores(word) for word in joined]
+    return joined
 
 
-def _join_config(words: Iterable[str]) -> Iterator[str]:
-    rest = iter(words)
-    for word in rest:
-        yield f"{FILE}{next(rest, '')}" if word == "--config" else word
-
-
-def _with_underscores(word: str) -> str:
-    if not word.startswith("--"):
+def _one_name(word: str) -> str:
+    if not _FLAG.match(word):
         return word
     name, equals, value = word.partition("=")
-    return f"--{name[2:].replace('-', '_')}{equals}{value}"
+    return f"--{name.lstrip('-').replace('-', '_')}{equals}{value}"
+
+
+def _join_values(words: Sequence[str]) -> Iterator[str]:
+    rest = [*words]
+    while rest:
+        word = rest.pop(0)
+        takes_value = word == "--config" or (word.startswith(PREFIX) and "=" not in word)
+        if takes_value and rest and not _FLAG.match(rest[0]):
+            word = f"{word}={rest.pop(0)}"
+        yield f"{FILE}" if word == "--config" else word
+
+
+def _with_tuples(words: Iterable[str], config: ml_collections.ConfigDict) -> list[str]:
+    """The words, with the texts of fields that are tuples as Python literals."""
+    words = list(words)
+    fields = run_config.tuple_fields(config, _config_fields(words))
+    return [_with_tuple(word, fields) for word in words]
+
+
+def _with_tuple(word: str, fields: Collection[str]) -> str:
+    field, equals, text = word.removeprefix(PREFIX).partition("=")
+    if not word.startswith(PREFIX) or not equals or field not in fields:
+        return word
+    return f"{PREFIX}{field}={run_config.split_text(text)!r}"
 
 
 def _selected_config(words: Sequence[str]) -> ml_collections.ConfigDict:

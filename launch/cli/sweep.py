@@ -31,8 +31,8 @@ def sweep(arguments: Arguments) -> dict[str, Any]:
     file = arguments.one_positional(
         "sweep file", "gcp-jax sweep experiments/sweeps/learning_rates.py"
     )
-    overrides = dict(arguments.overrides)
-    folder = overrides.pop("run_dir", "") or values.run_dir or f"runs/sweeps/{Path(file).stem}"
+    folder = arguments.run_dir(default=f"runs/sweeps/{Path(file).stem}")
+    overrides = {name: x for name, x in arguments.overrides.items() if name != "run_dir"}
     declared = with_overrides(expand.load_sweep(file), overrides)
     if values.dry_run:
         return dry_run.dry_run(declared)

@@ -24,9 +24,7 @@ def train(arguments: Arguments) -> dict[str, Any] | None:
     arguments.no_positional()
     if arguments.flags.hosts:
         distributed.join(arguments.flags.hosts)
-    config = arguments.run_config
-    if arguments.flags.run_dir:
-        config = dataclasses.replace(config, run_dir=arguments.flags.run_dir)
+    config = dataclasses.replace(arguments.run_config, run_dir=arguments.run_dir())
     folder = run_folder(config)
     task = assemble.make_task(config)
     print(planning.text(planning.plan(config, task)), file=sys.stderr)
