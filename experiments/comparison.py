@@ -30,7 +30,7 @@ from gcp_jax.atomic_files import write_json, write_text
 from gcp_jax.config import ConfigError, RunConfig, clone_config
 from gcp_jax.experiments import assemble, run_config, user_files
 from gcp_jax.experiments.plan import plan
-from gcp_jax.json_files import read_json
+from gcp_jax.json_files import DictOf, Maybe, problem_of, read_json
 from gcp_jax.report import benchmark_page, benchmark_read
 from gcp_jax.run import provenance
 from gcp_jax.run.errors import Interrupted
@@ -40,6 +40,13 @@ from gcp_jax.run.training import Training
 
 EXAMPLE = "experiments/comparisons/clones.py"
 DEFAULT_SEEDS = 3
+DECLARATION = {  # what get_config() returns
+    "tasks": Maybe(DictOf({"config": str})),
+    "methods": Maybe(DictOf({"algorithm": str, "module": Maybe(str)})),
+    "seeds": Maybe(int),
+    "steps": Maybe(int),
+    "common": Maybe(dict),
+}
 
 Fields = Mapping[str, Any]
 
@@ -85,11 +92,7 @@ def choose(
     Raises:
       ConfigError: in one line.
     """
-    declared = {}
-    if file:
-        declared = user_files.call_user_file(
-            file, "get_config", named=f"--file={file}", example=EXAMPLE
-        )
+    declared = _read_declaration(file) if file else {}
     tasks = _narrowed(declared.get("tasks", {}), envs, key="config")
     methods = _narrowed(declared.get("methods", {}), algorithms, key="algorithm")
     if not tasks or not methods:
@@ -111,6 +114,24 @@ def choose(
         data_parallel=first.data_parallel,
         runs=runs,
     )
+
+
+def _read_declaration(file: str) -> dict[str, Any]:
+    """What ``get_config()`` of a benchmark file returns, without the keys that are None.
+
+    Raises:
+      ConfigError: in one line, if it is no benchmark.
+    """
+    named = f"--file={file}"
+    declared = user_files.call_user_file(file, "get_config", named=named, example=EXAMPLE)
+    problem = problem_of(declared, DECLARATION)
+    if problem:
+        raise ConfigError(f"{named}: get_config() returns something else: {problem}; see {EXAMPLE}.")
+    for key in ("tasks", "methods", "common"):
+        wrong = [name for name in declared.get(key) or {} if not isinstance(name, str) or not name]
+        if wrong:
+            raise ConfigError(f"{named}: {wrong[0]!r} in {key!r} is no name; see {EXAMPLE}.")
+    return {key: value for key, value in declared.items() if value is not None}
 
 
 def _narrowed(declared: Mapping[str, Fields], names: Sequence[str], key: str) -> dict[str, Fields]:

@@ -255,119 +255,6 @@ def _check_name(config: ml_collections.ConfigDict, section: str, named: str) -> 
         )
 
 
-class Selection(NamedTuple):
-    """The task and the method that a command line or a sweep names; "" if it names none."""
-
-    env: str = ""
-    env_module: str = ""
-    algorithm: str = ""
-    algorithm_module: str = ""
-
-    @classmethod
-    def of(cls, fields: Mapping[str, Any]) -> Selection:
-        """The selection among dotted fields, which are those of ``SELECTORS``."""
-        return cls(**{SELECTORS[name]: x for name, x in fields.items() if name in SELECTORS})
-
-
-SELECTORS = {
-    "env.name": "env",
-    "env.module": "env_module",
-    "algorithm.name": "algorithm",
-    "algorithm.module": "algorithm_module",
-}
-
-
-def read_config_file(file: str, *, named: str) -> ml_collections.ConfigDict:
-    """What ``get_config()`` of a configuration file returns.
-
-    Sections that it leaves out have their defaults.
-
-    Args:
-      file: the path; ``FILE:ARGUMENT`` gives get_config its argument.
-      named: the file as the user gave it, for messages.
-
-    Raises:
-      ConfigError: in one line, if it cannot be read.
-    """
-    path, arguments = _split_argument(file)
-    if not Path(path).is_file():
-        raise ConfigError(f"cannot read {named}: {_absence(path)}.")
-    config = user_files.call_user_file(
-        path, "get_config", named=f"cannot read {named}", example=EXAMPLE, arguments=arguments
-    )
-    if not isinstance(config, ml_collections.ConfigDict):
-        raise ConfigError(
-            f"cannot read {named}: its get_config() returns {type(config).__name__}, "
-            f"no ConfigDict; see {EXAMPLE}."
-        )
-    if isinstance(config, ml_collections.FrozenConfigDict):
-        config = ml_collections.ConfigDict(config)
-    complete(config, f"cannot read {named}")
-    return config.lock()
-
-
-def _split_argument(file: str) -> tuple[str, tuple[str, ...]]:
-    """The path and the argument of ``FILE`` or ``FILE:ARGUMENT``; both may contain colons."""
-    parts = file.split(":")
-    for count in range(len(parts), 0, -1):
-        path = ":".join(parts[:count])
-        if Path(path).is_file():
-            return path, (":".join(parts[count:]),) if count < len(parts) else ()
-    return file, ()
-
-
-def _absence(path: str) -> str:
-    """Why a configuration file cannot be read, and what to give."""
-    if path and Path(path).is_dir():
-        return f"it is a folder; give a file in it, or one such as {EXAMPLE}"
-    if path == EXAMPLE or path.startswith("experiments/configs/"):
-        return (
-            f"there is no such file in {Path.cwd()}; run the command in the folder of the "
-            f"repository, or give the file's whole path, e.g. {shipped_config(path)}"
-        )
-    return f"there is no such file; give one such as {EXAMPLE}"
-
-
-def shipped_config(path: str) -> Path:
-    """The whole path of a configuration file of this package."""
-    folder = Path(__file__).parent / "configs"
-    shipped = folder / Path(path).name
-    return shipped if shipped.is_file() else folder / Path(EXAMPLE).name
-
-
-def complete(config: ml_collections.ConfigDict, named: str) -> None:
-    """Give a configuration the sections that it lacks, in place.
-
-    Args:
-      config: the configuration.
-      named: the beginning of a message.
-
-    Raises:
-      ConfigError: it names no task, or a section is something else.
-    """
-    for section in ("env", "algorithm"):
-        value = config.get(section, ml_collections.ConfigDict())
-        if not isinstance(value, ml_collections.ConfigDict) or "name" not in value:
-            if section == "algorithm" and section not in config:
-                continue
-            raise ConfigError(
-                f"cannot read {named}: its get_config() returns a configuration without "
-                f"{section}.name; begin with gcp_jax.experiments.run_config.defaults(), as "
-                f"{EXAMPLE} does."
-            )
-    default = editable(RunConfig(env=EnvChoice(settings=Randomize(), randomize=Randomize())))
-    with config.unlocked():
-        for section, value in default.items():
-            if section not in config:
-                config[section] = value
-            elif isinstance(value, ml_collections.ConfigDict) and not isinstance(
-                config[section], ml_collections.ConfigDict
-            ):
-                raise ConfigError(
-                    f"cannot read {named}: {section} is {config[section]!r}; a section is expected."
-                )
-
-
 def select(config: ml_collections.ConfigDict, selection: Selection) -> None:
     """Give the configuration the task and the method that are named, in place."""
     env = selection.env or selection.env_module
@@ -428,7 +315,8 @@ def override(config: ml_collections.ConfigDict, values: Mapping[str, Any]) -> No
             if isinstance(value, str) and isinstance(_value_of(config, field), tuple):
                 value = split_text(value)
         try:
-            config.update_from_flattened_dict({field: value})
+            with config.unlocked():
+                config.update_from_flattened_dict({field: value})
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise ConfigError(f"cannot set {field} to {value!r}: {error}") from error
 
