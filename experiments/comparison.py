@@ -200,6 +200,9 @@ def run(comparison: Comparison, folder: Path, command: str) -> dict[str, Any]:
         for task, config in comparison.first_runs.items()
     }
     _check_comparable(comparison, tasks)
+    for task, methods in comparison.runs.items():
+        for name, config in methods.items():
+            Training(config, tasks[task], folder / task / name, command)  # raises if impossible
     _write_manifest(comparison, folder, command)
     start = time.monotonic()
     total = sum(len(methods) for methods in comparison.runs.values())
