@@ -18,7 +18,7 @@ from typing import Any, NamedTuple, cast
 import ml_collections
 from ml_collections import config_dict
 
-from gcp_jax import algorithms, config_fields, envs
+from gcp_jax import algorithms, config_fields, envs, user_code
 from gcp_jax.config import (
     AlgorithmChoice,
     ConfigError,
@@ -154,7 +154,13 @@ class Selection(NamedTuple):
     @classmethod
     def of(cls, fields: Mapping[str, Any]) -> Selection:
         """The selection among dotted fields, which are those of ``SELECTORS``."""
-        return cls(**{SELECTORS[name]: x for name, x in fields.items() if name in SELECTORS})
+        chosen = {SELECTORS[name]: x for name, x in fields.items() if name in SELECTORS}
+        for name in ("env", "algorithm"):
+            module = chosen.get(f"{name}_module", "")
+            if isinstance(module, str):
+                named = f"{name}.module={module!r}"
+                chosen[f"{name}_module"] = user_code.module_name(module, named)
+        return cls(**chosen)
 
 
 SELECTORS = {
@@ -323,12 +329,23 @@ def override(config: ml_collections.ConfigDict, values: Mapping[str, Any]) -> No
 
 def split_text(text: str) -> tuple[Any, ...]:
     """A tuple from the text of a command line: ``(8,8)``, ``8,8``, ``tensorboard,wandb``, ``()``."""
-    try:
-        value = ast.literal_eval(text)
-    except (ValueError, SyntaxError):
+    value = _literal(text)
+    if isinstance(value, str):
         items = text.strip().removeprefix("(").removesuffix(")").split(",")
-        return tuple(item.strip(" '\"") for item in items if item.strip())
+        return tuple(_literal(item.strip()) for item in items if item.strip())
     return tuple(value) if isinstance(value, (tuple, list)) else (value,)
+
+
+def _literal(text: str) -> Any:
+    """A Python literal, a number such as ``nan``, or else the text itself."""
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        pass
+    try:
+        return float(text)
+    except ValueError:
+        return text
 
 
 def tuple_fields(config: ml_collections.ConfigDict, fields: Iterable[str]) -> set[str]:

@@ -46,6 +46,36 @@ def load_file(path: str | Path, named: str) -> ModuleType:
     return module
 
 
+def module_name(text: str, named: str) -> str:
+    """The importable name of a module that is given by its name or its file.
+
+    ``my_env.py`` is ``my_env`` and ``tasks/my_env.py`` is ``tasks.my_env``.
+
+    Args:
+      text: a name, or a path that ends in ``.py``.
+      named: the module as the user gave it, for messages.
+
+    Raises:
+      ConfigError: there is no such file below the working directory.
+    """
+    if not text.endswith(".py"):
+        return text
+    path = Path(text).absolute()
+    if not path.is_file():
+        raise ConfigError(f"{named}: there is no file {path}.")
+    if not path.is_relative_to(Path.cwd()):
+        raise ConfigError(
+            f"{named} is not in {Path.cwd()}; run the command in a folder above the file, or put "
+            f"the file's folder on PYTHONPATH and give {path.stem}."
+        )
+    parts = path.relative_to(Path.cwd()).with_suffix("").parts
+    if not all(part.isidentifier() for part in parts):
+        raise ConfigError(
+            f"{named}: {'.'.join(parts)} is no module; rename it to letters, digits and _."
+        )
+    return ".".join(parts)
+
+
 def import_module(name: str, named: str) -> ModuleType:
     """An importable module of the user.
 

@@ -72,7 +72,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     content: dict[str, Any] = read_json(path, error=ConfigError)
     if content.get("format") != FORMAT:
         raise ConfigError(
-            f"{folder} holds a sweep of format {content.get('format')}, "
+            f"{folder} holds a sweep of format {content.get('format')!r}, "
             f"this version reads {FORMAT}; choose another --run_dir."
         )
     problem = problem_of(content, CONTENT) or _problem_of_values(content["runs"])

@@ -31,6 +31,7 @@ from gcp_jax.json_files import Maybe, parse_json, problem_of
 from gcp_jax.types import Step
 
 FORMAT = 1
+LARGEST = 1e15  # of a number: its square is still a float32, with room for a sum
 CHECKED_AT_ONCE = 65_536  # rows, so that a large file is never in memory as a whole
 
 _STEP = ("obs", "action", "next_obs", "reward", "terminated", "truncated", "success")
@@ -137,7 +138,7 @@ def _read_description(folder: Path) -> dict[str, Any]:
     if not isinstance(facts, dict):
         raise DatasetError(f"{path} is no JSON object.")
     version = facts.get("format")
-    _require(version == FORMAT, path, f"has format {version}, must be {FORMAT}")
+    _require(version == FORMAT, path, f"has format {version!r}, must be {FORMAT}")
     for name in _SIZES:
         size = facts.get(name)
         is_count = isinstance(size, int) and not isinstance(size, bool) and size > 0
@@ -194,8 +195,8 @@ def _check_rows(path: Path, name: str, array: np.ndarray, shape: tuple[int, ...]
             bad = ~(np.abs(rows) <= 1.0)
             allowed = "in [-1, 1]"
         else:
-            bad = ~np.isfinite(rows)
-            allowed = "finite"
+            bad = ~(np.abs(rows) <= LARGEST) if rows.dtype != bool else np.zeros(rows.shape, bool)
+            allowed = f"finite, and at most {LARGEST:g} in size"
         if bad.any():
             row = first + int(np.argwhere(bad)[0][0])
             raise DatasetError(

@@ -79,7 +79,7 @@ def read_run(folder: Path) -> RunFiles:
     record = read_json(record_path)
     if record.get("format") != metrics.RUN_FORMAT:
         raise ReportError(
-            f"{folder} holds a run of format {record.get('format')}, this version reads "
+            f"{folder} holds a run of format {record.get('format')!r}, this version reads "
             f"{metrics.RUN_FORMAT}; report on it with the version that wrote it"
         )
     check_shape(record_path, record, _RECORD)

@@ -90,7 +90,7 @@ def open_folder(folder: Path, config: RunConfig, command: str) -> None:
     saved = read_json(path, error=RunError, remedy="restore it, or choose another --run_dir")
     if saved.get("format") != FORMAT:
         raise RunError(
-            f"{folder} holds a run of format {saved.get('format')}, this version reads {FORMAT}; "
+            f"{folder} holds a run of format {saved.get('format')!r}, this version reads {FORMAT}; "
             "finish it with the version that began it, or choose another --run_dir."
         )
     problem = problem_of(saved, {"config": dict, "versions": DictOf(str)})
@@ -100,9 +100,18 @@ def open_folder(folder: Path, config: RunConfig, command: str) -> None:
     for difference in differences(saved["config"], content):
         raise RunError(
             f"{folder} holds a run with {difference.field}={difference.saved!r}, "
-            f"not {difference.current!r}; "
-            "use the same configuration to resume it, or another --run_dir."
+            f"not {difference.current!r}; {_way_on(folder)}."
         )
+
+
+def _way_on(folder: Path) -> str:
+    """What to do with a folder that holds another run."""
+    if not (folder / "summary.json").exists():
+        return "use the same configuration to resume it, or another --run_dir"
+    return (
+        "it is finished; choose another --run_dir, and to begin from its clone "
+        f"--config.pretrain.saved_policy={folder / 'policy' / 'base'}"
+    )
 
 
 def _refuse_other_content(folder: Path) -> None:

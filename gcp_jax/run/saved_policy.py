@@ -239,7 +239,7 @@ def _read(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     saved_format = description.get("format") if isinstance(description, dict) else None
     if saved_format != FORMAT:
         raise SavedPolicyError(
-            f"{path} is a saved policy of format {saved_format}, this version reads {FORMAT}; "
+            f"{path} is a saved policy of format {saved_format!r}, this version reads {FORMAT}; "
             "load it with the version that saved it, or train it anew."
         )
     problem = problem_of(description, DESCRIPTION)

@@ -14,7 +14,7 @@ from gcp_jax.console import make_console
 from gcp_jax.envs.protocol import EnvSpecs
 from gcp_jax.experiments import reference
 from gcp_jax.json_files import read_json
-from gcp_jax.launch.cli.parse import Arguments, Command
+from gcp_jax.launch.cli.parse import Arguments, Command, Configuration
 from gcp_jax.stats.intervals import MISSING
 
 MEASURED = Path(envs.__file__).with_name("measured.json")
@@ -23,9 +23,10 @@ MEASURED = Path(envs.__file__).with_name("measured.json")
 def list_envs(arguments: Arguments) -> dict[str, Any]:
     """Print the tasks with what was measured of them, or the fields of one task."""
     console = make_console(stderr=arguments.flags.json)
-    if arguments.positional:
-        name = arguments.one_positional("task", "gcp-jax envs peg_insert")
-        return _print_sections(console, reference.env_sections(name))
+    arguments.no_positional()
+    if arguments.names_task:
+        env = arguments.run_config.env
+        return _print_sections(console, reference.env_sections(env.name, env.module))
     return print_envs(console)
 
 
@@ -113,6 +114,10 @@ def list_algorithms(arguments: Arguments) -> dict[str, Any]:
     """Print the methods with their fields, or one method."""
     console = make_console(stderr=arguments.flags.json)
     names = algorithms.names()
+    if arguments.fields & {"algorithm.name", "algorithm.module"}:
+        chosen = arguments.run_config.algorithm
+        section = reference.algorithm_section(chosen.name, chosen.module)
+        return {chosen.name: _print_sections(console, [section])}
     if arguments.positional:
         names = (arguments.one_positional("method", "gcp-jax algorithms ogpo"),)
     content = {}
@@ -144,14 +149,16 @@ def _print_sections(console: Console, sections: list[reference.Section]) -> dict
 COMMANDS = {
     "envs": Command(
         run=list_envs,
-        usage="[ENV] [--json]",
+        usage="[ENV] [--config.env.module=FILE] [--json]",
         description="A table of the tasks with what was measured of them, or the fields of one.",
         json="the tasks, or the fields of one",
+        configuration=Configuration.OF_ENV,
     ),
     "algorithms": Command(
         run=list_algorithms,
-        usage="[METHOD] [--json]",
+        usage="[METHOD] [--config.algorithm.module=FILE] [--json]",
         description="Every method, or one, with its fields and their defaults.",
         json="the fields and defaults of each method",
+        configuration=Configuration.FULL,
     ),
 }

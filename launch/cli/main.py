@@ -92,6 +92,14 @@ def load_command(name: str) -> Command:
     return command
 
 
+def _working_directory() -> str:
+    try:
+        return os.getcwd()
+    except FileNotFoundError as error:
+        gone = os.environ.get("PWD", "the working directory")
+        raise FileNotFoundError(f"{gone} is gone; change to a folder that is there.") from error
+
+
 def _execute(name: str, words: list[str]) -> int:
     """Run a command and turn its errors into one line and an exit code."""
     wants_json = "--json" in words
@@ -101,7 +109,7 @@ def _execute(name: str, words: list[str]) -> int:
     )
     try:
         with prints_aside:
-            sys.path.append(os.getcwd())  # a user's own method or task may be there
+            sys.path.append(_working_directory())  # a user's own method or task may be there
             command = load_command(name)
             arguments = parse(name, command, words)
             prepare_cpu(arguments.config.data_parallel if arguments.config else 1)

@@ -81,3 +81,10 @@ def test_differences_name_fields_by_their_path():
     saved = {"a": 1, "b": {"c": [1, 2], "d": 3}, "video": True}
     current = {"a": 1, "b": {"c": (1, 2), "d": 4}, "video": False, "e": 5}
     assert list(folder_lib.differences(saved, current)) == [("b.d", 3, 4), ("e", None, 5)]
+
+
+def test_a_finished_run_that_shall_continue_names_its_clone(begun):
+    (begun / "summary.json").write_text("{}")
+    message = f"it is finished; .* --config.pretrain.saved_policy={begun}/policy/base"
+    with pytest.raises(RunError, match=message):
+        open_folder(begun, small_config(**{"finetune.env_steps": 77}), COMMAND)
