@@ -126,7 +126,9 @@ def _read_declaration(file: str) -> dict[str, Any]:
     declared = user_files.call_user_file(file, "get_config", named=named, example=EXAMPLE)
     problem = problem_of(declared, DECLARATION)
     if problem:
-        raise ConfigError(f"{named}: get_config() returns something else: {problem}; see {EXAMPLE}.")
+        raise ConfigError(
+            f"{named}: get_config() returns something else: {problem}; see {EXAMPLE}."
+        )
     for key in ("tasks", "methods", "common"):
         wrong = [name for name in declared.get(key) or {} if not isinstance(name, str) or not name]
         if wrong:

@@ -35,7 +35,6 @@ from gcp_jax.envs.randomize import Randomize
 from gcp_jax.experiments import user_files
 from gcp_jax.json_files import read_json
 
-
 EXAMPLE = "experiments/configs/peg_insert.py"
 
 
@@ -328,7 +327,7 @@ def override(config: ml_collections.ConfigDict, values: Mapping[str, Any]) -> No
 
 
 def split_text(text: str) -> tuple[Any, ...]:
-    """A tuple from the text of a command line: ``(8,8)``, ``8,8``, ``tensorboard,wandb``, ``()``."""
+    """A tuple from a text such as ``(8,8)``, ``8,8``, ``tensorboard,wandb`` or ``()``."""
     value = _literal(text)
     if isinstance(value, str):
         items = text.strip().removeprefix("(").removesuffix(")").split(",")

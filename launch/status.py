@@ -31,6 +31,7 @@ ATTEMPT = {  # a row of attempts.jsonl
     "error": Maybe(str),
 }
 PROGRESS = {"stage": str, "env_steps": int, "train_seconds": Maybe(float)}  # of metrics.jsonl
+WIDE = 120  # characters of a line that scores with their intervals need
 _TAIL_BYTES = 1 << 16  # of a file, in which its last row is looked for
 
 
@@ -88,8 +89,14 @@ def count_active_clones(folder: Path) -> int:
     return sum(_is_alive(clone) for clone in folder.glob("clones/*"))
 
 
-def status_table(runs: Iterable[RunStatus], active_clones: int = 0) -> Table:
-    """Return a table of a line for each run, with the counts as its title."""
+def status_table(runs: Iterable[RunStatus], active_clones: int = 0, *, width: int = WIDE) -> Table:
+    """Return a table of a line for each run, with the counts as its title.
+
+    Args:
+      runs: the runs.
+      active_clones: how many shared clones are being made.
+      width: characters of a line; in fewer than ``WIDE`` scores are without their intervals.
+    """
     runs = list(runs)
     title = headline(runs)
     if active_clones:
@@ -105,8 +112,10 @@ def status_table(runs: Iterable[RunStatus], active_clones: int = 0) -> Table:
         what = values_label(run.values)
         if run.error and run.state != "finished":
             what += f" · {run.error}"
-        left = format_seconds(run.seconds_left)
-        table.add_row(run.id, run.state, steps, run.base_score, run.score, left, what)
+        scores = [run.base_score, run.score]
+        if width < WIDE:
+            scores = [score.partition(" [")[0] for score in scores]
+        table.add_row(run.id, run.state, steps, *scores, format_seconds(run.seconds_left), what)
     return table
 
 

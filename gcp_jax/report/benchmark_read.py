@@ -24,7 +24,6 @@ from gcp_jax.report.run_numbers import final_scores, score_curve
 from gcp_jax.stats.eval_rows import unpack_success_bits
 from gcp_jax.stats.intervals import MISSING, Interval
 
-
 PLAN = {  # benchmark.json
     "seeds": int,
     "steps": Maybe(int),

@@ -101,9 +101,7 @@ def read_json(path: Path, shape: json_files.Shape = dict) -> dict[str, Any]:
     Raises:
         ReportError: the file is not JSON, or of another shape.
     """
-    content: dict[str, Any] = json_files.read_json(
-        path, shape, error=ReportError, remedy=_REMEDY
-    )
+    content: dict[str, Any] = json_files.read_json(path, shape, error=ReportError, remedy=_REMEDY)
     return content
 
 

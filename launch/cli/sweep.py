@@ -146,17 +146,20 @@ def show_status(arguments: Arguments) -> dict[str, Any]:
 
 
 def _watch(folder: Path, states: list[status.RunStatus]) -> list[status.RunStatus]:
-    table = status.status_table(states)
-    with Live(table, console=make_console(highlight=False), refresh_per_second=1) as live:
+    console = make_console(highlight=False)
+    table = status.status_table(states, width=console.width)
+    with Live(table, console=console, refresh_per_second=1) as live:
         while any(run.state in status.UNFINISHED for run in states):
             time.sleep(WATCH_SECONDS)
             states = status.sweep_status(folder)
-            live.update(status.status_table(states, status.count_active_clones(folder)))
+            clones = status.count_active_clones(folder)
+            live.update(status.status_table(states, clones, width=console.width))
     return states
 
 
 def _print_status(states: Sequence[status.RunStatus], active_clones: int = 0) -> None:
-    make_console(highlight=False).print(status.status_table(states, active_clones))
+    console = make_console(highlight=False)
+    console.print(status.status_table(states, active_clones, width=console.width))
 
 
 def parse_resources(words: Sequence[str]) -> dict[str, float]:

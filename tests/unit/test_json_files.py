@@ -18,8 +18,8 @@ from hypothesis import strategies as st
 
 from gcp_jax import envs
 from gcp_jax.atomic_files import write_json
-from gcp_jax.core.networks import Normalizer
 from gcp_jax.core import policy as policy_lib
+from gcp_jax.core.networks import Normalizer
 from gcp_jax.envs.demos import storage
 from gcp_jax.envs.demos.collect import Info
 from gcp_jax.experiments import comparison, play, run_config

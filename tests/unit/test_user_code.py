@@ -8,7 +8,10 @@ from gcp_jax.launch.cli import main
 from gcp_jax.launch.expand import load_sweep
 
 FAULTS = {
-    "syntax": ("def {function}(:\n    pass\n", "line 1 (def {function}(:): SyntaxError: invalid syntax"),
+    "syntax": (
+        "def {function}(:\n    pass\n",
+        "line 1 (def {function}(:): SyntaxError: invalid syntax",
+    ),
     "name": (
         "x = 1\ny = undefined\n",
         "line 2 (y = undefined): NameError: name 'undefined' is not defined",

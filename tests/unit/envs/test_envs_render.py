@@ -72,7 +72,9 @@ def test_task_without_scene_is_refused(env, states):
 def test_no_display_is_no_library(env, states, monkeypatch):
     monkeypatch.delenv("DISPLAY", raising=False)
     monkeypatch.setenv("MUJOCO_GL", "glfw")
-    with pytest.raises(RenderingUnavailable, match=r"MUJOCO_GL=glfw.*unset MUJOCO_GL to try") as one:
+    with pytest.raises(
+        RenderingUnavailable, match=r"MUJOCO_GL=glfw.*unset MUJOCO_GL to try"
+    ) as one:
         frames(env, states)
     assert "\n" not in str(one.value)
 

@@ -170,7 +170,7 @@ def test_a_task_whose_package_is_not_installed_stays_in_the_table(capsys, monkey
         (["plan", "--config=docs"], "cannot read --config=docs: it is a folder; give a file in it"),
         (
             ["plan", "--config=experiments/configs/none.py"],
-            "run the command in the folder of the repository, or give the file's whole path, e.g. /",
+            "run the command in the folder of the repository, or give the file's whole path",
         ),
         (["plan", "--config.nope=1"], "there is no field 'nope'; allowed: algorithm, checkpoint"),
         (["plan", "--config.seed_=1"], "there is no field 'seed_'; did you mean 'seed'"),

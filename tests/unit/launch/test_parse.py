@@ -88,7 +88,9 @@ def test_a_tuple_is_split_at_its_commas(text, value):
 
 def test_tuples_are_split_for_benchmarks_and_sweeps_too():
     config = run_config.defaults("reach")
-    run_config.override(config, parsed("sweep", "f", "--config.writers=tensorboard,wandb").overrides)
+    run_config.override(
+        config, parsed("sweep", "f", "--config.writers=tensorboard,wandb").overrides
+    )
     assert config.writers == ("tensorboard", "wandb")
     words = ["--algorithms=qc", "--envs=reach", "--config.writers=wandb,foo"]
     with pytest.raises(ConfigError, match="writers is 'foo'; allowed: jsonl, tensorboard, wandb"):
