@@ -62,7 +62,7 @@ def module_name(text: str, named: str) -> str:
         return text
     path = Path(text).absolute()
     if not path.is_file():
-        raise ConfigError(f"{named}: there is no file {path}.")
+        raise ConfigError(f"{named}: there is no such file in the working directory.")
     if not path.is_relative_to(Path.cwd()):
         raise ConfigError(
             f"{named} is not in {Path.cwd()}; run the command in a folder above the file, or put "

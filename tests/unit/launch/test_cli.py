@@ -164,7 +164,7 @@ def test_a_task_whose_package_is_not_installed_stays_in_the_table(capsys, monkey
         (["report", "a", "b"], "gcp-jax report a b --out=DIR"),
         (["demos", "--episodes=2"], "name one task, e.g. gcp-jax demos reach, or your own by"),
         (["render"], "name one task, e.g. gcp-jax render reach"),
-        (["render", "--config.env.module=gone.py"], "env.module='gone.py': there is no file"),
+        (["render", "--config.env.module=gone.py"], "env.module='gone.py': there is no such file"),
         (["plan", "--config.algorithm.module=a/b.py"], "algorithm.module='a/b.py': there is no"),
         (["plan", "--config="], "--config= lacks its file, e.g. --config=experiments/"),
         (["plan", "--config=docs"], "cannot read --config=docs: it is a folder; give a file in it"),
