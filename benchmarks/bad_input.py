@@ -14,7 +14,7 @@ import tempfile
 import zipfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -83,6 +83,13 @@ CASES = (
     _train(
         "a warm-up as long as the run", "finetune.learning_starts=5000", "finetune.env_steps=5000"
     ),
+    _train(
+        "a warm-up that rounds to the length of the run",
+        "finetune.learning_starts=2500",
+        "finetune.env_steps=3000",
+    ),
+    _train("more environments than 32 bits count", "finetune.envs=1000000000"),
+    _train("a number that means nothing", "policy.sigma=1e30"),
     _train("environments that devices cannot share", "data_parallel=2", "finetune.envs=63"),
     _train(
         "evaluation episodes that devices cannot share", "data_parallel=2", "evaluation.episodes=33"
@@ -96,6 +103,11 @@ CASES = (
     _train("a saved policy that does not exist", "pretrain.saved_policy=DIR/none"),
     _train("a saved policy of another task", "pretrain.saved_policy=DIR/push_t"),
     _train("a saved policy of other sizes", "pretrain.saved_policy=DIR/wide"),
+    _train(
+        "a saved policy with another network",
+        "pretrain.saved_policy=DIR/wide",
+        "policy.hidden=(8,)",
+    ),
     _train("a saved policy that was cut short", "pretrain.saved_policy=DIR/cut"),
     _train("a saved policy with another archive", "pretrain.saved_policy=DIR/foreign"),
     _train("a saved policy with pickled objects", "pretrain.saved_policy=DIR/pickled"),
@@ -108,11 +120,22 @@ CASES = (
     _train("demonstrations without episodes", "demonstrations.path=DIR/demos_none"),
     _train("demonstrations of another task", "demonstrations.path=DIR/demos_other"),
     _train(
+        "demonstrations of another task of the same sizes",
+        "demonstrations.path=DIR/demos_foreign",
+    ),
+    _train("a flag inside an episode", "demonstrations.path=DIR/demos_inside"),
+    _train(
         "fewer demonstrations than configured",
         "demonstrations.path=DIR/demos",
         "demonstrations.episodes=99",
     ),
     Case("a folder of something else", ("train", CONFIG, "--run_dir=DIR/other")),
+    Case("a folder of other files", ("train", CONFIG, "--run_dir=DIR/notes")),
+    Case("an address instead of a folder", ("train", CONFIG, "--run_dir=gs://bucket/run")),
+    Case(
+        "a field that a command sets itself",
+        ("benchmark", "--algorithms=qc", "--envs=reach", "--config.seeds=7"),
+    ),
     Case("nothing to evaluate", ("evaluate", "DIR/none")),
     Case("a saved policy without its task", ("evaluate", "DIR/taskless")),
     Case("a damaged configuration of a run", ("debug", "DIR/damaged")),
@@ -154,6 +177,8 @@ def samples(folder: Path) -> None:
         "range": lambda d: _set(d / "action.npy", 1.5),
         "none": lambda d: _described(d, episodes=0),
         "other": lambda d: _narrow(d),
+        "foreign": lambda d: _described(d, env={"name": "push_t"}),
+        "inside": lambda d: _set(d / "terminated.npy", True),
     }
     for name, change in changes.items():
         shutil.copytree(folder / "demos", folder / f"demos_{name}")
@@ -167,6 +192,8 @@ def samples(folder: Path) -> None:
     (folder / "returns.py").write_text("def get_config():\n    return []\n")
     (folder / "other").mkdir()
     (folder / "other" / "metrics.jsonl").write_text("mine\n")
+    (folder / "notes").mkdir()
+    (folder / "notes" / "notes.txt").write_text("mine\n")
 
 
 def _policy(path: Path, env: str | None, *, obs_dim: int) -> None:
@@ -179,11 +206,11 @@ def _policy(path: Path, env: str | None, *, obs_dim: int) -> None:
 
 def _set(path: Path, value: float) -> None:
     array = np.load(path)
-    array[3, 0] = value
+    array.reshape(len(array), -1)[3, 0] = value
     np.save(path, array)
 
 
-def _described(folder: Path, **facts: int) -> None:
+def _described(folder: Path, **facts: Any) -> None:
     known = json.loads((folder / "dataset.json").read_text())
     (folder / "dataset.json").write_text(json.dumps({**known, **facts}))
 

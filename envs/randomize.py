@@ -24,6 +24,7 @@ Array = jax.Array
 PyTree = Any
 
 _HALF_WIDTH = Bounds(0, 1, high_open=True)
+_SENSOR_NOISE = Bounds(0, 1e6)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,7 +42,7 @@ class Randomize:
     friction: float = field(0.0, _HALF_WIDTH, "one factor of the friction of all contacts")
     size: float = field(0.0, _HALF_WIDTH, "factor of the size of each free object; its mass stays")
     sensor_noise: float = field(
-        0.0, NON_NEGATIVE, "std of noise on every number of the observation, at every step"
+        0.0, _SENSOR_NOISE, "std of noise on every number of the observation, at every step"
     )
     action_delay: int = field(
         0, NON_NEGATIVE, "control steps; each episode draws its delay from 0 ... this"
@@ -55,10 +56,16 @@ def randomize_env(env: Env, config: Randomize) -> Env:
     """``env`` with what ``config`` turns on.
 
     Raises:
-      ValueError: if the physics cannot be randomized, because it is not MJX's.
+      ValueError: if the physics cannot be randomized, because it is not MJX's, or if no action
+        would arrive within an episode.
     """
     if config.mass or config.friction or config.size:
         env = _with_random_physics(env, config)
+    if config.action_delay >= env.specs.horizon:
+        raise ValueError(
+            f"env.randomize.action_delay is {config.action_delay}; it must be below the "
+            f"{env.specs.horizon} steps of an episode."
+        )
     if config.action_delay:
         env = _with_delay(env, config.action_delay)
     if config.sensor_noise:

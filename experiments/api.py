@@ -18,10 +18,12 @@ import ml_collections
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from gcp_jax.config import RunConfig
+from gcp_jax.config import ConfigError, RunConfig
+from gcp_jax.config_fields import check_count
 from gcp_jax.envs.protocol import Env
-from gcp_jax.experiments import assemble, play, run_config, runtime
+from gcp_jax.experiments import assemble, play, run_config, run_inputs, runtime
 from gcp_jax.report import run_page
+from gcp_jax.run.adopted_policy import adopt_policy
 from gcp_jax.run.folder import config_hash
 from gcp_jax.run.saved_policy import SavedPolicy, load_saved_policy
 from gcp_jax.run.training import Training
@@ -74,6 +76,7 @@ class LoadedPolicy:
         """h, actions that are sampled together."""
         return self.specs.chunk
 
+    @runtime.fixed_numerics()
     def __call__(self, obs: ArrayLike) -> Actions:
         """Return the next action.
 
@@ -102,6 +105,7 @@ class LoadedPolicy:
         self._next += 1
         return actions[0] if observations.ndim == 1 else actions
 
+    @runtime.fixed_numerics()
     def reset(self, where: ArrayLike | None = None, *, seed: int | None = None) -> None:
         """Forget the rest of the current chunks; call it when an episode starts.
 
@@ -117,6 +121,7 @@ class LoadedPolicy:
           ValueError: if ``where`` is not a bool for each environment.
         """
         if seed is not None:
+            check_count("seed", seed, low=0)
             self._key = jax.random.key(seed)
             self._counts = np.zeros(0, np.int32)
         if where is None or seed is not None:
@@ -161,6 +166,7 @@ class LoadedPolicy:
         self._counts[used] += 1
 
 
+@runtime.fixed_numerics()
 def load_policy(path: str | os.PathLike[str], *, seed: int = 0) -> LoadedPolicy:
     """Load a saved policy as a function of numpy observations.
 
@@ -171,6 +177,7 @@ def load_policy(path: str | os.PathLike[str], *, seed: int = 0) -> LoadedPolicy:
     Raises:
       SavedPolicyError: in one line, if there is no policy, or it is damaged or of another format.
     """
+    check_count("seed", seed, low=0)
     return LoadedPolicy(load_saved_policy(path), seed)
 
 
@@ -205,6 +212,7 @@ def make_config(
     return run_config.frozen_config(editable)
 
 
+@runtime.fixed_numerics()
 def train(
     config: str | os.PathLike[str] | ml_collections.ConfigDict | RunConfig | None = None,
     overrides: Mapping[str, Any] | None = None,
@@ -226,6 +234,7 @@ def train(
     Raises:
       ConfigError: in one line, for an unknown field or a value that is not allowed.
       RunError: if the folder holds another run, or the run cannot continue.
+      SavedPolicyError: in one line, if ``pretrain.saved_policy`` cannot be used.
     """
     run = make_config(config, overrides)
     if run_dir:
@@ -233,12 +242,14 @@ def train(
     _prepare_process(run.data_parallel)
     name = f"{run.env.name}-{run.algorithm.name}"
     folder = Path(run.run_dir or Path("runs") / name / config_hash(run))
-    training = Training(run, assemble.make_task(run), folder, "gcp_jax.train")
+    run = adopt_policy(run, frozenset(overrides or {}), folder)
+    training = Training(run, run_inputs.task_of_run(run, folder), folder, "gcp_jax.train")
     summary = training.run()
     print(f"report: {run_page.write(folder)}", file=sys.stderr)
     return {**summary, "run_dir": str(folder)}
 
 
+@runtime.fixed_numerics()
 def evaluate(
     policy: str | os.PathLike[str], *, episodes: int = 256, seed: int = 0
 ) -> dict[str, Any]:
@@ -257,6 +268,8 @@ def evaluate(
       SavedPolicyError: in one line, if the policy cannot be used.
     """
     _prepare_process()
+    check_count("episodes", episodes, low=1)
+    check_count("seed", seed, low=0)
     played = play.play(Path(policy), episodes=episodes, seed=seed)
     return play.summarize(played, play.score_of(played, seed))
 
@@ -273,13 +286,26 @@ def make_env(name: str, **settings: Any) -> Env:
       functions are pure; wrap them in ``jax.jit``.
 
     Raises:
-      ConfigError: in one line, for an unknown task or setting.
+      ConfigError: in one line, for an unknown task or setting, and if JAX is set to 64 bits.
     """
+    changed = runtime.changed_numerics()
+    if changed:
+        listed = ", ".join(f"{name}={value}" for name, value in changed.items())
+        raise ConfigError(
+            f"a task computes with JAX's defaults, but here is {listed}; call make_env and the "
+            "functions of the task within gcp_jax.experiments.runtime.fixed_numerics()."
+        )
     return assemble.build_env(run_config.build_env_choice({"name": name, **settings}))
 
 
 def _prepare_process(devices: int = 1) -> None:
-    """Set XLA's options, and keep compiled programs unless the user has set a folder for them."""
+    """Set XLA's options, and keep compiled programs unless the user has set a folder for them.
+
+    Raises:
+      RuntimeError: in one line, if JAX has no device.
+    """
     runtime.prepare_cpu(devices)
+    if reason := runtime.missing_devices():
+        raise RuntimeError(reason)
     if jax.config.jax_compilation_cache_dir is None:  # type: ignore[attr-defined]
         runtime.compilation_cache()

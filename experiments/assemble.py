@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,14 +14,17 @@ import numpy as np
 
 from gcp_jax import envs, user_code
 from gcp_jax.config import ConfigError, EnvChoice, RunConfig
+from gcp_jax.config import Demonstrations as DemonstrationConfig
+from gcp_jax.core.demonstrations import Demonstrations, demonstrations_of
 from gcp_jax.envs import wrappers
-from gcp_jax.envs.demos import collect, quality, storage
+from gcp_jax.envs.demos import collect, storage
 from gcp_jax.envs.protocol import Env
 from gcp_jax.learner import evaluation
+from gcp_jax.run.folder import differences
 from gcp_jax.run.task import TaskInterface
-from gcp_jax.types import PyTree, Step
+from gcp_jax.types import PyTree
 
-Demonstrate = Callable[[jax.Array], tuple[Step, dict[str, Any]]]
+Demonstrate = Callable[[jax.Array], tuple[Demonstrations, dict[str, Any]]]
 
 
 def make_env(config: RunConfig) -> Env:
@@ -68,12 +71,15 @@ def demonstrator_noise(config: RunConfig, env: Env) -> float:
     return levels[demos.quality]
 
 
-def make_task(config: RunConfig, *, film: bool = True) -> TaskInterface:
+def make_task(
+    config: RunConfig, *, film: bool = True, demonstrations: bool = True
+) -> TaskInterface:
     """The task of a run.
 
     Args:
       config: the run.
       film: whether the run may write videos.
+      demonstrations: whether the run still needs its demonstrations; if not, a dataset is not read.
 
     Raises:
       ConfigError: if the task, its demonstrator or the dataset does not fit the run.
@@ -82,7 +88,7 @@ def make_task(config: RunConfig, *, film: bool = True) -> TaskInterface:
     can_film = film and env.scene is not None
     return TaskInterface(
         env=wrappers.training(env),
-        demonstrate=_demonstrate(config, env),
+        demonstrate=_demonstrate(config, env) if demonstrations else _no_demonstrations,
         write_video=Camera(env).film if can_film else None,
     )
 
@@ -91,49 +97,85 @@ def _demonstrate(config: RunConfig, env: Env) -> Demonstrate:
     """The function that gives a run its demonstrations."""
     demos = config.demonstrations
     if demos.path:
-        return _from_disk(env, demos.path, demos.episodes)
+        return _from_disk(config, env)
     if config.pretrain.saved_policy and not config.finetune.demo_fraction:
         return _no_demonstrations
     return _scripted(env, demonstrator_noise(config, env), demos.episodes)
 
 
 def _scripted(env: Env, noise: float, episodes: int) -> Demonstrate:
-    def demonstrate(key: jax.Array) -> tuple[Step, dict[str, Any]]:
+    def demonstrate(key: jax.Array) -> tuple[Demonstrations, dict[str, Any]]:
         collected = jax.device_get(collect.collect(env, noise, key, episodes))
-        return collected.steps, {**collected.facts(), "noise": noise}
+        return demonstrations_of(collected.steps), {**collected.facts(), "noise": noise}
 
     return demonstrate
 
 
-def _from_disk(env: Env, path: str, episodes: int) -> Demonstrate:
+def _from_disk(config: RunConfig, env: Env) -> Demonstrate:
     """Demonstrations of a dataset, which is checked now, before anything is compiled."""
+    path = config.demonstrations.path
     dataset = storage.read(Path(path))
-    for name in ("obs_dim", "action_dim"):
-        saved = dataset.facts[name]
-        needed = getattr(env.specs, name)
-        if saved != needed:
-            raise ConfigError(
-                f"demonstrations.path={path} has {name}={saved}, but {env.specs.name} has {needed}."
-            )
-    if len(dataset.start) < episodes:
-        raise ConfigError(
-            f"demonstrations.path={path} has {len(dataset.start)} episodes, "
-            f"demonstrations.episodes asks for {episodes}."
-        )
+    _check_env(dataset, config, env)
+    selected = _select(dataset, config.demonstrations)
 
-    def first_episodes(leaf: np.ndarray) -> np.ndarray:
-        return leaf[:, :episodes] if leaf.ndim > 1 else leaf[:episodes]
-
-    def demonstrate(key: jax.Array) -> tuple[Step, dict[str, Any]]:
-        steps, info = jax.tree.map(first_episodes, storage.padded(dataset))
-        measured = {name: dataset.facts[name] for name in quality.NAMES if name in dataset.facts}
-        return steps, {**collect.facts(info), **measured, "path": path}
+    def demonstrate(key: jax.Array) -> tuple[Demonstrations, dict[str, Any]]:
+        return storage.demonstrations(selected), {**storage.measured_facts(selected), "path": path}
 
     return demonstrate
 
 
-def _no_demonstrations(key: jax.Array) -> tuple[Step, dict[str, Any]]:
-    raise AssertionError("a run from a saved policy without demo_fraction uses no demonstrations")
+def _select(dataset: storage.Dataset, demos: DemonstrationConfig) -> storage.Dataset:
+    """The episodes of a dataset that a run learns from."""
+    if len(dataset.start) < demos.episodes:
+        raise ConfigError(
+            f"demonstrations.path={demos.path} has {len(dataset.start)} episodes, "
+            f"demonstrations.episodes asks for {demos.episodes}."
+        )
+    return dataset.first(demos.episodes)
+
+
+def _check_env(dataset: storage.Dataset, config: RunConfig, env: Env) -> None:
+    """Compare the task of a dataset with that of the run; says which of its settings differ.
+
+    Raises:
+      ConfigError: it is another task, or has other sizes.
+    """
+    where = f"demonstrations.path={config.demonstrations.path}"
+    for size in ("obs_dim", "action_dim"):
+        saved = dataset.facts[size]
+        needed = getattr(env.specs, size)
+        if saved != needed:
+            raise ConfigError(f"{where} has {size}={saved}, but {env.specs.name} has {needed}.")
+    recorded: Any = dataset.facts.get("env")
+    name = recorded.get("name") if isinstance(recorded, Mapping) else None
+    if name != config.env.name:
+        raise ConfigError(
+            f"{where} is of the environment {name!r}, but this run is on {config.env.name!r}; "
+            "choose its environment, or correct env.name in its dataset.json."
+        )
+    current = {key: x for key, x in config.env.to_dict().items() if key in recorded}
+    others = [
+        f"{each.field}={each.saved!r}, not {each.current!r}"
+        for each in differences(recorded, current, "env.")
+    ]
+    if others:
+        print(f"{where} was recorded with {'; '.join(others)}", file=sys.stderr)
+
+
+def dataset_digest(demos: DemonstrationConfig) -> str:
+    """The digest of the recorded episodes that a run learns from; "" if they are scripted.
+
+    Raises:
+      ConfigError: ``demonstrations.path`` holds too few episodes.
+      DatasetError: it holds no dataset.
+    """
+    if not demos.path:
+        return ""
+    return storage.demonstrations(_select(storage.read(Path(demos.path)), demos)).digest()
+
+
+def _no_demonstrations(key: jax.Array) -> tuple[Demonstrations, dict[str, Any]]:
+    raise AssertionError("this run uses no demonstrations")
 
 
 class Camera:

@@ -27,13 +27,17 @@ import jax
 import ml_collections
 
 from gcp_jax.atomic_files import write_json, write_text
-from gcp_jax.config import ConfigError, RunConfig, clone_config
-from gcp_jax.experiments import assemble, run_config, user_files
+from gcp_jax.config import ConfigError, RunConfig, clone_config, to_dict
+from gcp_jax.config_fields import refuse_fields
+from gcp_jax.experiments import assemble, run_config, run_inputs, user_files
 from gcp_jax.experiments.plan import plan
 from gcp_jax.json_files import DictOf, Maybe, problem_of, read_json
 from gcp_jax.report import benchmark_page, benchmark_read
-from gcp_jax.run import provenance
+from gcp_jax.run import provenance, run_policies
+from gcp_jax.run.adopted_policy import adopt_policy, check_same_network
+from gcp_jax.run.code_digests import code_digests
 from gcp_jax.run.errors import Interrupted
+from gcp_jax.run.folder import check_path, check_resumable, differences, refuse_foreign_folder
 from gcp_jax.run.sizes import run_sizes
 from gcp_jax.run.task import TaskInterface
 from gcp_jax.run.training import Training
@@ -47,8 +51,24 @@ DECLARATION = {  # what get_config() returns
     "steps": Maybe(int),
     "common": Maybe(dict),
 }
+MANIFEST = "benchmark.json"
+CLONE = "base"  # the folder of a task's clone
 
 Fields = Mapping[str, Any]
+
+SET_HERE = {  # fields that a benchmark sets itself, and what sets them
+    "env.name": "choose tasks by --envs and methods by --algorithms",
+    "env.module": "choose tasks by --envs and methods by --algorithms",
+    "algorithm.name": "choose tasks by --envs and methods by --algorithms",
+    "algorithm.module": "choose methods by --algorithms, or by module=NAME of a method in --file",
+    "seeds": "use --seeds, or seeds of the file, for all runs",
+    "finetune.env_steps": "use --steps, or steps of the file, for all runs",
+    "run_dir": "use --run_dir, the folder of the whole benchmark",
+    "video": "a benchmark writes no videos",
+    "pretrain.saved_policy": "every method starts from the clone of its task",
+    "population.": "a benchmark compares methods, not a population; list each setting as a method",
+}
+OF_A_CLONE = ("env", "demonstrations", "pretrain", "seed", "data_parallel")  # shared by methods
 
 
 class Comparison(NamedTuple):
@@ -98,9 +118,8 @@ def choose(
     if not tasks or not methods:
         example = "--algorithms=ogpo,dppo --envs=peg_insert"
         raise ConfigError(f"nothing to compare: name methods and tasks, e.g. {example}.")
-    _refuse_selectors(overrides)
-    common = {**declared.get("common", {}), **overrides}
-    common["seeds"] = seeds or common.get("seeds") or declared.get("seeds", DEFAULT_SEEDS)
+    common = _common_fields(declared.get("common", {}), overrides, {**tasks, **methods})
+    common["seeds"] = seeds or declared.get("seeds", DEFAULT_SEEDS)
     if steps or "steps" in declared:
         common["finetune.env_steps"] = steps or declared["steps"]
     runs = {
@@ -143,13 +162,31 @@ def _narrowed(declared: Mapping[str, Fields], names: Sequence[str], key: str) ->
     return {name: declared.get(name, {key: name}) for name in names}
 
 
-def _refuse_selectors(overrides: Fields) -> None:
-    for name in overrides:
-        if name in run_config.SELECTORS:
+def _common_fields(
+    common: Fields, overrides: Fields, entries: Mapping[str, Fields]
+) -> dict[str, Any]:
+    """The fields of every run: those of the file with those of flags in their place.
+
+    Args:
+      common: fields of the file.
+      overrides: fields of flags.
+      entries: the tasks and methods, by label.
+
+    Raises:
+      ConfigError: for a field that the benchmark sets itself, and for a field of a task or a method
+        that the common ones would override.
+    """
+    refuse_fields(overrides, SET_HERE, "--config.")
+    refuse_fields(common, SET_HERE, "common: ")
+    merged = {**common, **overrides}
+    for label, fields in entries.items():
+        refuse_fields(fields, SET_HERE, f"{label}: ")
+        twice = [name for name in fields if name in merged]
+        if twice:
             raise ConfigError(
-                f"--config.{name} cannot be used here; choose tasks by --envs and methods by "
-                "--algorithms."
+                f"{twice[0]} is set for {label} and for every run; set it in one of them."
             )
+    return merged
 
 
 def _run(task: Fields, method: Fields, common: Fields) -> RunConfig:
@@ -161,13 +198,7 @@ def _run(task: Fields, method: Fields, common: Fields) -> RunConfig:
     name = method_fields.pop("algorithm")
     run_config.set_algorithm(config, name, method_fields.pop("module", ""))
     run_config.override(config, {**method_fields, **common, "video": False})
-    resolved = run_config.frozen_config(config)
-    if resolved.population:
-        raise ConfigError(
-            f"{name}: a benchmark compares methods, not a population; list each setting as a "
-            "method."
-        )
-    return resolved
+    return run_config.frozen_config(config)
 
 
 def _task_config(name: str) -> ml_collections.ConfigDict:
@@ -195,16 +226,13 @@ def run(comparison: Comparison, folder: Path, command: str) -> dict[str, Any]:
 
     Raises:
       ConfigError: before anything is started, if the runs cannot be compared.
+      RunError: before anything is started, if the folder holds something else, or a run of it was
+        begun with another configuration or other code.
       Interrupted: if a signal stopped a run.
     """
-    tasks = {
-        task: assemble.make_task(config, film=False)
-        for task, config in comparison.first_runs.items()
-    }
+    tasks = {task: _make_task(comparison, task, folder) for task in comparison.runs}
     _check_comparable(comparison, tasks)
-    for task, methods in comparison.runs.items():
-        for name, config in methods.items():
-            Training(config, tasks[task], folder / task / name, command)  # raises if impossible
+    _check_folder(comparison, folder)
     _write_manifest(comparison, folder, command)
     start = time.monotonic()
     total = sum(len(methods) for methods in comparison.runs.values())
@@ -212,12 +240,11 @@ def run(comparison: Comparison, folder: Path, command: str) -> dict[str, Any]:
     failed = {}
     for task, methods in comparison.runs.items():
         clone = clone_config(comparison.first_runs[task])
-        base = Training(clone, tasks[task], folder / task / "base", command).pretrain()
-        for name, config in methods.items():
+        _training(clone, tasks[task], folder / task / CLONE, command).pretrain()
+        for name in methods:
             count += 1
             print(f"── {task}: {name} ({count} of {total})", file=sys.stderr)
-            pretrain = dataclasses.replace(config.pretrain, saved_policy=str(base))
-            config = dataclasses.replace(config, pretrain=pretrain)
+            config = _adopted(comparison, task, name, folder)
             problem = _finetune(folder / task / name, config, tasks[task], command)
             if problem:
                 failed[f"{task}/{name}"] = problem
@@ -233,12 +260,22 @@ def run(comparison: Comparison, folder: Path, command: str) -> dict[str, Any]:
     }
 
 
+def _changed_policy_fields(clone: RunConfig, config: RunConfig) -> list[str]:
+    """The fields of the policy that a method sets otherwise than the clone of its task."""
+    names = [each.name for each in dataclasses.fields(config.policy)]
+    return [
+        f"policy.{name}"
+        for name in names
+        if getattr(config.policy, name) != getattr(clone.policy, name)
+    ]
+
+
 def _check_comparable(comparison: Comparison, tasks: Mapping[str, TaskInterface]) -> None:
     """Check that all runs are possible and that those of a task can be compared.
 
     Raises:
       ConfigError: if a task is scored by return, if methods of a task would be evaluated at
-        different environment steps, or if the sizes of a run do not fit.
+        different environment steps or need different networks, or if the sizes of a run do not fit.
     """
     for task, methods in comparison.runs.items():
         specs = tasks[task].env.specs
@@ -260,8 +297,81 @@ def _check_comparable(comparison: Comparison, tasks: Mapping[str, TaskInterface]
                 f"({listed}); choose steps and evaluation.every as multiples of every method's "
                 "segment (finetune.envs · finetune.unroll_chunks · policy.chunk)."
             )
-        for config in methods.values():
+        for name, config in methods.items():
+            _check_clone(f"{task}: {name}", comparison.first_runs[task], config)
             plan.plan(config, tasks[task])
+
+
+def _make_task(comparison: Comparison, task: str, folder: Path) -> TaskInterface:
+    """A task, whose dataset is read only if a run still needs it."""
+    methods = comparison.runs[task]
+    clone = clone_config(comparison.first_runs[task])
+    needed = run_inputs.needs_demonstrations(clone, folder / task / CLONE) or any(
+        run_inputs.needs_demonstrations(_from_clone(config, folder / task), folder / task / name)
+        for name, config in methods.items()
+    )
+    config = comparison.first_runs[task]
+    return assemble.make_task(config, film=False, demonstrations=needed)
+
+
+def _training(config: RunConfig, task: TaskInterface, folder: Path, command: str) -> Training:
+    """A run with the digests of what it reads from disk."""
+    inputs = run_inputs.input_digests(config, folder)
+    return Training(config, task._replace(inputs=inputs), folder, command)
+
+
+def _from_clone(config: RunConfig, task_folder: Path) -> RunConfig:
+    """The run of a method from the shared clone of its task, which need not exist yet."""
+    base = run_policies.policy_folder(task_folder / CLONE, run_policies.BASE)
+    pretrain = dataclasses.replace(config.pretrain, saved_policy=str(base))
+    return dataclasses.replace(config, pretrain=pretrain)
+
+
+def _adopted(comparison: Comparison, task: str, name: str, folder: Path) -> RunConfig:
+    """The run of a method from the clone of its task, with the settings of the clone's policy."""
+    config = comparison.runs[task][name]
+    clone = clone_config(comparison.first_runs[task])
+    explicit = _changed_policy_fields(clone, config)
+    return adopt_policy(_from_clone(config, folder / task), explicit, folder / task / name)
+
+
+def _check_folder(comparison: Comparison, folder: Path) -> None:
+    """Check that a folder holds nothing, or this benchmark with the same code.
+
+    Raises:
+      RunError: in one line.
+    """
+    check_path(folder)
+    refuse_foreign_folder(folder, MANIFEST)
+    for task, methods in comparison.runs.items():
+        clone = folder / task / CLONE
+        _check_run(clone, clone_config(comparison.first_runs[task]))
+        if run_policies.missing_policies(clone, members=()):
+            continue
+        for name in methods:
+            _check_run(folder / task / name, _adopted(comparison, task, name, folder))
+
+
+def _check_run(folder: Path, config: RunConfig) -> None:
+    if (folder / "config.json").exists():
+        inputs = run_inputs.input_digests(config, folder)
+        check_resumable(folder, config, code_digests(config), inputs)
+
+
+def _check_clone(label: str, first: RunConfig, config: RunConfig) -> None:
+    """Check that a method does not ask for another clone than the one that its task has.
+
+    Raises:
+      ConfigError: for the first field that differs.
+    """
+    made, asked = ({name: to_dict(x)[name] for name in OF_A_CLONE} for x in (first, config))
+    for difference in differences(made, asked):
+        raise ConfigError(
+            f"{label} sets {difference.field}={difference.current!r}, but the methods of a task "
+            f"share a clone, which is made with {difference.saved!r}; set it for the task or for "
+            "every run."
+        )
+    check_same_network(config.policy, first.policy, f"the clone of {label}")
 
 
 def _write_manifest(comparison: Comparison, folder: Path, command: str) -> None:
@@ -286,7 +396,7 @@ def _write_manifest(comparison: Comparison, folder: Path, command: str) -> None:
         ],
     }
     folder.mkdir(parents=True, exist_ok=True)
-    path = folder / "benchmark.json"
+    path = folder / MANIFEST
     if path.exists():
         saved = read_json(path, benchmark_read.PLAN, error=ConfigError)
         for field in ("seeds", "steps"):
@@ -305,7 +415,7 @@ def _finetune(folder: Path, config: RunConfig, task: TaskInterface, command: str
     """Do one run; why it failed, or ""."""
     note = folder / "failed.txt"
     try:
-        Training(config, task, folder, command).run()
+        _training(config, task, folder, command).run()
     except Interrupted:
         raise
     except (RuntimeError, FloatingPointError) as error:

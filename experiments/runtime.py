@@ -1,4 +1,4 @@
-"""What a process sets for XLA and for the C library, before it uses its first device."""
+"""What a process sets for JAX, XLA and the C library, before it uses its first device."""
 
 from __future__ import annotations
 
@@ -7,11 +7,23 @@ import ctypes
 import importlib.metadata
 import os
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
+
+from gcp_jax.config_fields import Bounds, ConfigError
 
 ARENAS = 2
 M_ARENA_MAX = -8  # of malloc.h
 MIN_THREADS = 4  # in a smaller pool, collectives and steps with many contacts deadlock
+THREADS = Bounds(1, 4096)  # of NPROC
+NUMERICS: dict[str, Any] = {  # settings of JAX that the numbers and the dtypes of a run depend on
+    "jax_enable_x64": False,
+    "jax_numpy_dtype_promotion": "standard",
+    "jax_default_prng_impl": "threefry2x32",
+    "jax_threefry_partitionable": True,
+    "jax_random_seed_offset": 0,
+}
 
 
 def prepare_cpu(devices: int = 1) -> None:
@@ -27,6 +39,9 @@ def prepare_cpu(devices: int = 1) -> None:
 
     Args:
       devices: how many devices the CPU stands for.
+
+    Raises:
+      ConfigError: NPROC is no number of threads.
     """
     flags = {}
     if devices > 1:
@@ -36,10 +51,78 @@ def prepare_cpu(devices: int = 1) -> None:
     present = os.environ.get("XLA_FLAGS", "")
     added = [f"--{name}={value}" for name, value in flags.items() if name not in present]
     os.environ["XLA_FLAGS"] = " ".join([present, *added]).strip()
-    threads = os.environ.get("NPROC") or os.cpu_count() or 1
-    os.environ["NPROC"] = str(max(MIN_THREADS, 2 * devices, int(threads)))
+    os.environ["NPROC"] = str(max(MIN_THREADS, 2 * devices, _threads()))
     if "MALLOC_ARENA_MAX" not in os.environ:
         _keep_few_arenas()
+
+
+def _threads() -> int:
+    """NPROC, or the number of CPU cores."""
+    text = os.environ.get("NPROC")
+    if not text:
+        return os.cpu_count() or 1
+    if not text.isdecimal() or int(text) not in THREADS:
+        raise ConfigError(
+            f"the environment variable NPROC is {text!r}; it must be a number of threads "
+            f"{THREADS}, or unset."
+        )
+    return int(text)
+
+
+def changed_numerics() -> dict[str, Any]:
+    """The settings in ``NUMERICS`` that have another value now: {name: that value}."""
+    import jax
+
+    found = {name: getattr(jax.config, name) for name in NUMERICS}
+    plain = {name: getattr(value, "value", value) for name, value in found.items()}
+    return {name: value for name, value in plain.items() if value != NUMERICS[name]}
+
+
+def fix_numerics() -> None:
+    """Give the settings in ``NUMERICS`` these values, for the rest of the process; print changes.
+
+    A run then has the same numbers, and loads the same policies, whatever the user's environment
+    variables say.
+    """
+    import jax
+
+    for name, value in changed_numerics().items():
+        print(
+            f"note: {name.upper()}={value} is not used: a run computes with {NUMERICS[name]}",
+            file=sys.stderr,
+        )
+        jax.config.update(name, NUMERICS[name])
+
+
+@contextlib.contextmanager
+def fixed_numerics() -> Iterator[None]:
+    """Have the settings in ``NUMERICS`` at these values within a block, in a user's own process."""
+    import jax
+
+    before = changed_numerics()
+    try:
+        for name in before:
+            jax.config.update(name, NUMERICS[name])
+        yield
+    finally:
+        for name, value in before.items():
+            jax.config.update(name, value)
+
+
+def missing_devices() -> str:
+    """Why JAX has no device, in one line; "" if it has."""
+    import jax
+
+    try:
+        jax.devices()
+    except (AssertionError, RuntimeError) as error:
+        reason = " ".join(str(error).split()) or "it is not available here"
+        platforms = os.environ.get("JAX_PLATFORMS", "")
+        return (
+            f"JAX has no device (JAX_PLATFORMS={platforms!r}): {reason}; unset JAX_PLATFORMS, or "
+            "install JAX for that platform."
+        )
+    return ""
 
 
 def _jax_version() -> tuple[int, int]:

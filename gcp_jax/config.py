@@ -28,6 +28,8 @@ from gcp_jax.config_fields import (
 from gcp_jax.config_fields import ConfigError as ConfigError
 from gcp_jax.core.policy import PolicyConfig
 
+NOISE = Bounds(0, 100)  # of a demonstrator; the tasks' qualities are at most 4
+
 
 @dataclasses.dataclass(frozen=True)
 class Demonstrations:
@@ -38,7 +40,7 @@ class Demonstrations:
         "mixed", None, "the demonstrator's noise level, by the task's name for it: expert, …, bad"
     )
     noise: float | None = field(
-        None, NON_NEGATIVE, "the demonstrator's noise as a number, instead of a quality"
+        None, NOISE, "the demonstrator's noise as a number, instead of a quality"
     )
     path: str = field(
         "",
@@ -54,7 +56,9 @@ class Demonstrations:
 class Pretrain:
     """Cloning the demonstrations."""
 
-    updates: int = field(4000, POSITIVE_INT, "largest number of updates")
+    updates: int = field(
+        4000, POSITIVE_INT, "largest number of updates; a multiple of evaluate_every is taken"
+    )
     batch_size: int = field(256, POSITIVE_INT, "transitions in a batch")
     learning_rate: float = field(1e-3, POSITIVE, "AdamW's learning rate")
     weight_decay: float = field(1e-4, NON_NEGATIVE, "AdamW's weight decay")
@@ -92,9 +96,14 @@ class Finetune:
     """Finetuning; all sizes are for one seed. On-policy methods do not use ``learning_starts``,
     ``utd``, ``batch_size`` and ``capacity``."""
 
-    env_steps: int = field(60_000, POSITIVE_INT, "environment steps of finetuning")
+    env_steps: int = field(
+        60_000, POSITIVE_INT, "environment steps of finetuning, rounded up to whole segments"
+    )
     learning_starts: int = field(
-        12_000, NON_NEGATIVE, "environment steps of the cloned policy before the first update"
+        12_000,
+        NON_NEGATIVE,
+        "environment steps of the cloned policy before the first update, rounded up to whole "
+        "segments",
     )
     envs: int = field(64, POSITIVE_INT, "N: parallel environments")
     unroll_chunks: int = field(
@@ -103,9 +112,17 @@ class Finetune:
     reset_pool: int = field(
         0, NON_NEGATIVE, "R: fresh start states of a segment; 0: a quarter of envs"
     )
-    utd: float = field(0.125, POSITIVE, "gradient updates per environment step")
+    utd: float = field(
+        0.125,
+        POSITIVE,
+        "gradient updates per environment step; a segment has a whole number of them, at least 1",
+    )
     batch_size: int = field(256, POSITIVE_INT, "B: transitions in a batch")
-    capacity: int = field(200_000, POSITIVE_INT, "environment steps that the replay buffer keeps")
+    capacity: int = field(
+        200_000,
+        POSITIVE_INT,
+        "environment steps that the replay buffer keeps, in whole segments, two at least",
+    )
     demo_fraction: float = field(
         0.0, Bounds(0, 1, high_open=True), "share of demonstrations in every replayed batch"
     )
@@ -124,7 +141,11 @@ class Evaluation:
     """Evaluating a policy from fixed start states."""
 
     episodes: int = field(256, POSITIVE_INT, "start states, for each seed")
-    every: int = field(8_192, POSITIVE_INT, "environment steps between evaluations of finetuning")
+    every: int = field(
+        8_192,
+        POSITIVE_INT,
+        "environment steps between evaluations of finetuning, rounded to whole segments",
+    )
 
     def __post_init__(self) -> None:
         config_fields.check(self, "evaluation.")
@@ -135,7 +156,9 @@ class Checkpoint:
     """Saving what a run needs to resume."""
 
     every: int = field(
-        8_192, POSITIVE_INT, "environment steps (when cloning: updates) between checkpoints"
+        8_192,
+        POSITIVE_INT,
+        "environment steps (when cloning: updates) between checkpoints, rounded to whole segments",
     )
     keep: int = field(2, POSITIVE_INT, "newest checkpoints that are kept")
 
@@ -175,6 +198,12 @@ class EnvChoice:
         }
 
 
+def shortest(value: float) -> str:
+    """A number as text: in six digits if they are exact, otherwise in all that it needs."""
+    text = f"{value:g}"
+    return text if float(text) == value else repr(value)
+
+
 class Member(NamedTuple):
     """One of the trainings that share a program: its seed and the values that vary."""
 
@@ -183,8 +212,11 @@ class Member(NamedTuple):
 
     @property
     def label(self) -> str:
-        """The values as text, ``actor_lr=0.0001,clip=0.01``; empty if nothing varies."""
-        return ",".join(f"{name}={value:g}" for name, value in self.values.items())
+        """The values as text, ``actor_lr=0.0001,clip=0.01``; empty if nothing varies.
+
+        Labels differ whenever values do.
+        """
+        return ",".join(f"{name}={shortest(value)}" for name, value in self.values.items())
 
 
 @dataclasses.dataclass(frozen=True)
@@ -223,9 +255,14 @@ class RunConfig:
         NON_NEGATIVE,
         "skipped updates (NaN or inf) of a stage after which a training is stopped",
     )
+    allow_changed_code: bool = field(
+        False, None, "resume a run although code that it uses has changed since it began"
+    )
 
     def __post_init__(self) -> None:
         config_fields.check(self, "")
+        last = self.seed + self.seeds - 1
+        config_fields.check_magnitude(last, f"the last of seeds={self.seeds} from seed={self.seed}")
 
     @property
     def all_seeds(self) -> list[int]:
@@ -282,11 +319,13 @@ def clone_config(config: RunConfig) -> RunConfig:
         policy=config.policy,
         demonstrations=config.demonstrations,
         pretrain=config.pretrain,
+        finetune=Finetune(learning_starts=0),  # it is not finetuned: any size is allowed
         evaluation=config.evaluation,
         seed=config.seed,
         seeds=config.seeds,
         data_parallel=config.data_parallel,
         video=False,
+        allow_changed_code=config.allow_changed_code,
     )
 
 

@@ -72,6 +72,9 @@ POSITIVE = Bounds(0, low_open=True)
 UNIT = Bounds(0, 1)
 UNIT_POSITIVE = Bounds(0, 1, low_open=True)
 
+MAX_COUNT = 2**31 - 1  # of every whole number: seeds, sizes and counters have 32 bits on devices
+MAX_NUMBER = 1e30  # of the magnitude of every other number, which float32 holds with room to spare
+
 Choices = tuple[str, ...]
 
 
@@ -82,8 +85,9 @@ def field(default: Any, allowed: Bounds | Choices | None = None, doc: str = "") 
       default: the field's default value. Every instance gets its own copy of a dict.
       allowed: ``Bounds`` of a number, or of every number in a tuple; the choices of a string, as a
         tuple of strings; of every string in a tuple. A tuple may be empty if its default is. None
-        allows every value of the field's type, but of numbers only finite
-        ones. None as a value is allowed if it is the default.
+        allows every value of the field's type, but of numbers only finite ones. None as a value is
+        allowed if it is the default. No number may exceed ``MAX_COUNT``, or ``MAX_NUMBER`` if it is
+        not whole.
       doc: what the field is, in one line: symbol, unit, the authors' value in brackets.
     """
     metadata = {"allowed": allowed, "doc": doc}
@@ -163,6 +167,7 @@ def check(config: Any, section: str) -> None:
             raise ConfigError(
                 f"{section}{declared.name} is {value}; it must be {allowed} (default: {default})."
             )
+        check_magnitude(value, f"{section}{declared.name}", f" (default: {default})")
 
 
 def check_bounds(config: Any, section: str, bounds: Mapping[str, Bounds]) -> None:
@@ -175,6 +180,34 @@ def check_bounds(config: Any, section: str, bounds: Mapping[str, Bounds]) -> Non
         value = getattr(config, name)
         if not _inside(value, allowed):
             raise ConfigError(f"{section}{name} is {value}; it must be {allowed}.")
+
+
+def check_magnitude(value: Any, where: str, note: str = "") -> None:
+    """Check that no number exceeds ``MAX_COUNT``, or ``MAX_NUMBER`` if it is not whole.
+
+    Args:
+      value: a number, a tuple of them, or something else, which passes.
+      where: what it is, for the message.
+      note: the end of the message.
+
+    Raises:
+      ConfigError: in one line.
+    """
+    for number in value if isinstance(value, tuple) else (value,):
+        is_number = isinstance(number, (int, float)) and not isinstance(number, bool)
+        most = MAX_COUNT if isinstance(number, int) else MAX_NUMBER
+        if is_number and abs(number) > most:
+            raise ConfigError(f"{where} is {value}; it must be at most {_text(most)}{note}.")
+
+
+def check_count(name: str, value: int, *, low: int) -> None:
+    """Check an argument of a function that is a seed or a count.
+
+    Raises:
+      ConfigError: in one line, if it is below ``low`` or above ``MAX_COUNT``.
+    """
+    if value not in Bounds(low, MAX_COUNT):
+        raise ConfigError(f"{name} is {value}; it must be {Bounds(low, MAX_COUNT)}.")
 
 
 def _holds_numbers(value: Any) -> bool:
@@ -194,6 +227,25 @@ def suggest(name: str, allowed: Iterable[str]) -> str:
     close = difflib.get_close_matches(name, names, n=1)
     hint = f"did you mean {close[0]!r}? " if close else ""
     return f"{hint}allowed: {', '.join(names)}"
+
+
+def refuse_fields(fields: Iterable[str], instead: Mapping[str, str], where: str) -> None:
+    """Refuse fields that the caller sets itself, so that none is overridden without a word.
+
+    Args:
+      fields: dotted names.
+      instead: what to use instead of each field that is refused; a name that ends in "." stands
+        for a whole section.
+      where: what the fields are, for the message, e.g. ``"--config."`` before a name.
+
+    Raises:
+      ConfigError: for the first field in ``instead``.
+    """
+    for field in fields:
+        section = f"{field.split('.')[0]}."
+        remedy = instead.get(field) or instead.get(section)
+        if remedy:
+            raise ConfigError(f"{where}{field} cannot be used here; {remedy}.")
 
 
 def build_config(cls: type, values: Mapping[str, Any], section: str = "") -> Any:

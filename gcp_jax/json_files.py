@@ -153,13 +153,12 @@ def _problems_of_keys(value: Any, shape: Mapping[str, Shape], where: str) -> Ite
 
 
 def _problems_of_items(value: Any, shape: ListOf | DictOf, where: str) -> Iterator[str]:
-    if isinstance(shape, ListOf):
-        yield from _problems(value, list, where)
-        items = enumerate(value) if isinstance(value, list) else ()
-    else:
-        yield from _problems(value, dict, where)
-        items = value.items() if isinstance(value, dict) else ()
-    for key, item in items:
+    kind = list if isinstance(shape, ListOf) else dict
+    if not isinstance(value, kind):
+        yield from _problems(value, kind, where)
+        return
+    items = value if isinstance(value, dict) else dict(enumerate(value))
+    for key, item in items.items():
         yield from _problems(item, shape.shape, f"{where}.{key}" if where else str(key))
 
 

@@ -93,12 +93,15 @@ class BatchSource(NamedTuple):
 
     # (a segment of one row, for its shapes) -> buffer_state
     init: Callable[..., PyTree]
-    # (buffer_state, preprocessed segment | None, key, clock) -> (buffer_state, Batch [U, B, ...])
+    # (buffer_state, data, preprocessed segment | None, key, clock)
+    #   -> (buffer_state, Batch [U, B, ...])
     step: Callable[..., tuple[PyTree, Batch]]
     # PartitionSpecs, a prefix of buffer_state; parts without the axis "seed" are shared by seeds
     partition_spec: PyTree
     updates: int  # U
     batch_size: int  # B over all devices
+    # what ``step`` reads and never changes, on the host: shared by seeds, not saved in checkpoints
+    data: PyTree = None
 
 
 class Algorithm(NamedTuple):
@@ -132,6 +135,7 @@ class LearnerState(NamedTuple):
     state: PyTree  # of the algorithm
     base: PyTree  # the policy that finetuning started from, shared
     buffer_state: PyTree  # of the batch source
+    data: PyTree  # of the batch source, shared; a checkpoint does not hold it
     key: PRNGKey  # []
     clock: Array  # int32 []: segments done, shared
     values: PyTree  # a population's values, {field: []}; {} if members differ by seed only

@@ -11,6 +11,7 @@ import itertools
 import json
 import shlex
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import ml_collections
@@ -19,6 +20,7 @@ from gcp_jax.config import ConfigError, RunConfig
 from gcp_jax.experiments import run_config, user_files
 from gcp_jax.launch.axes import Point
 from gcp_jax.launch.spec import Sweep
+from gcp_jax.run.adopted_policy import adopt_policy
 from gcp_jax.run.folder import config_hash
 
 EXAMPLE = "experiments/sweeps/learning_rates.py"
@@ -92,11 +94,31 @@ def configure(
     """
     config = run_config.read_config_file(file, named=f"the sweep's config={file}")
     run_config.select(config, run_config.Selection.of(fields))
+    _refuse_overridden(file, config, fields)
     remaining = {name: x for name, x in fields.items() if name not in run_config.SELECTORS}
     run_config.override(config, {**remaining, "run_dir": ""})
     with config.unlocked():
         config.population = ml_collections.ConfigDict(dict(population))
-    return run_config.frozen_config(config)
+    frozen = run_config.frozen_config(config)
+    if not Path(frozen.pretrain.saved_policy).exists():  # the run says what is wrong
+        return frozen
+    return adopt_policy(frozen, fields.keys(), Path())
+
+
+def _refuse_overridden(
+    file: str, config: ml_collections.ConfigDict, fields: Mapping[str, Any]
+) -> None:
+    """Raise ConfigError for what the file sets and every run of a sweep sets otherwise."""
+    if config.population:
+        raise ConfigError(
+            f"the sweep's config={file} sets population; name the varied fields in Sweep(pack=…)."
+        )
+    seeds = fields.get("seeds", 1)
+    if config.seeds not in (1, seeds):
+        raise ConfigError(
+            f"the sweep's config={file} sets seeds={config.seeds}, but the sweep runs {seeds}; use "
+            "Sweep(seeds=…)."
+        )
 
 
 def _groups_sharing_a_program(sweep: Sweep, points: list[Point]) -> Iterator[list[Point]]:

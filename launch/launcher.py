@@ -6,19 +6,23 @@ It places nothing itself; where and when a job runs is decided by the backend.
 from __future__ import annotations
 
 import concurrent.futures
+import json
 import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
-from gcp_jax.config import clone_config, to_dict
-from gcp_jax.experiments import run_config
+from gcp_jax.config import RunConfig, clone_config, to_dict
+from gcp_jax.experiments import run_config, run_inputs
 from gcp_jax.launch import worker
 from gcp_jax.launch.expand import RunSpec
 from gcp_jax.launch.spec import TRAIN, Sweep
 from gcp_jax.launch.worker import Job, JobResult
+from gcp_jax.run.code_digests import code_digests
+from gcp_jax.run.folder import check_resumable as check_run_resumable
 from gcp_jax.run.folder import config_hash
+from gcp_jax.run.run_policies import missing_policies
 
 Future = concurrent.futures.Future[JobResult]
 Request = tuple[RunSpec, int]  # a run, and the environment steps at which it pauses (0: never)
@@ -61,8 +65,31 @@ def run_folder(sweep_folder: Path, run_id: str) -> Path:
 
 
 def is_finished(folder: Path) -> bool:
-    """Return whether the run, or clone, in this folder has finished."""
-    return (folder / "summary.json").exists()
+    """Return whether the run, or clone, in this folder has finished: its summary can be read."""
+    try:
+        return isinstance(json.loads((folder / "summary.json").read_text()), dict)
+    except (OSError, ValueError, RecursionError):
+        return False
+
+
+def check_resumable(runs: Iterable[RunSpec], folder: Path, entry_point: str = TRAIN) -> None:
+    """Check that the trainings that a sweep's folder holds are those of these runs.
+
+    Raises:
+      RunError: one of them, or a clone, was begun with another configuration or other code.
+    """
+    if entry_point != TRAIN:
+        return
+    for run in runs:
+        _check_run_resumable(run_folder(folder, run.id), run.config)
+        if clone := clone_id(run):
+            _check_run_resumable(folder / "clones" / clone, clone_config(run.config))
+
+
+def _check_run_resumable(folder: Path, config: RunConfig) -> None:
+    if (folder / "config.json").exists():
+        inputs = run_inputs.input_digests(config, folder)
+        check_run_resumable(folder, config, code_digests(config), inputs)
 
 
 def clone_id(run: RunSpec, entry_point: str = TRAIN) -> str:
@@ -132,11 +159,12 @@ class _JobLedger:
     def add(self, requests: Iterable[Request]) -> None:
         """Queue runs that are not finished, after the clones they need."""
         for run, until in requests:
-            if is_finished(run_folder(self.folder, run.id)):
+            check_resumable([run], self.folder, self.sweep.entry_point)
+            if self._is_done(run):
                 self.skipped += 1
                 continue
             job = self._job(run, until)
-            if not job.clone or is_finished(Path(job.clone)):
+            if not job.clone or _is_cloned(Path(job.clone)):
                 self._ready.append((run, job))
                 continue
             if job.clone not in self._waiting:
@@ -144,6 +172,13 @@ class _JobLedger:
                 self._ready.append((None, _clone_job(job)))
             self._waiting[job.clone].append((run, job))
         self.submit_ready()
+
+    def _is_done(self, run: RunSpec) -> bool:
+        """Return whether a run has finished and its policies are on disk."""
+        folder = run_folder(self.folder, run.id)
+        if self.sweep.entry_point != TRAIN or not is_finished(folder):
+            return is_finished(folder)
+        return not missing_policies(folder, run.config.members)
 
     def submit_ready(self) -> None:
         """Submit all jobs that are ready in one call, so that a backend can make one array."""
@@ -213,6 +248,11 @@ class _JobLedger:
             until=until,
             clone=str(self.folder / "clones" / clone) if clone else "",
         )
+
+
+def _is_cloned(folder: Path) -> bool:
+    """Return whether a clone has finished and its policy is on disk."""
+    return is_finished(folder) and not missing_policies(folder, members=())
 
 
 def _clone_job(job: Job) -> Job:

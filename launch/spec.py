@@ -11,10 +11,18 @@ from collections.abc import Mapping
 from typing import Any
 
 from gcp_jax.config import ConfigError
+from gcp_jax.config_fields import refuse_fields
 from gcp_jax.launch.axes import Axis, Choice, UniformRange
 
 SAMPLERS = ("tpe", "gp", "random")
 TRAIN = "gcp_jax.launch.worker:train"
+
+
+SET_HERE = {  # fields that a sweep sets itself, and what sets them
+    "seeds": "use Sweep(seeds=…), or --config.seeds",
+    "run_dir": "use --run_dir, the folder of the whole sweep",
+    "population.": "name the varied fields in Sweep(pack=…)",
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,7 +107,7 @@ class Sweep:
 
     def _check_kinds(self) -> None:
         """Every part is of its kind."""
-        kinds = {
+        kinds: dict[str, tuple[Any, str]] = {
             "config": (str, "a configuration file, e.g. 'experiments/configs/reach.py'"),
             "axes": ((tuple, list), "a tuple of axes, e.g. (grid('finetune.utd', (0.1, 0.2)),)"),
             "fields": (Mapping, "{'FIELD': value}"),
@@ -119,6 +127,10 @@ class Sweep:
         if self.search:
             names += self.search.space
         repeated = {name for name in names if names.count(name) > 1}
+        set_here = dict(SET_HERE)
+        if self.spread_seeds:
+            set_here["seed"] = "spread_seeds gives each run its own seed"
+        refuse_fields(names, set_here, "the sweep's ")
         if repeated:
             raise ConfigError(
                 f"{', '.join(sorted(repeated))} is set twice by the sweep; set each field once."

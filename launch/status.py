@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 from rich.table import Table
 
+from gcp_jax.config import shortest
 from gcp_jax.json_files import JsonError, Maybe, parse_json, problem_of, read_json
 from gcp_jax.launch.axes import Point
 from gcp_jax.launch.launcher import is_finished, run_folder
@@ -165,7 +166,7 @@ def _short(value: Any) -> str:
         return _short(value["packed"])
     if isinstance(value, (list, tuple)):
         return "/".join(_short(item) for item in value)
-    return f"{value:g}" if isinstance(value, float) else str(value)
+    return shortest(value) if isinstance(value, float) else str(value)
 
 
 def _state(folder: Path) -> tuple[str, str]:

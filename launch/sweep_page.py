@@ -17,6 +17,7 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import NullLocator
 
 from gcp_jax.atomic_files import write_bytes, write_text
+from gcp_jax.config import shortest
 from gcp_jax.launch import status
 from gcp_jax.launch.sweep_results import SweepResults, read_sweep, settings_csv
 from gcp_jax.report import html
@@ -169,7 +170,7 @@ def _flatten(scores: Iterable[Sequence[float]]) -> list[float]:
 
 
 def _value_text(value: Any) -> str:
-    return f"{value:g}" if is_number(value) else str(value)
+    return shortest(value) if is_number(value) else str(value)
 
 
 def _marginals_chart(results: SweepResults) -> Chart:

@@ -71,6 +71,7 @@ def prepare_process(
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
     from gcp_jax.experiments import runtime
 
+    runtime.fix_numerics()
     runtime.prepare_cpu(devices)
     runtime.compilation_cache()
 
@@ -114,14 +115,14 @@ def train(job: Job) -> None:
     import jax
 
     from gcp_jax.atomic_files import write_json
-    from gcp_jax.experiments import assemble, run_config
+    from gcp_jax.experiments import run_config, run_inputs
     from gcp_jax.run.training import Training
 
     config = run_config.resolve(job.config)
     folder = Path(job.folder)
     if job.clone:
         _adopt_clone(Path(job.clone), folder)
-    training = Training(config, assemble.make_task(config), folder, job.command)
+    training = Training(config, run_inputs.task_of_run(config, folder), folder, job.command)
     try:
         if job.clone_only:
             training.pretrain()
@@ -180,7 +181,10 @@ def _adopt_clone(clone: Path, folder: Path) -> None:
 
     The policy is copied last and atomically: if it is there, the adoption is complete.
     """
-    base = folder / "policy" / "base"
+    from gcp_jax.run import run_policies
+
+    run_policies.set_damaged_aside(folder, run_policies.BASE)
+    base = run_policies.policy_folder(folder, run_policies.BASE)
     if base.exists():
         return
     for name in ("metrics.jsonl", "eval.jsonl"):

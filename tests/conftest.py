@@ -33,6 +33,7 @@ from jax.sharding import AxisType, Mesh  # noqa: E402
 
 from gcp_jax.algorithms import bc  # noqa: E402
 from gcp_jax.core import policy as policy_lib  # noqa: E402
+from gcp_jax.core.demonstrations import demonstrations_of  # noqa: E402
 from gcp_jax.core.networks import Normalizer  # noqa: E402
 from gcp_jax.core.policy import Policy, PolicyConfig  # noqa: E402
 from gcp_jax.learner import batch_sources, loop  # noqa: E402
@@ -137,8 +138,9 @@ def two_modes(devices, optimized):
     )
     specs = Specs(obs_dim=1, action_dim=1, chunk=1)
     policy = policy_lib.make_policy(PolicyConfig(chunk=1, hidden=(64, 64, 64), steps=10), specs)
-    windows = batch_sources.chunk_windows(steps, 1)
-    source = batch_sources.dataset(windows, batch_size=256, updates=1000, gamma=1.0)
+    source = batch_sources.dataset(
+        demonstrations_of(steps), chunk=1, batch_size=256, updates=1000, gamma=1.0
+    )
     algorithm = bc.make(bc.Config(learning_rate=5e-3), policy, source)
     learner = loop.build_learner(algorithm, specs, mesh=devices(), seeds=1)
     pretrained = {"normalizer": Normalizer(mean=jnp.zeros(1), std=jnp.ones(1))}

@@ -18,14 +18,17 @@ from gcp_jax.types import Step
 Floats = NDArray[np.float64]
 
 NAMES = ("return", "trajectory_quality", "coverage")
+REFERENCES = "reference_returns"  # the fact {"clean", "random"}: their mean returns
 PLANES = 16  # of the hash
 HASH_SEED = 0
+ROUNDING = 1e-6  # relative to the numbers, what float32 may round of them
 
 
-def measured(steps: Step, *, clean: Step, random: Step) -> dict[str, float | None]:
+def measured(steps: Step, *, clean: Step, random: Step) -> dict[str, Any]:
     """``return`` (mean, undiscounted), ``trajectory_quality`` and ``coverage`` of episodes.
 
-    All arguments have leaves [T, E, ...]; ``clean`` and ``random`` are the references.
+    Also ``reference_returns``, which give the trajectory quality of any part of the episodes. All
+    arguments have leaves [T, E, ...]; ``clean`` and ``random`` are the references.
     """
     mean, best, worst = (float(returns(part).mean()) for part in (steps, clean, random))
     quality = trajectory_quality(mean, clean=best, random=worst)
@@ -34,6 +37,7 @@ def measured(steps: Step, *, clean: Step, random: Step) -> dict[str, float | Non
         "return": round(mean, 3),
         "trajectory_quality": None if quality is None else round(quality, 3),
         "coverage": round(coverage(visited(steps), reference), 3),
+        REFERENCES: {"clean": best, "random": worst},
     }
 
 
@@ -68,8 +72,9 @@ def coverage(pairs: Floats, reference: Floats) -> float:
     states so). Each plane is midway between two pairs of the reference, whose standard deviation is
     the unit of each dimension.
     """
+    rounding = ROUNDING * np.maximum(np.abs(reference).max(0), 1e-3)
     scale = reference.std(0)
-    scale = np.where(scale > 1e-9, scale, np.inf)  # a constant dimension separates nothing
+    scale = np.where(scale > rounding, scale, np.inf)  # a constant dimension separates nothing
     rng = np.random.default_rng(HASH_SEED)
     normal = rng.standard_normal((reference.shape[1], PLANES)) / scale[:, None]
     through = reference[rng.integers(len(reference), size=(2, PLANES))].mean(0)

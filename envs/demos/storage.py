@@ -13,11 +13,15 @@
 
 Sizes in dataset.json: obs_dim (O), action_dim (A), horizon, episodes (E), steps (S). It is written
 last: a folder without it was not finished.
+
+``start.npy`` says where episodes end. A flag inside an episode contradicts it and is refused; an
+episode whose last step has no flag was truncated there.
 """
 
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -25,9 +29,10 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from gcp_jax.atomic_files import UNREADABLE
-from gcp_jax.envs.demos import quality
+from gcp_jax.core.demonstrations import Demonstrations, flatten_episodes, make_demonstrations
+from gcp_jax.envs.demos import collect, quality
 from gcp_jax.envs.demos.collect import Info
-from gcp_jax.json_files import Maybe, parse_json, problem_of
+from gcp_jax.json_files import parse_json
 from gcp_jax.types import Step
 
 FORMAT = 1
@@ -36,8 +41,8 @@ CHECKED_AT_ONCE = 65_536  # rows, so that a large file is never in memory as a w
 
 _STEP = ("obs", "action", "next_obs", "reward", "terminated", "truncated", "success")
 _DTYPES = dict.fromkeys(_STEP, np.dtype(np.float32)) | dict.fromkeys(_STEP[4:], np.dtype(bool))
-_FACTS = {"env": Maybe(dict), **dict.fromkeys(quality.NAMES, Maybe(float))}
 _SIZES = ("obs_dim", "action_dim", "horizon", "episodes", "steps")
+_FACT = "must be a finite number or null"
 
 
 class DatasetError(ValueError):
@@ -62,6 +67,18 @@ class Dataset(NamedTuple):
         """[E] bool: success was reached in the episode."""
         return np.logical_or.reduceat(self.steps["success"], self.start)
 
+    def first(self, episodes: int) -> Dataset:
+        """The first episodes; of a part, without the facts that were measured of the whole."""
+        if episodes >= len(self.start):
+            return self
+        count = self.start[episodes]
+        return Dataset(
+            steps={name: values[:count] for name, values in self.steps.items()},
+            start=self.start[:episodes],
+            mode=self.mode[:episodes],
+            facts={name: fact for name, fact in self.facts.items() if name not in quality.NAMES},
+        )
+
 
 def check_free(folder: Path) -> None:
     """Raise FileExistsError if ``folder`` holds anything: a dataset is never overwritten."""
@@ -83,20 +100,18 @@ def write(folder: Path, steps: Step, info: Info, facts: Mapping[str, Any]) -> Da
     """
     check_free(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    executed = np.asarray(steps.executed).T  # [E, T]: one episode after the other
+    flat, start = flatten_episodes(steps)
     for name in _STEP:
-        by_episode = np.swapaxes(np.asarray(getattr(steps, name)), 0, 1)
-        np.save(folder / f"{name}.npy", by_episode[executed])
-    length = executed.sum(1)
-    np.save(folder / "start.npy", (np.cumsum(length) - length).astype(np.int64))
+        np.save(folder / f"{name}.npy", getattr(flat, name))
+    np.save(folder / "start.npy", start)
     np.save(folder / "mode.npy", np.asarray(info.mode, np.int32))
     description = {
         "format": FORMAT,
         "obs_dim": steps.obs.shape[-1],
         "action_dim": steps.action.shape[-1],
-        "horizon": int(executed.shape[1]),
-        "episodes": int(executed.shape[0]),
-        "steps": int(length.sum()),
+        "horizon": int(steps.executed.shape[0]),
+        "episodes": len(start),
+        "steps": len(flat.executed),
         **facts,
     }
     (folder / "dataset.json").write_text(json.dumps(description, indent=1) + "\n")
@@ -118,6 +133,8 @@ def read(folder: Path) -> Dataset:
             shape.append(facts[columns[name]])
         _check_rows(folder / f"{name}.npy", name, arrays[name], tuple(shape))
     _check_episodes(folder, arrays["start"], arrays["mode"], facts)
+    for name in ("terminated", "truncated"):
+        _check_flag(folder / f"{name}.npy", arrays[name], arrays["start"])
     return Dataset(
         steps={name: arrays[name] for name in _STEP},
         start=arrays["start"],
@@ -143,9 +160,25 @@ def _read_description(folder: Path) -> dict[str, Any]:
         size = facts.get(name)
         is_count = isinstance(size, int) and not isinstance(size, bool) and size > 0
         _require(is_count, path, f"has {name} {size!r}, must be a whole number above 0")
-    problem = problem_of(facts, _FACTS)
-    _require(not problem, path, f"is damaged: {problem}")
+    for name in quality.NAMES:
+        _require(_is_fact(facts.get(name)), path, f"has {name} {facts.get(name)!r}, {_FACT}")
+    for name, value in _references(facts).items():
+        _require(_is_fact(value), path, f"has {quality.REFERENCES}.{name} {value!r}, {_FACT}")
     return facts
+
+
+def _is_fact(value: Any) -> bool:
+    """Whether it is a finite number, or None."""
+    if value is None:
+        return True
+    return isinstance(value, int | float) and math.isfinite(value)
+
+
+def _references(facts: Mapping[str, Any]) -> dict[str, Any]:
+    """The mean returns of the clean demonstrator and of random actions, None if not recorded."""
+    found = facts.get(quality.REFERENCES)
+    known = found if isinstance(found, Mapping) else {}
+    return {name: known.get(name) for name in ("clean", "random")}
 
 
 def _check_episodes(
@@ -164,6 +197,20 @@ def _check_episodes(
     begins_at_0 = len(start) > 0 and start[0] == 0
     ordered = begins_at_0 and (length > 0).all() and (length <= horizon).all()
     _require(ordered, start_path, f"must rise from 0 by 1 to {horizon} steps an episode")
+
+
+def _check_flag(path: Path, flag: np.ndarray, start: np.ndarray) -> None:
+    """Check that a flag [S] that ends episodes is set at their last steps only."""
+    inside = np.array(flag)
+    inside[np.append(start[1:], len(flag)) - 1] = False
+    if inside.any():
+        row = int(inside.argmax())
+        episode = int(np.searchsorted(start, row, side="right")) - 1
+        raise DatasetError(
+            f"{path} row {row} is true inside episode {episode}, which start.npy begins at row "
+            f"{start[episode]}; only an episode's last row may be: clear the flag, or add "
+            f"{row + 1} to start.npy."
+        )
 
 
 def _require(holds: Any, path: Path, complaint: str) -> None:
@@ -204,20 +251,30 @@ def _check_rows(path: Path, name: str, array: np.ndarray, shape: tuple[int, ...]
             )
 
 
-def padded(dataset: Dataset) -> tuple[Step, Info]:
-    """The dataset as ``collect`` returns it: leaves [T, E, ...], where T is the longest episode.
+def demonstrations(dataset: Dataset) -> Demonstrations:
+    """The steps of a dataset, in its order; arrays stay memory-mapped."""
+    executed = np.ones(len(dataset.steps["obs"]), bool)
+    steps: dict[str, Any] = {**dataset.steps, "executed": executed}
+    return make_demonstrations(Step(**steps), dataset.start)
 
-    A shorter episode is filled with its last row, marked not executed.
+
+def measured_facts(dataset: Dataset) -> dict[str, Any]:
+    """Facts of the episodes of a dataset, for a run that learns from them.
+
+    Everything is measured of these episodes. What needs more than they hold is left out:
+    ``trajectory_quality`` of a part needs the references' returns, ``coverage`` their steps.
     """
-    length = dataset.length
-    time = np.arange(length.max())[:, None]
-    rows = dataset.start + np.minimum(time, length - 1)  # [T, E]
-    steps: dict[str, Any] = {name: values[rows] for name, values in dataset.steps.items()}
-    facts: dict[str, Any] = {  # numpy stands for jax arrays
+    info: dict[str, Any] = {  # numpy stands for jax arrays
         "success": dataset.solved,
         "mode": dataset.mode,
-        "length": length,
-        "diverged": np.zeros(len(length), bool),
+        "length": dataset.length,
+        "diverged": np.zeros(len(dataset.start), bool),
     }
-    steps["executed"] = time < length
-    return Step(**steps), Info(**facts)
+    mean = float(demonstrations(dataset).returns().mean())
+    found: dict[str, Any] = {**collect.facts(Info(**info)), "return": round(mean, 3)}
+    references = _references(dataset.facts)
+    if None not in references.values():
+        ratio = quality.trajectory_quality(mean, **references)
+        found["trajectory_quality"] = None if ratio is None else round(ratio, 3)
+    known = {name: dataset.facts[name] for name in quality.NAMES if name in dataset.facts}
+    return {**known, **found}

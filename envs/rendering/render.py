@@ -119,7 +119,8 @@ def video(path: str | Path, pictures: np.ndarray, fps: float) -> None:
     import mediapy
 
     mediapy.set_ffmpeg(_ffmpeg())
-    mediapy.write_video(str(path), pictures, fps=fps)
+    absolute = str(Path(path).absolute())  # ffmpeg takes "a:b" for a protocol and "-a" for a flag
+    mediapy.write_video(absolute, pictures, fps=fps)
 
 
 def _ffmpeg() -> str:

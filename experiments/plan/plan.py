@@ -17,7 +17,8 @@ from gcp_jax.experiments.plan import flops, peak_memory
 from gcp_jax.json_files import read_json
 from gcp_jax.learner import loop
 from gcp_jax.run.assemble import FinetuneSetup, assemble_finetuning, trace_first_segment
-from gcp_jax.run.sizes import RunSizes, run_sizes
+from gcp_jax.run.size_notes import size_notes
+from gcp_jax.run.sizes import RunSizes, run_sizes, stage_cadences
 from gcp_jax.run.task import TaskInterface
 from gcp_jax.types import Algorithm, Array, PyTree, Specs
 
@@ -39,7 +40,7 @@ def plan(config: RunConfig, task: TaskInterface, *, peak: bool = False) -> dict[
     train = shapes["train"]
     batch = config.finetune.batch_size
     members = len(config.members)
-    learning_segments = max(size.segments - size.warmup_segments, 0)
+    learning_segments = size.segments - size.warmup_segments
     numbers: dict[str, Any] = {
         "env": config.env.name,
         "algorithm": config.algorithm.name,
@@ -47,6 +48,9 @@ def plan(config: RunConfig, task: TaskInterface, *, peak: bool = False) -> dict[
     }
     if config.population:
         numbers["members"] = members
+    if not config.pretrain.saved_policy:
+        pretrain = stage_cadences(config, size).pretrain
+        numbers["cloning_updates"] = pretrain.segments * pretrain.updates
     numbers |= {
         "env_steps_per_seed": size.segments * size.env_steps,
         "warmup_env_steps": size.warmup_segments * size.env_steps,
@@ -66,6 +70,9 @@ def plan(config: RunConfig, task: TaskInterface, *, peak: bool = False) -> dict[
     }
     if peak:
         numbers["peak_bytes"] = _peak(config, task)
+    notes = size_notes(config, size)
+    if notes:
+        numbers["notes"] = notes
     return numbers
 
 
@@ -93,10 +100,11 @@ def cost(config: RunConfig, task: TaskInterface) -> Cost:
     pretrained = jax.eval_shape(setup.policy.untrained, jax.random.key(0))
     samples = 0
     if not config.pretrain.saved_policy:
-        samples = config.pretrain.updates * config.pretrain.batch_size
+        pretrain = stage_cadences(config, size).pretrain
+        samples = pretrain.segments * pretrain.updates * config.pretrain.batch_size
     # two operations a weight forwards, twice that backwards
     cloning = samples * 6 * _count(pretrained["net"])
-    updates = max(size.segments - size.warmup_segments, 0) * size.updates * members
+    updates = (size.segments - size.warmup_segments) * size.updates * members
     return Cost(
         flops=cloning + updates * _update_flops(setup, pretrained),
         env_steps=size.segments * size.env_steps * members,
@@ -165,6 +173,9 @@ def text(numbers: dict[str, Any]) -> str:
     """The plan as lines for people."""
     lines = ["plan"]
     for name, value in numbers.items():
+        if name == "notes":
+            lines += [f"  note: {note}" for note in value]
+            continue
         label = name.removesuffix("_bytes").replace("_", " ")
         lines.append(f"  {label:<24} {_value_text(name, value)}")
     return "\n".join(lines)

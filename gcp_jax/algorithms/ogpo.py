@@ -199,6 +199,11 @@ class OGPO:
         Each reads the state that the update began with, so that their gradients can cross between
         devices in one all-reduce; only the step on the success batch follows the critics' first.
         """
+        if self.config.calql and batch.return_to_go is None:
+            raise ValueError(
+                "algorithm.calql needs returns to go, which the batches lack; make every source of "
+                "batches with to_go=True."
+            )
         critic_key, success_key, value_key, actor_key = jax.random.split(key, 4)
         actor, actor_metrics = self.update_actor(state, batch, actor_key)
         if self.config.critic_warmup_updates:

@@ -28,7 +28,12 @@ class Config(critic.EnsembleConfig):
 
     # Schedule.
     chains: int = field(8, Bounds(2), "G: chains sampled for each state [32]")
-    actor_states: int = field(64, POSITIVE_INT, "states of a batch that the actor uses [all]")
+    actor_states: int = field(
+        64,
+        POSITIVE_INT,
+        "states of a batch that the actor uses: every n-th, n = batch_size // actor_states; all if "
+        "the batch has fewer [all]",
+    )
     actor_lr: float = field(1e-4, NON_NEGATIVE, "Adam's learning rate of the actor [4.5e-5]")
     lr_cycle: int = field(
         0,

@@ -92,7 +92,13 @@ class Extraction:
         else:
             advantage = advantage[0]
         if config.group_std:
-            advantage = advantage / (jnp.std(q.mean(0), -1, keepdims=True) + 1e-6)
+            q_mean = q.mean(0)
+            advantage = returns.divide_by_std(
+                advantage,
+                std=jnp.std(q_mean, -1, keepdims=True),
+                level=jnp.mean(q_mean, -1, keepdims=True),
+                epsilon=1e-6,
+            )
         if config.no_negative:
             advantage = jnp.maximum(advantage, 0.0)
         return Advantages(advantage=advantage, clip_high=clip_high)

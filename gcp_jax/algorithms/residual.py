@@ -59,6 +59,13 @@ class Config(tanh_gaussian.Config):
         4, POSITIVE_INT, "updates of the critics for each of the actor ('td3') [4]"
     )
 
+    @property
+    def first_policy_update(self) -> int:
+        """The first update of a run, counted from 0, that changes the policy."""
+        if self.mode != "td3":
+            return self.critic_warmup_updates
+        return -(-self.critic_warmup_updates // self.policy_delay) * self.policy_delay
+
 
 class State(NamedTuple):
     """What a residual policy learns, for one seed, and the frozen base policy."""

@@ -52,6 +52,11 @@ class EnsembleConfig:
     def __post_init__(self) -> None:
         config_fields.check(self, "algorithm.")
 
+    @property
+    def first_policy_update(self) -> int:
+        """The first update of a run, counted from 0, that changes the policy."""
+        return self.critic_warmup_updates
+
 
 @dataclasses.dataclass(frozen=True)
 class Config(EnsembleConfig):

@@ -18,6 +18,7 @@ from typing import NamedTuple, Protocol
 import jax
 import jax.numpy as jnp
 
+from gcp_jax.config_fields import Bounds
 from gcp_jax.mesh import sample_keys
 from gcp_jax.types import Array, PRNGKey
 
@@ -26,6 +27,8 @@ StochasticStep = Callable[[Array, Array], tuple[Array, Array]]
 DeterministicStep = Callable[[Array, Array], Array]
 
 NOISE_CLIP = 3.0
+DENOISING_STEPS = Bounds(1, 1000)  # K
+SIGMA = Bounds(0, 10, low_open=True)  # of noise on actions in [-1, 1]
 
 
 class Sampler(Protocol):

@@ -17,11 +17,18 @@ import jax.numpy as jnp
 import numpy as np
 
 from gcp_jax import config_fields
-from gcp_jax.config_fields import NON_NEGATIVE, POSITIVE, POSITIVE_INT, field
-from gcp_jax.core.denoising import DenoisingFn, DeterministicStep, StochasticStep
+from gcp_jax.config_fields import Bounds, field
+from gcp_jax.core.denoising import (
+    DENOISING_STEPS,
+    SIGMA,
+    DenoisingFn,
+    DeterministicStep,
+    StochasticStep,
+)
 from gcp_jax.types import Array
 
 SCHEMES = ("ddpm", "ddim")
+TRAIN_STEPS = Bounds(0, 100_000)
 
 
 def cosine_schedule(steps: int) -> np.ndarray:
@@ -44,10 +51,10 @@ class DiffusionSampler:
     sampler is DDIM with η = 0 in both schemes.
     """
 
-    steps: int = field(20, POSITIVE_INT, "K: denoising steps, on the grid t_i = i/K")
-    sigma: float = field(0.1, POSITIVE, "smallest std of a step, sampled and scored [DPPO: 0.1]")
+    steps: int = field(20, DENOISING_STEPS, "K: denoising steps, on the grid t_i = i/K")
+    sigma: float = field(0.1, SIGMA, "smallest std of a step, sampled and scored [DPPO: 0.1]")
     scheme: str = field("ddpm", None, "of the stochastic chain: ddpm or ddim")
-    train_steps: int = field(0, NON_NEGATIVE, "T, a multiple of K; 0: K. With T > K steps skip")
+    train_steps: int = field(0, TRAIN_STEPS, "T, a multiple of K; 0: K. With T > K steps skip")
 
     def __post_init__(self) -> None:
         config_fields.check(self, "policy.")

@@ -14,8 +14,14 @@ import dataclasses
 import jax.numpy as jnp
 
 from gcp_jax import config_fields
-from gcp_jax.config_fields import POSITIVE, POSITIVE_INT, field
-from gcp_jax.core.denoising import DenoisingFn, DeterministicStep, StochasticStep
+from gcp_jax.config_fields import field
+from gcp_jax.core.denoising import (
+    DENOISING_STEPS,
+    SIGMA,
+    DenoisingFn,
+    DeterministicStep,
+    StochasticStep,
+)
 from gcp_jax.types import Array
 
 SCHEMES = ("paper", "marginal")
@@ -31,8 +37,8 @@ class FlowSampler:
     marginals are those of the flow.
     """
 
-    steps: int = field(5, POSITIVE_INT, "K: denoising steps, on the grid t_i = i/K")
-    sigma: float = field(0.05, POSITIVE, "σ of the tapered noise σ_t = σ·sqrt(1−t)")
+    steps: int = field(5, DENOISING_STEPS, "K: denoising steps, on the grid t_i = i/K")
+    sigma: float = field(0.05, SIGMA, "σ of the tapered noise σ_t = σ·sqrt(1−t)")
     scheme: str = field("paper", None, "how noise is added: paper or marginal")
 
     def __post_init__(self) -> None:

@@ -11,9 +11,14 @@ from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax.numpy as jnp
+import numpy as np
 from jax.typing import DTypeLike
+from numpy.typing import NDArray
 
 from gcp_jax.types import Array, Params
+
+CONSTANT = 1e-6  # a standard deviation up to this, relative to the numbers, is rounding
+ROWS_AT_ONCE = 65_536  # so that a large dataset is never in memory in float64
 
 
 def apply_net(net: nn.Module, params: Params, *args: Any, **kwargs: Any) -> Array:
@@ -33,20 +38,24 @@ class Normalizer(NamedTuple):
         return jnp.clip((obs - self.mean.reshape(shape)) / self.std.reshape(shape), -10.0, 10.0)
 
 
-def fit_normalizer(obs: Array, weight: Array) -> Normalizer:
-    """Compute the statistics of observations.
+def fit_normalizer(obs: NDArray[np.float32]) -> Normalizer:
+    """Compute the statistics of observations, in float64 on the host.
 
     Args:
-      obs: observations [T, O].
-      weight: weight of each row [T]; rows of weight 0 do not count.
+      obs: observations [S, O], in numpy.
 
     Returns:
-      Mean and standard deviation; a constant dimension gets standard deviation 1.
+      Mean and standard deviation. A dimension that does not change, except by what float32 rounds
+      of it, gets standard deviation 1.
     """
-    total = jnp.sum(weight)
-    mean = jnp.sum(obs * weight[:, None], 0) / total
-    std = jnp.sqrt(jnp.sum((obs - mean[None]) ** 2 * weight[:, None], 0) / total)
-    return Normalizer(mean=mean, std=jnp.where(std < 1e-6, 1.0, std))
+    mean = np.mean(obs, 0, dtype=np.float64)
+    variance = np.zeros_like(mean)
+    for first in range(0, len(obs), ROWS_AT_ONCE):
+        variance += np.sum((obs[first : first + ROWS_AT_ONCE] - mean) ** 2, 0)
+    std = np.sqrt(variance / len(obs))
+    largest = np.maximum(np.abs(obs.max(0)), np.abs(obs.min(0)))
+    std = np.where(std > CONSTANT * np.maximum(largest, 1.0), std, 1.0)
+    return Normalizer(mean=jnp.asarray(mean, jnp.float32), std=jnp.asarray(std, jnp.float32))
 
 
 def sinusoidal_embedding(t: Array, dim: int) -> Array:

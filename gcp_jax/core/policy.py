@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from gcp_jax import config_fields
-from gcp_jax.config_fields import FINITE, NON_NEGATIVE, POSITIVE, POSITIVE_INT, field
+from gcp_jax.config_fields import FINITE, POSITIVE_INT, field
 from gcp_jax.core import denoising, diffusion, flow
 from gcp_jax.core.networks import DenoisingNet, Normalizer, apply_net
 from gcp_jax.mesh import sample_keys
@@ -37,15 +37,15 @@ class PolicyConfig:
     family: str = field("flow", ("flow", "diffusion"), "generative family")
     chunk: int = field(4, POSITIVE_INT, "h: environment steps of one action chunk")
     hidden: tuple[int, ...] = field((128, 128, 128), POSITIVE_INT, "widths of the network")
-    steps: int = field(5, POSITIVE_INT, "K: denoising steps")
+    steps: int = field(5, denoising.DENOISING_STEPS, "K: denoising steps")
     sigma: float = field(
-        0.05, POSITIVE, "noise of a flow's SDE; smallest std of a diffusion's step"
+        0.05, denoising.SIGMA, "noise of a flow's SDE; smallest std of a diffusion's step"
     )
     scheme: str = field(
         "auto", None, "flow: paper, marginal; diffusion: ddpm, ddim; auto: the family's first"
     )
     train_steps: int = field(
-        0, NON_NEGATIVE, "T: noise levels of a diffusion, a multiple of K; 0: K"
+        0, diffusion.TRAIN_STEPS, "T: noise levels of a diffusion, a multiple of K; 0: K"
     )
     compute: str = field(
         "float32", ("float32", "bfloat16"), "dtype in which this network and the critics compute"

@@ -10,6 +10,8 @@ import jax.numpy as jnp
 from gcp_jax.mesh import all_sum, batch_mean, zeros_varying_like
 from gcp_jax.types import Array, PyTree, Step, Transition
 
+ROUNDING = 1e-5  # a float32 std up to this, relative to the mean, is that of rounded sums
+
 
 def fold_chunk(steps: Step, gamma: float, extras: PyTree | None = None) -> Transition:
     """Fold windows of h environment steps into chunk transitions.
@@ -104,10 +106,18 @@ def chunk_gae(transitions: Transition, value_t: Array, value_tp1: Array, lambda_
     )
 
 
+def divide_by_std(x: Array, *, std: Array, level: Array, epsilon: float) -> Array:
+    """x / (std + ε); 0 if the std is no more than the rounding of numbers of size ``level``."""
+    changes = std > ROUNDING * jnp.abs(level)
+    return jnp.where(changes, x / (std + epsilon), 0.0)
+
+
 def normalize_advantage(advantage: Array) -> Array:
     """Subtract the mean of advantages [B] and divide by their std, over all devices' samples."""
-    centered = advantage - batch_mean(advantage)
-    return centered / (jnp.sqrt(batch_mean(centered**2)) + 1e-8)
+    mean = batch_mean(advantage)
+    centered = advantage - mean
+    std = jnp.sqrt(batch_mean(centered**2))
+    return divide_by_std(centered, std=std, level=mean, epsilon=1e-8)
 
 
 class Moments(NamedTuple):
@@ -126,7 +136,8 @@ class Moments(NamedTuple):
     def std(self) -> Array:
         """Standard deviation; 1 before there are two numbers, or if all numbers are equal."""
         variance = self.deviation / jnp.maximum(self.total, 1.0)
-        return jnp.sqrt(jnp.where(variance > 1e-8, variance, 1.0))
+        rounding = jnp.maximum(1e-8, (ROUNDING * self.mean) ** 2)
+        return jnp.sqrt(jnp.where(variance > rounding, variance, 1.0))
 
     def update(self, x: Array) -> Moments:
         """Include the numbers x of all devices (Chan, Golub & LeVeque 1983, eq. 1.5)."""

@@ -46,6 +46,11 @@ class Config:
     def __post_init__(self) -> None:
         config_fields.check(self, "algorithm.")
 
+    @property
+    def first_policy_update(self) -> int:
+        """The first update of a run, counted from 0, that changes the policy."""
+        return self.value_warmup_segments * self.epochs * self.minibatches
+
 
 class ValueState(NamedTuple):
     """V's parameters and its optimizer's state."""

@@ -7,16 +7,14 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.sharding import PartitionSpec as P
 
 from gcp_jax import mesh
 from gcp_jax.core import returns
+from gcp_jax.core.demonstrations import Demonstrations
 from gcp_jax.learner.ring import (
     Ring,
     RingOrder,
-    WindowStart,
-    randint_from_uniform,
     returns_to_go,
     ring_write,
     sample_start,
@@ -56,7 +54,7 @@ class _Replay:
         return Ring(steps=jax.tree.map(zeros, item.steps), extras=jax.tree.map(zeros, item.extras))
 
     def step(
-        self, buffer_state: Ring, segment: Segment, key: PRNGKey, clock: Array
+        self, buffer_state: Ring, data: None, segment: Segment, key: PRNGKey, clock: Array
     ) -> tuple[Ring, Batch]:
         """Write a segment and sample the batches of its updates, leaves [U, B, ...]."""
         ring = ring_write(buffer_state, segment, clock)
@@ -144,71 +142,106 @@ def _with_mean_weight_one(batches: Batch) -> Batch:
     return batches._replace(success_weight=weight / jnp.maximum(mean, 1e-6))
 
 
-class Windows(NamedTuple):
-    """Demonstrations as chunk rows."""
+class Dataset(NamedTuple):
+    """Demonstrations on the device."""
 
-    steps: Step  # leaves [T, N, h, ...]
-    starts: Any  # [V, 3] int32: (row, column, offset) of every executed step
+    steps: Step  # leaves [S, ...]
+    end: Any  # [S] int32: for each step, one past the last step of its episode
 
 
-def chunk_windows(steps: Step, chunk: int) -> Windows:
-    """Arrange demonstrated steps in chunk rows, in numpy on the host.
+def dataset_windows(data: Dataset, start: Array, chunk: int) -> Step:
+    """The windows of ``chunk`` steps from steps ``start`` [B], leaves [B, h, ...].
 
-    Args:
-      steps: time-major steps [T, N, ...]; they are padded with steps that were not executed.
-      chunk: h.
+    A window that would reach beyond its episode repeats the last step, not executed.
     """
-    steps = jax.tree.map(np.asarray, steps)
-    padding = -len(steps.reward) % chunk
-
-    def to_rows(x: np.ndarray) -> np.ndarray:
-        x = np.concatenate([x, np.zeros((padding, *x.shape[1:]), x.dtype)])
-        return np.moveaxis(x.reshape(-1, chunk, *x.shape[1:]), 1, 2)
-
-    rows = jax.tree.map(to_rows, steps)
-    return Windows(steps=rows, starts=np.argwhere(rows.executed).astype(np.int32))
+    position = start[:, None] + jnp.arange(chunk, dtype=jnp.int32)[None]
+    end = data.end[start][:, None]
+    window: Step = jax.tree.map(lambda x: x[jnp.minimum(position, end - 1)], data.steps)
+    return window._replace(executed=position < end)
 
 
-def dataset(data: Windows, *, batch_size: int, updates: int, gamma: float) -> BatchSource:
-    """Sample uniformly from the executed steps of demonstrations.
+def dataset_returns_to_go(data: Dataset, gamma: float) -> Array:
+    """[S] discounted return from each step to its episode's end; NaN if that did not terminate."""
+    step = jnp.arange(len(data.end), dtype=jnp.int32)
+    decay = gamma * (step + 1 < data.end).astype(jnp.float32)
 
-    The demonstrations are shared by all seeds and devices.
+    def join(later: tuple[Array, Array], earlier: tuple[Array, Array]) -> tuple[Array, Array]:
+        return earlier[0] * later[0], earlier[1] + earlier[0] * later[1]
+
+    _, total = jax.lax.associative_scan(join, (decay, data.steps.reward), reverse=True)
+    return jnp.where(data.steps.terminated[data.end - 1], total, jnp.nan)
+
+
+def uniform_steps(key: PRNGKey, count: int, steps: int) -> Array:
+    """Draw ``count`` of ``steps`` steps, each equally likely, [count] int32."""
+    keys = mesh.sample_keys(key, count)
+    return jax.vmap(lambda k: jax.random.randint(k, (), 0, steps, jnp.int32))(keys)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Demonstrated:
+    """Uniform windows of demonstrations; ``dataset`` describes the fields."""
+
+    chunk: int
+    batch_size: int
+    updates: int
+    gamma: float
+    to_go: bool
+
+    def step(
+        self,
+        buffer_state: None,
+        data: Dataset,
+        segment: Segment | None,
+        key: PRNGKey,
+        clock: Array,
+    ) -> tuple[None, Batch]:
+        """Sample the batches of a segment, leaves [U, B, ...]."""
+        to_go = dataset_returns_to_go(data, self.gamma) if self.to_go else None
+        keys = jax.random.split(key, self.updates)
+        return None, jax.vmap(lambda k: self._sample(data, to_go, k))(keys)
+
+    def _sample(self, data: Dataset, to_go: Array | None, key: PRNGKey) -> Batch:
+        """Sample one batch, its part on this device."""
+        start = uniform_steps(key, self.batch_size // mesh.data_size(), len(data.end))
+        window = dataset_windows(data, start, self.chunk)
+        return Batch(
+            transitions=returns.fold_chunk(window, self.gamma),
+            return_to_go=None if to_go is None else to_go[start],
+        )
+
+
+def dataset(
+    demonstrations: Demonstrations,
+    *,
+    chunk: int,
+    batch_size: int,
+    updates: int,
+    gamma: float,
+    to_go: bool = False,
+) -> BatchSource:
+    """Sample windows of h steps, from any step of demonstrations with equal probability.
+
+    The demonstrations are shared by all seeds and devices. They are the source's ``data``.
 
     Args:
-      data: the demonstrations.
+      demonstrations: at least one step.
+      chunk: h.
       batch_size: B over all devices.
       updates: U, batches of a segment.
       gamma: discount of one environment step.
-
-    Raises:
-      ValueError: there is no executed step.
+      to_go: also return the discounted return to go.
     """
-    if not len(data.starts):
-        raise ValueError(
-            "The demonstrations hold no executed step; generate or load at least one episode."
-        )
-
-    def sample(buffer_state: Windows, key: PRNGKey) -> Batch:
-        keys = mesh.sample_keys(key, batch_size // mesh.data_size())
-        uniform = jax.vmap(jax.random.uniform)(keys)
-        index = randint_from_uniform(uniform, jnp.int32(len(data.starts)))
-        row, column, offset = jnp.moveaxis(buffer_state.starts[index], -1, 0)
-        start = WindowStart(row=row, column=column, offset=offset)
-        window = window_steps(buffer_state.steps, start)
-        return Batch(transitions=returns.fold_chunk(window, gamma))
-
-    def step(
-        buffer_state: Windows, segment: Segment | None, key: PRNGKey, clock: Array
-    ) -> tuple[Windows, Batch]:
-        keys = jax.random.split(key, updates)
-        return buffer_state, jax.vmap(lambda k: sample(buffer_state, k))(keys)
-
+    source = _Demonstrated(
+        chunk=chunk, batch_size=batch_size, updates=updates, gamma=gamma, to_go=to_go
+    )
     return BatchSource(
-        init=lambda item: data,
-        step=step,
+        init=lambda item: None,
+        step=source.step,
         partition_spec=P(),
         updates=updates,
         batch_size=batch_size,
+        data=Dataset(steps=demonstrations.steps, end=demonstrations.end),
     )
 
 
@@ -242,7 +275,7 @@ def on_policy(
         return permutation.reshape(minibatches, rows // minibatches, columns)
 
     def step(
-        buffer_state: None, segment: Segment, key: PRNGKey, clock: Array
+        buffer_state: None, data: None, segment: Segment, key: PRNGKey, clock: Array
     ) -> tuple[None, Batch]:
         transitions = returns.fold_chunk(segment.steps, gamma, segment.extras)
         local_columns = segment.steps.reward.shape[1]
@@ -271,7 +304,8 @@ def mix_sources(first: BatchSource, second: BatchSource) -> BatchSource:
     The view of successful episodes is that of ``first``.
 
     Raises:
-      ValueError: the sources have different numbers of updates.
+      ValueError: the sources have different numbers of updates. When traced: only one of them
+        gives returns to go.
     """
     if first.updates != second.updates:
         raise ValueError(
@@ -280,17 +314,23 @@ def mix_sources(first: BatchSource, second: BatchSource) -> BatchSource:
         )
 
     def step(
-        buffer_state: PyTree, segment: Segment, key: PRNGKey, clock: Array
+        buffer_state: PyTree, data: PyTree, segment: Segment, key: PRNGKey, clock: Array
     ) -> tuple[PyTree, Batch]:
         first_key, second_key = jax.random.split(key)
-        first_state, first_batch = first.step(buffer_state[0], segment, first_key, clock)
-        second_state, second_batch = second.step(buffer_state[1], segment, second_key, clock)
-        transitions = jax.tree.map(
-            lambda x, y: jnp.concatenate([x, y], axis=1),
-            first_batch.transitions,
-            second_batch.transitions,
+        first_state, one = first.step(buffer_state[0], data[0], segment, first_key, clock)
+        second_state, two = second.step(buffer_state[1], data[1], segment, second_key, clock)
+        if (one.return_to_go is None) != (two.return_to_go is None):
+            raise ValueError(
+                "Only one of two mixed sources gives returns to go; make both with the same to_go."
+            )
+
+        def side_by_side(x: Array, y: Array) -> Array:
+            return jnp.concatenate([x, y], axis=1)
+
+        batch = one._replace(
+            transitions=jax.tree.map(side_by_side, one.transitions, two.transitions),
+            return_to_go=jax.tree.map(side_by_side, one.return_to_go, two.return_to_go),
         )
-        batch = first_batch._replace(transitions=transitions, return_to_go=None)
         return (first_state, second_state), batch
 
     return BatchSource(
@@ -299,4 +339,5 @@ def mix_sources(first: BatchSource, second: BatchSource) -> BatchSource:
         partition_spec=(first.partition_spec, second.partition_spec),
         updates=first.updates,
         batch_size=first.batch_size + second.batch_size,
+        data=(first.data, second.data),
     )

@@ -40,10 +40,10 @@ from gcp_jax.types import (
     Transition,
 )
 
+LOGGED_STEPS = 20  # denoising steps of which numbers are logged
 STATES = 32  # of the segment, over all devices
 SAMPLES = 8  # actions of each state
 LOG_RATIO_CLIP = 20.0  # else the ratio of a policy far from its base would overflow
-MAY_BE_MISSING = ("train/q_minus_return",)  # NaN if no episode terminated
 
 
 def make_diagnose(algorithm: Algorithm, policy: Policy, gamma: float) -> Diagnose:
@@ -105,7 +105,7 @@ class _Diagnostics:
         ratio = jnp.exp(jnp.clip(log_ratio, -LOG_RATIO_CLIP, LOG_RATIO_CLIP))
         kl = denoising.step_kl(new, old)
         metrics: Metrics = {}
-        for i in range(policy.config.steps):
+        for i in logged_steps(policy.config.steps):
             metrics[f"ratio_step_{i}"] = batch_mean(ratio[:, i])
             metrics[f"kl_step_{i}"] = batch_mean(kl[:, i])
         return metrics
@@ -120,6 +120,16 @@ class _Diagnostics:
         total: Array = all_sum(jnp.sum(jnp.where(known, q - return_t, 0.0)))
         count: Array = all_sum(jnp.sum(known, dtype=jnp.float32))
         return total / jnp.where(count > 0, count, jnp.nan)
+
+
+def logged_steps(steps: int) -> list[int]:
+    """The denoising steps of which numbers are logged: all K, or ``LOGGED_STEPS`` spread ones.
+
+    The first and the last are among them. A long chain then takes no more tracing than a short one.
+    """
+    if steps <= LOGGED_STEPS:
+        return list(range(steps))
+    return [round(i * (steps - 1) / (LOGGED_STEPS - 1)) for i in range(LOGGED_STEPS)]
 
 
 def _spread_states(obs: Array) -> Array:

@@ -18,6 +18,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
+from jax.typing import ArrayLike
 
 from gcp_jax import mesh as mesh_lib
 from gcp_jax.learner import nonfinite, rollout, updates, xla_options
@@ -70,14 +71,31 @@ class CollectInputs(NamedTuple):
 class Learner(NamedTuple):
     """The two programs of a method, and how its state starts and is placed."""
 
-    # (seed indices [S], pretrained policy, values {field: [S]} = {}) -> Train
-    init: Callable[..., Train]
+    # (seed indices [S], pretrained policy, values {field: [S]}) -> Train without the data
+    start: Callable[..., Train]
     # (env_state, CollectInputs) -> (env_state, Segment, metrics [S]); None if nothing is collected
     collect: Any
     # (LearnerState, Segment | None) -> (LearnerState, metrics [S])
     learn: Any
     partition_spec: Train  # of PartitionSpecs
     mesh: Mesh
+    data: PyTree  # of the batch source, on the host
+
+    def init(self, seeds: ArrayLike, pretrained: PyTree, values: PyTree | None = None) -> Train:
+        """The initial ``Train``.
+
+        Args:
+          seeds: seed indices [S].
+          pretrained: the policy that training starts from.
+          values: the members' hyper-parameters, {field: [S]}.
+        """
+        return self.with_data(self.start(seeds, pretrained, values or {}))
+
+    def with_data(self, train: Train) -> Train:
+        """``train`` with the data of the batch source, on the devices."""
+        shardings = mesh_lib.shardings(self.mesh, self.partition_spec.learner.data)
+        data = jax.device_put(self.data, shardings)
+        return train._replace(learner=train.learner._replace(data=data))
 
     def segment(self, train: Train) -> tuple[Train, Metrics]:
         """Collect and learn once; the buffers of ``train`` are donated."""
@@ -150,7 +168,7 @@ def initial_train_state(
     pretrained: PyTree,
     values: PyTree,
 ) -> Train:
-    """The ``Train`` of one seed, its part on this device.
+    """The ``Train`` of one seed without the data, its part on this device.
 
     Without a collection ``env_state`` and ``buffer_state`` are None.
     """
@@ -168,6 +186,7 @@ def initial_train_state(
         state=state,
         base=pretrained,
         buffer_state=buffer_state,
+        data=None,
         key=key,
         clock=jnp.int32(0),
         values=values,
@@ -207,7 +226,8 @@ def _learn(
         algorithm, sampled.state, sampled.batches, update_keys, ready
     )
     if diagnose is not None and sampled.segment is not None:
-        metrics |= diagnose(state, learner.base, sampled.segment, keys.diagnose)
+        diagnostics = diagnose(state, learner.base, sampled.segment, keys.diagnose)
+        metrics |= nonfinite.flag_missing(diagnostics)
     learner = learner._replace(
         state=state,
         buffer_state=sampled.buffer_state,
@@ -225,6 +245,7 @@ def train_partition_spec(buffer_state: PyTree) -> Train:
         state=per_seed,
         base=shared,
         buffer_state=buffer_state,
+        data=shared,
         key=per_seed,
         clock=shared,
         values=per_seed,
@@ -260,32 +281,26 @@ class _Placement:
         )
 
 
-def _make_init(
-    algorithm: Algorithm,
+def without_data(train: Train) -> Train:
+    """What a checkpoint holds: everything but the data of the batch source, which is read again."""
+    return train._replace(learner=train.learner._replace(data=None))
+
+
+def _make_start(
     member: MemberFn,
     specs: Specs,
     collection: CollectConfig | None,
     placement: _Placement,
     partition_spec: Train,
 ) -> Callable[..., Train]:
-    """``Learner.init``: the initial ``Train`` of all seeds."""
-    shardings = mesh_lib.shardings(placement.mesh, partition_spec)
+    """``Learner.start``: the initial ``Train`` of all seeds."""
     start = placement.shard(
         partial(initial_train_state, member, specs, collection),
         (P(mesh_lib.SEED), P(), P(mesh_lib.SEED)),
         partition_spec,
         check_vma=False,
     )
-    start = jax.jit(start, out_shardings=shardings)
-
-    def init(seeds: Array, pretrained: PyTree, values: PyTree | None = None) -> Train:
-        train: Train = start(seeds, pretrained, values or {})
-        if collection is not None:
-            return train
-        buffer_state = jax.device_put(algorithm.source.init(None), shardings.learner.buffer_state)
-        return train._replace(learner=train.learner._replace(buffer_state=buffer_state))
-
-    return init
+    return jax.jit(start, out_shardings=mesh_lib.shardings(placement.mesh, partition_spec))
 
 
 def _make_collect(
@@ -361,9 +376,10 @@ def build_learner(
         check_vma=True,
     )
     return Learner(
-        init=_make_init(algorithm, member, specs, collection, placement, partition_spec),
+        start=_make_start(member, specs, collection, placement, partition_spec),
         collect=_make_collect(member, collection, placement, partition_spec),
         learn=learn,
         partition_spec=partition_spec,
         mesh=mesh,
+        data=algorithm.source.data,
     )

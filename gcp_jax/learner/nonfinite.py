@@ -1,24 +1,32 @@
 """Updates that are not finite: skipped inside the compiled loop, counted and reported on the host.
 
+Gradients and the state decide whether an update is finite. A metric does not: one that is NaN or
+infinite is a missing number. No NaN leaves the device for it, so that ``JAX_DEBUG_NANS`` stops at
+real faults only: the loop gives 0 and a flag.
+
 The loop adds to the metrics of a segment how many updates were skipped, which was the first, and
-which of its metrics was the first that was not finite. ``pop_nonfinite`` reads them on the host.
+which loss or gradient was the first that was not finite. ``pop_nonfinite`` reads all of these on
+the host.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
+from gcp_jax import mesh
 from gcp_jax.types import Array, Metrics, PyTree
 
 PREFIX = "train/"  # of the metrics of learning, in a row
 COUNT = "nonfinite_updates"
 FIRST = "first_nonfinite_update"
-CAUSE = "broken/"  # prefix of one flag per metric
+CAUSE = "broken/"  # prefix of one flag per loss and gradient
+MISSING = "missing/"  # prefix of one flag per metric
+GRADIENT = "_gradient_norm"  # end of the names of what ``core.optim.gradient_step`` measures
+LOSS = "_loss"  # end of the names of losses
 
 
 def all_finite(tree: PyTree) -> Array:
@@ -42,41 +50,72 @@ def keep_if_finite(old: PyTree, new: PyTree) -> tuple[PyTree, Array]:
     return chosen, ~finite
 
 
-def first_nonfinite_flags(metrics: Metrics) -> Metrics:
-    """Mark the first metric of one update that is not finite, in the order of the dict.
+class UpdateFlags(NamedTuple):
+    """What was not finite in an update, as 0.0 and 1.0."""
+
+    skipped: Array  # a gradient was not finite, so that its step was skipped
+    causes: Metrics  # the first loss or gradient of a skipped update that was not finite
+
+
+def update_flags(metrics: Metrics) -> UpdateFlags:
+    """Find what was not finite in one update, by the losses and gradient norms of its metrics.
+
+    Other metrics do not count, nor does a loss whose gradient is finite.
+    """
+    broken = {name: ~jnp.all(jnp.isfinite(x)) for name, x in metrics.items()}
+    skipped = jnp.bool(False)
+    for name, is_broken in broken.items():
+        if name.endswith(GRADIENT):
+            skipped = skipped | is_broken
+    causes: Metrics = {}
+    already_found = ~skipped
+    for name, is_broken in broken.items():
+        if name.endswith((LOSS, GRADIENT)):
+            causes[name] = jnp.float32(is_broken & ~already_found)
+            already_found = is_broken | already_found
+    return UpdateFlags(skipped=jnp.float32(skipped), causes=causes)
+
+
+def segment_means(metrics: Metrics) -> Metrics:
+    """Means over the finite numbers of metrics [U, ...] and over the devices that have any.
 
     Returns:
-      For each metric 1.0 if it is that metric, else 0.0.
+      For each metric the mean [], 0 if it is missing, and whether it is missing, 0.0 or 1.0.
     """
-    flags: Metrics = {}
-    already_found = jnp.bool(False)
-    for name, value in metrics.items():
-        is_broken = ~jnp.all(jnp.isfinite(value))
-        flags[name] = jnp.float32(is_broken & ~already_found)
-        already_found = is_broken | already_found
-    return flags
+    means: Metrics = {}
+    devices: Metrics = {}
+    for name, x in metrics.items():
+        finite = jnp.isfinite(x)
+        count = jnp.sum(finite)
+        means[name] = jnp.sum(jnp.where(finite, x, 0.0)) / jnp.maximum(count, 1)
+        devices[name] = jnp.float32(count > 0)
+    means, devices = mesh.all_sum((means, devices))
+    missing = {f"{MISSING}{name}": jnp.float32(count == 0) for name, count in devices.items()}
+    means = {name: x / jnp.maximum(devices[name], 1.0) for name, x in means.items()}
+    return means | missing
 
 
-def mean_of_finite(x: Array) -> Array:
-    """Mean over the finite numbers of x [U, ...], []; NaN if there is none."""
-    finite = jnp.isfinite(x)
-    return jnp.sum(jnp.where(finite, x, 0.0)) / jnp.sum(finite)
+def flag_missing(metrics: Metrics) -> Metrics:
+    """Replace what is not finite of metrics [] by 0, and add a flag for each metric."""
+    missing = {f"{MISSING}{name}": jnp.float32(~jnp.isfinite(x)) for name, x in metrics.items()}
+    numbers = {name: jnp.where(jnp.isfinite(x), x, 0.0) for name, x in metrics.items()}
+    return numbers | missing
 
 
-def nonfinite_summary(flags: Metrics, discarded: Array) -> Metrics:
+def nonfinite_summary(flags: UpdateFlags, discarded: Array) -> Metrics:
     """Summarize the non-finite updates of a segment.
 
     Args:
-      flags: ``first_nonfinite_flags`` of U updates, [U] each; means over all devices.
+      flags: those of U updates, [U] each; means over all devices.
       discarded: whether all updates were discarded, bool [].
 
     Returns:
-      The number of skipped updates, the first of them, and the flags of the first.
+      The number of skipped updates, the first of them, and the causes of the first.
     """
-    skipped = jnp.any(jnp.stack(list(flags.values())) > 0, 0)
+    skipped = flags.skipped > 0
     first = jnp.argmax(skipped)
     summary = {COUNT: jnp.where(discarded, len(skipped), jnp.sum(skipped)), FIRST: first}
-    for name, flag in flags.items():
+    for name, flag in flags.causes.items():
         summary[f"{CAUSE}{name}"] = flag[first] > 0
     return {name: jnp.asarray(x, jnp.float32) for name, x in summary.items()}
 
@@ -84,35 +123,33 @@ def nonfinite_summary(flags: Metrics, discarded: Array) -> Metrics:
 class NonfiniteUpdates(NamedTuple):
     """The non-finite updates of one seed in one segment."""
 
-    skipped: float  # skipped updates; inf if a metric is not finite though no update was skipped
+    skipped: int  # skipped updates
     first: int  # index of the first in the segment
     cause: str  # what was not finite; "" if all was finite
 
 
-def pop_nonfinite(row: dict[str, Any], may_be_missing: Sequence[str]) -> NonfiniteUpdates:
-    """Read and remove what ``nonfinite_summary`` added to a row of metrics.
+def pop_nonfinite(row: dict[str, Any]) -> NonfiniteUpdates:
+    """Read and remove what the loop added to a row of metrics.
 
-    All numbers that are not finite are removed from the row too. The number of skipped updates
-    stays in it.
+    Missing numbers are removed from the row too. The number of skipped updates stays in it.
 
     Args:
       row: metrics of one seed and segment, changed in place.
-      may_be_missing: metrics that may be NaN without an error.
     """
     cause_prefix = PREFIX + CAUSE
-    flags = [name for name in row if name.startswith(cause_prefix)]
-    causes = [name.removeprefix(cause_prefix) for name in flags if row[name] > 0]
+    missing_prefix = PREFIX + MISSING
+    causes = [name for name in row if name.startswith(cause_prefix)]
+    broken = [name.removeprefix(cause_prefix) for name in causes if row[name] > 0]
+    flags = [name for name in row if name.startswith(missing_prefix)]
+    missing = [PREFIX + name.removeprefix(missing_prefix) for name in flags if row[name] > 0]
     nonfinite = [
         name for name, value in row.items() if isinstance(value, float) and not math.isfinite(value)
     ]
-    errors = [f"{name} became {row[name]}" for name in nonfinite if name not in may_be_missing]
     first = round(row.pop(PREFIX + FIRST, 0.0))
-    for name in {*flags, *nonfinite}:
-        del row[name]
+    for name in {*causes, *flags, *missing, *nonfinite}:
+        row.pop(name, None)
     skipped = round(row.get(PREFIX + COUNT, 0.0))
-    if skipped:
-        quantity = causes[0] if causes else "a parameter"
-        return NonfiniteUpdates(skipped=skipped, first=first, cause=f"{quantity} was not finite")
-    if errors:
-        return NonfiniteUpdates(skipped=math.inf, first=0, cause=errors[0])
-    return NonfiniteUpdates(skipped=0, first=0, cause="")
+    if not skipped:
+        return NonfiniteUpdates(skipped=0, first=0, cause="")
+    quantity = broken[0] if broken else "a parameter"
+    return NonfiniteUpdates(skipped=skipped, first=first, cause=f"{quantity} was not finite")

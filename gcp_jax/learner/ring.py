@@ -21,6 +21,8 @@ from gcp_jax.core.tree import where_tree
 from gcp_jax.types import Array, PRNGKey, PyTree, Segment, Step, Transition
 
 MIN_SUCCESSES = 64  # rows of successful episodes, before transitions of them are sampled
+MAX_FROM_FLOAT = 2**16  # up to here the 23 bits of a float are uneven by less than 1 %
+EXACT_STREAM = 0x65786163  # the keys of exact draws derive from it
 
 
 class WindowStart(NamedTuple):
@@ -42,8 +44,32 @@ def window_steps(steps: Step, start: WindowStart) -> Step:
     return window
 
 
-def _stratified_columns(key: PRNGKey, count: int, columns: int) -> tuple[Array, Array]:
-    """Draw stratified columns, and a uniform number for each.
+class _Draw(NamedTuple):
+    """Random numbers of each sample, beyond its column."""
+
+    keys: PRNGKey  # [B]
+    uniform: Array  # [B] in [0, 1), drawn from ``keys``
+
+    def below(self, bound: Array, largest: int) -> Array:
+        """An integer in [0, bound) for each sample, all equally likely, [B] int32.
+
+        Args:
+          bound: [] or [B].
+          largest: what ``bound`` can be at most.
+        """
+        if largest <= MAX_FROM_FLOAT:
+            return jnp.minimum((self.uniform * bound).astype(jnp.int32), bound - 1)
+
+        def exact(key: PRNGKey, bound: Array) -> Array:
+            key = jax.random.fold_in(key, EXACT_STREAM)
+            return jax.random.randint(key, (), 0, bound, jnp.int32)
+
+        index: Array = jax.vmap(exact)(self.keys, jnp.broadcast_to(bound, self.uniform.shape))
+        return index
+
+
+def _stratified_columns(key: PRNGKey, count: int, columns: int) -> tuple[Array, _Draw]:
+    """Draw stratified columns, and further random numbers for each.
 
     Args:
       key: a random key; consumed.
@@ -51,17 +77,13 @@ def _stratified_columns(key: PRNGKey, count: int, columns: int) -> tuple[Array, 
       columns: number of columns.
 
     Returns:
-      Columns [B], together uniform over all columns, and numbers [B] in [0, 1).
+      Columns [B], together uniform over all columns, and what else is random of each sample.
     """
     keys = mesh.sample_keys(key, count)
     uniform = jax.vmap(lambda k: jax.random.uniform(k, (2,)))(keys)
     position = (jnp.arange(count) + uniform[:, 0]) * (columns / count)
-    return jnp.minimum(position.astype(jnp.int32), columns - 1), uniform[:, 1]
-
-
-def randint_from_uniform(uniform: Array, bound: Array) -> Array:
-    """An integer in [0, bound) from a number in [0, 1); exact to 2⁻²³ of the bound."""
-    return jnp.minimum((uniform * bound).astype(jnp.int32), bound - 1)
+    column = jnp.minimum(position.astype(jnp.int32), columns - 1)
+    return column, _Draw(keys=keys, uniform=uniform[:, 1])
 
 
 def _executed_offset(steps: Step, row: Array, column: Array, offset: Array) -> Array:
@@ -188,11 +210,11 @@ def sample_start(
 ) -> WindowStart:
     """Sample the starts [count] of windows that lie in the filled part."""
     capacity, columns, h = steps.reward.shape
-    column, uniform = _stratified_columns(key, count, columns)
+    column, draw = _stratified_columns(key, count, columns)
     if aligned:
-        row = (order.oldest + randint_from_uniform(uniform, order.size)) % capacity
+        row = (order.oldest + draw.below(order.size, capacity)) % capacity
         return WindowStart(row=row, column=column, offset=jnp.zeros_like(column))
-    start = randint_from_uniform(uniform, (order.size - 1) * h + 1)
+    start = draw.below((order.size - 1) * h + 1, capacity * h)
     row = (order.oldest + start // h) % capacity
     offset = _executed_offset(steps, row, column, start % h)
     return WindowStart(row=row, column=column, offset=offset)
@@ -214,11 +236,11 @@ def sample_success(
     Returns:
       Transitions [B, ...] and their weights [B]: 0 if the column has no successful row, else 1.
     """
-    _, columns, h = steps.reward.shape
+    capacity, columns, h = steps.reward.shape
     count = uniform_sample.reward.shape[0]
-    column, uniform = _stratified_columns(key, count, columns)
+    column, draw = _stratified_columns(key, count, columns)
     available = counts[-1, column]
-    index = randint_from_uniform(uniform, jnp.maximum(available, 1) * h)
+    index = draw.below(jnp.maximum(available, 1) * h, capacity * h)
     row = _nth_true_row(counts, column, index // h)
     offset = _executed_offset(steps, row, column, index % h)
     window = window_steps(steps, WindowStart(row=row, column=column, offset=offset))

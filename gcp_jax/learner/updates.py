@@ -58,7 +58,7 @@ def sample_batches(
         preprocessed, segment = algorithm.preprocess_segment(state, segment)
         state, _ = nonfinite.keep_if_finite(state, preprocessed)
     buffer_state, batches = algorithm.source.step(
-        learner.buffer_state, segment, keys.source, learner.clock
+        learner.buffer_state, learner.data, segment, keys.source, learner.clock
     )
     return Sampled(state=state, buffer_state=buffer_state, batches=batches, segment=segment)
 
@@ -72,18 +72,18 @@ def run_updates(
     non-finite for another reason, none of the updates is kept.
 
     Returns:
-      The state, and the means of the metrics over updates and devices with the counts of
-      non-finite updates.
+      The state, and the means of the metrics over updates and devices, with flags of those that are
+      missing and the counts of non-finite updates.
     """
 
     def update(state: PyTree, inputs: tuple[Batch, PRNGKey]) -> tuple[PyTree, Any]:
         batch, key = inputs
         state, metrics = algorithm.update(state, batch, key)
-        return state, (metrics, nonfinite.first_nonfinite_flags(metrics))
+        return state, (metrics, nonfinite.update_flags(metrics))
 
     new_state, (metrics, flags) = jax.lax.scan(update, state, (batches, keys))
-    means = jax.tree.map(nonfinite.mean_of_finite, metrics)
-    means, flags = mesh.all_mean((means, flags))
+    means = nonfinite.segment_means(metrics)
+    flags = mesh.all_mean(flags)
     state, discarded = nonfinite.keep_if_finite(state, new_state)
     return state, means | nonfinite.nonfinite_summary(flags, discarded)
 

@@ -20,6 +20,7 @@ from gcp_jax.report.benchmark_numbers import Aggregate
 from gcp_jax.report.benchmark_read import Benchmark, read_benchmark
 from gcp_jax.report.plots import Chart, series_color
 from gcp_jax.report.read import RunFiles, is_number
+from gcp_jax.report.run_warnings import run_warnings
 from gcp_jax.report.tables import Cell, Table, fact_table, make_table
 from gcp_jax.report.text import (
     format_count,
@@ -97,6 +98,7 @@ def _context(benchmark: Benchmark, aggregate: Aggregate | None) -> dict[str, Any
         "matrix": _matrix_table(benchmark, aggregate),
         "tasks": [_task_section(benchmark, task) for task in benchmark.tasks],
         "keys": keys,
+        "warnings": run_warnings(each.run for each in benchmark.entries.values() if each.run),
     }
 
 

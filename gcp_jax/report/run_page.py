@@ -23,6 +23,7 @@ from gcp_jax.report.read import (
     split_population,
     with_unique_labels,
 )
+from gcp_jax.report.run_warnings import run_warnings
 from gcp_jax.report.tables import Cell, IntervalBar, Table, csv_text, fact_table, make_table
 from gcp_jax.report.text import (
     format_count,
@@ -124,6 +125,7 @@ def _context(runs: Sequence[RunFiles]) -> dict[str, Any]:
         "timing": fact_table("time", _timing(runs), columns),
         "finetune_diagnostics": run_plots.diagnostics(runs, "finetune"),
         "pretrain_diagnostics": run_plots.diagnostics(runs, "pretrain"),
+        "warnings": run_warnings(runs),
     }
 
 

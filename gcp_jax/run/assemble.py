@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from gcp_jax import algorithms
 from gcp_jax import mesh as mesh_lib
 from gcp_jax.config import ConfigError, RunConfig
+from gcp_jax.core.demonstrations import Demonstrations
 from gcp_jax.core.policy import Policy, make_policy
 from gcp_jax.learner import batch_sources, diagnostics, loop, population
 from gcp_jax.run.sizes import RunSizes, run_sizes
@@ -30,7 +31,7 @@ class FinetuneSetup:
     task: TaskInterface
     sizes: RunSizes
     policy: Policy  # the policy that is finetuned
-    demonstrations: batch_sources.Windows | None  # for batches with a ``demo_fraction``
+    demonstrations: Demonstrations | None  # for batches with a ``demo_fraction``
     algorithm: Algorithm  # with the configuration's own hyper-parameters
 
     def member(self, values: Mapping[str, Any]) -> tuple[Algorithm, loop.Diagnose]:
@@ -77,7 +78,7 @@ def assemble_finetuning(
     task: TaskInterface,
     *,
     policy: Policy | None = None,
-    demonstrations: batch_sources.Windows | None = None,
+    demonstrations: Demonstrations | None = None,
 ) -> FinetuneSetup:
     """Derive the sizes of finetuning and build its method.
 
@@ -120,7 +121,7 @@ def build_algorithm(
     config: RunConfig,
     policy: Policy,
     sizes: RunSizes,
-    demonstrations: batch_sources.Windows | None = None,
+    demonstrations: Demonstrations | None = None,
     values: Mapping[str, Any] | None = None,
 ) -> Algorithm:
     """The finetuning method of a configuration, with its source of batches.
@@ -155,7 +156,7 @@ def build_algorithm(
 def _replay_source(
     config: RunConfig,
     sizes: RunSizes,
-    demonstrations: batch_sources.Windows | None,
+    demonstrations: Demonstrations | None,
     needs: Mapping[str, Any],
 ) -> BatchSource:
     """The replay, mixed with demonstrations if there are any."""
@@ -166,7 +167,12 @@ def _replay_source(
     if demonstrations is None:
         return source
     dataset = batch_sources.dataset(
-        demonstrations, batch_size=demonstrated, updates=sizes.updates, gamma=needs["gamma"]
+        demonstrations,
+        chunk=sizes.specs.chunk,
+        batch_size=demonstrated,
+        updates=sizes.updates,
+        gamma=needs["gamma"],
+        to_go=bool(needs.get("to_go")),
     )
     return batch_sources.mix_sources(source, dataset)
 

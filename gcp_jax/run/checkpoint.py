@@ -1,29 +1,36 @@
 """Checkpoints: the state of the compiled loop and of the host, written by orbax.
 
 A run resumed from a checkpoint equals one that never stopped, bit for bit. Each checkpoint is
-signed once it is on disk: ``digests.json`` in its folder holds the SHA-256 of every file. A
-checkpoint that does not match its digests, or has none, is not restored.
+signed once it is on disk and holds every array: ``digests.json`` in its folder has the SHA-256 of
+every file. A checkpoint that lacks an array, does not match its digests, or has none, is not
+restored.
 """
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import hashlib
 import itertools
 import json
+import logging
 import os
 import sys
-from collections.abc import Callable, Mapping
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
+import tensorstore
 
 from gcp_jax.atomic_files import write_json
 from gcp_jax.run import distributed
 from gcp_jax.types import PyTree, Train
 
 SIGNATURE = "digests.json"
+PATTERN_CHARACTERS = frozenset("*?[]\\")  # orbax expands patterns in the paths of its folders
 
 
 def latest(folder: Path) -> int | None:
@@ -49,7 +56,37 @@ def damage(checkpoint: Path) -> str:
             return f"{name} is missing"
         if _digest(checkpoint / name) != digest:
             return f"{name} is not what was written"
+    return missing_arrays(checkpoint)
+
+
+def missing_arrays(checkpoint: Path) -> str:
+    """Which arrays a checkpoint lacks, in a few words; "" if all are there.
+
+    Its description lists them; what orbax has written is in one database.
+    """
+    try:
+        description = json.loads((checkpoint / "train" / "_METADATA").read_text())
+        described = description["tree_metadata"].values()
+        with plain_path(checkpoint / "train") as folder:
+            database = {"driver": "ocdbt", "base": {"driver": "file", "path": f"{folder}/"}}
+            keys = tensorstore.KvStore.open(database).result().list().result()
+    except (OSError, ValueError, KeyError, AttributeError) as error:
+        return f"its arrays cannot be read: {first_line(error)}"
+    entries: dict[str, int] = {}
+    for key in keys:
+        array = key.decode().rpartition("/")[0]
+        entries[array] = entries.get(array, 0) + 1
+    complete = sum(count > 1 for count in entries.values())  # a description and some numbers
+    needed = sum(not entry["value_metadata"]["skip_deserialize"] for entry in described)
+    if complete < needed:
+        return f"it holds {complete} of {needed} arrays"
     return ""
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an error's message, without tensorstore's list of source locations."""
+    line = (str(error).splitlines() or [type(error).__name__])[0]
+    return line.partition(" [source locations=")[0]
 
 
 def set_damaged_aside(folder: Path, aside: Path) -> None:
@@ -66,9 +103,7 @@ def set_damaged_aside(folder: Path, aside: Path) -> None:
             problem = damage(folder / str(clock))
             if not problem:
                 break
-            target = _free_path(aside, f"{folder.name}-{clock}")
-            aside.mkdir(parents=True, exist_ok=True)
-            os.replace(folder / str(clock), target)
+            target = set_aside(folder / str(clock), aside, f"{folder.name}-{clock}")
             previous = latest(folder)
             if previous is None:
                 next_step = "there is none before it"
@@ -80,6 +115,14 @@ def set_damaged_aside(folder: Path, aside: Path) -> None:
                 file=sys.stderr,
             )
     distributed.wait(f"{folder.name} checked")
+
+
+def set_aside(path: Path, aside: Path, name: str) -> Path:
+    """Move a damaged folder into ``aside``, under ``name`` or a number after it; where it is."""
+    target = _free_path(aside, name)
+    aside.mkdir(parents=True, exist_ok=True)
+    os.replace(path, target)
+    return target
 
 
 def _free_path(folder: Path, name: str) -> Path:
@@ -106,13 +149,47 @@ def _digest(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def is_plain(path: Path) -> bool:
+    """True if orbax can be given this path: without patterns, and not like an address."""
+    return not PATTERN_CHARACTERS & set(str(path)) and not any(
+        part.endswith(":") for part in path.parts
+    )
+
+
+def can_be_aliased() -> bool:
+    """True if a folder whose path is not plain can be given to orbax under another path."""
+    return distributed.count() == 1 and is_plain(Path(tempfile.gettempdir()).resolve())
+
+
+@contextlib.contextmanager
+def plain_path(folder: Path) -> Iterator[Path]:
+    """A folder by a plain path: its own, or that of a symbolic link in a temporary folder."""
+    folder = folder.resolve()
+    if is_plain(folder):
+        yield folder
+        return
+    with tempfile.TemporaryDirectory(prefix="gcp-jax-") as scratch:
+        link = Path(scratch).resolve() / "checkpoints"
+        link.symlink_to(folder, target_is_directory=True)
+        yield link
+
+
+def _hide_logged_errors(record: logging.LogRecord) -> bool:
+    """False for errors that orbax logs with a traceback; it raises them as well."""
+    return record.levelno < logging.ERROR or "orbax" not in record.pathname
+
+
 class Checkpoints:
     """The checkpoints of one stage, numbered by its clock; the newest ``keep`` of them are kept."""
 
     def __init__(self, folder: Path, *, keep: int) -> None:
+        logging.getLogger("absl").addFilter(_hide_logged_errors)
         options = ocp.CheckpointManagerOptions(max_to_keep=keep, enable_async_checkpointing=False)
         self._folder = folder.resolve()
-        self._manager = ocp.CheckpointManager(self._folder, options=options)
+        self._folder.mkdir(parents=True, exist_ok=True)
+        self._alias = contextlib.ExitStack()
+        path = self._alias.enter_context(plain_path(self._folder))
+        self._manager = ocp.CheckpointManager(path, options=options)
 
     def save(self, clock: int, train: Train, host: Mapping[str, Any]) -> None:
         """Write a checkpoint, unless the one of this clock exists; returns when it is on disk.
@@ -123,7 +200,7 @@ class Checkpoints:
           host: plain values of the host.
 
         Raises:
-          OSError: the disk is full.
+          OSError: the disk is full, or not every array was written.
         """
         if clock in self._manager.all_steps():
             return
@@ -133,12 +210,19 @@ class Checkpoints:
         try:
             self._manager.save(clock, args=arguments)
             if distributed.is_primary():
-                _sign(self._folder / str(clock))
+                self._sign(clock)
         except (OSError, ValueError) as error:  # tensorstore raises ValueError if the disk is full
             raise OSError(
-                f"cannot write checkpoint {clock} to {self._folder}: {error}; free some space: the "
-                "same command resumes from the checkpoint before"
+                f"cannot write checkpoint {clock} to {self._folder}: {_reason(error)}; the same "
+                "command resumes from the checkpoint before"
             ) from error
+
+    def _sign(self, clock: int) -> None:
+        """Sign a checkpoint if it holds what it should."""
+        checkpoint = self._folder / str(clock)
+        if problem := missing_arrays(checkpoint):
+            raise ValueError(problem)
+        _sign(checkpoint)
 
     def restore(
         self, init: Callable[[], Train], shardings: PyTree
@@ -176,6 +260,16 @@ class Checkpoints:
     def close(self) -> None:
         """Release the folder."""
         self._manager.close()
+        self._alias.close()
+
+
+def _reason(error: BaseException) -> str:
+    """Why a checkpoint was not written, with the remedy if the disk is full."""
+    message = first_line(error)
+    full = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT)
+    if full or "RESOURCE_EXHAUSTED" in message:
+        return "the disk is full; free some space"
+    return message
 
 
 def _is_key(x: Any) -> bool:

@@ -7,19 +7,19 @@ import sys
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from gcp_jax import mesh as mesh_lib
 from gcp_jax.algorithms import bc
 from gcp_jax.config import Member, RunConfig
 from gcp_jax.core import policy as policies
-from gcp_jax.core.networks import Normalizer, fit_normalizer
+from gcp_jax.core.demonstrations import Demonstrations
+from gcp_jax.core.networks import fit_normalizer
 from gcp_jax.learner import batch_sources, loop
 from gcp_jax.run import distributed
 from gcp_jax.run.errors import RunError
 from gcp_jax.run.sizes import Cadence, RunSizes
-from gcp_jax.run.stage import Stage
+from gcp_jax.run.stage import DataId, Stage
 from gcp_jax.run.task import TaskInterface
 
 CLONE_STREAM = 0x636C6F6E  # the keys of demonstrations derive from it
@@ -35,13 +35,12 @@ class CloningSetup(NamedTuple):
 
 def load_demonstrations(
     config: RunConfig, task: TaskInterface
-) -> tuple[batch_sources.Windows, dict[str, Any]]:
-    """The run's demonstrations as chunk windows, and their facts; the same in both stages."""
+) -> tuple[Demonstrations, dict[str, Any]]:
+    """The run's demonstrations and their facts; the same in both stages."""
     key = jax.random.fold_in(jax.random.key(CLONE_STREAM), config.seed)
-    steps, facts = task.demonstrate(key)
+    demonstrations, facts = task.demonstrate(key)
     print(f"demonstrations: {facts}", file=sys.stderr)
-    steps = distributed.broadcast_from_first(steps)
-    return batch_sources.chunk_windows(steps, config.policy.chunk), facts
+    return distributed.broadcast_from_first(demonstrations), facts
 
 
 def set_up_cloning(
@@ -53,12 +52,13 @@ def set_up_cloning(
       RunError: ``pretrain.stop_at_success`` cannot be applied to these demonstrations.
     """
     print(f"cloning {config.demonstrations.episodes} demonstrations", file=sys.stderr)
-    windows, facts = load_demonstrations(config, task)
-    policy = policies.make_policy(_policy_config(config, windows), sizes.specs)
+    demonstrations, facts = load_demonstrations(config, task)
+    policy = policies.make_policy(_policy_config(config, demonstrations), sizes.specs)
     source = batch_sources.dataset(
-        windows,
+        demonstrations,
+        chunk=config.policy.chunk,
         batch_size=config.pretrain.batch_size,
-        updates=config.pretrain.evaluate_every,
+        updates=cadence.updates,
         gamma=1.0,
     )
     algorithm = bc.make(config.pretrain.algorithm, policy, source)
@@ -74,36 +74,29 @@ def set_up_cloning(
         learner=learner,
         members=seeds[:1],
         values={},
-        pretrained={"normalizer": _fit_normalizer(windows)},
+        pretrained={"normalizer": fit_normalizer(np.asarray(demonstrations.steps.obs))},
         eval_members=seeds,
         eval_policy=algorithm.eval_policy,
         export=lambda train: algorithm.export(train.learner.state),
         algorithm_of=lambda values: algorithm,
-        stop_score=stop_score(config, windows, by_return=task.env.specs.by_return),
+        stop_score=stop_score(config, demonstrations, by_return=task.env.specs.by_return),
+        demonstrations=DataId.of(demonstrations, config),
     )
     return CloningSetup(policy, stage, facts)
 
 
-def _policy_config(config: RunConfig, windows: batch_sources.Windows) -> policies.PolicyConfig:
+def _policy_config(config: RunConfig, demonstrations: Demonstrations) -> policies.PolicyConfig:
     if not config.pretrain.rescale_actions:
         return config.policy
-    executed = np.asarray(windows.steps.action)[windows.steps.executed]
-    return policies.rescaled_to_actions(config.policy, executed)
+    return policies.rescaled_to_actions(config.policy, np.asarray(demonstrations.steps.action))
 
 
-def _fit_normalizer(windows: batch_sources.Windows) -> Normalizer:
-    """Mean and standard deviation of the executed steps' observations."""
-    obs = windows.steps.obs
-    executed = jnp.asarray(windows.steps.executed.reshape(-1), jnp.float32)
-    return fit_normalizer(jnp.asarray(obs.reshape(-1, obs.shape[-1])), executed)
-
-
-def stop_score(config: RunConfig, windows: batch_sources.Windows, *, by_return: bool) -> float:
+def stop_score(config: RunConfig, demonstrations: Demonstrations, *, by_return: bool) -> float:
     """The score at which cloning ends.
 
     Args:
       config: the run.
-      windows: its demonstrations.
+      demonstrations: its demonstrations.
       by_return: the task defines no success.
 
     Returns:
@@ -117,9 +110,7 @@ def stop_score(config: RunConfig, windows: batch_sources.Windows, *, by_return: 
         return fraction
     if fraction == 1.0:
         return math.inf
-    steps = windows.steps
-    total = float(np.sum(np.where(steps.executed, steps.reward, 0.0)))
-    mean_return = total / steps.reward.shape[1]
+    mean_return = float(demonstrations.returns().mean())
     if mean_return <= 0:
         raise RunError(
             f"pretrain.stop_at_success is {fraction}, a fraction of the demonstrations' mean "

@@ -5,7 +5,7 @@ from __future__ import annotations
 from gcp_jax.learner import population
 from gcp_jax.run.assemble import FinetuneSetup
 from gcp_jax.run.sizes import Cadence
-from gcp_jax.run.stage import Stage
+from gcp_jax.run.stage import DataId, Stage
 from gcp_jax.types import Array, PRNGKey, PyTree, Train
 
 
@@ -40,5 +40,6 @@ def make_finetuning_stage(setup: FinetuneSetup, pretrained: PyTree, cadence: Cad
         eval_policy=eval_policy,
         export=export,
         algorithm_of=lambda values: setup.member(values)[0],
+        demonstrations=DataId.of(setup.demonstrations, config),
         final_video="after",
     )

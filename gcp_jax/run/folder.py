@@ -1,7 +1,7 @@
 """The folder of a run: its lock, ``config.json``, and which configurations may share it.
 
 A folder without ``config.json`` may hold the rows and the policy of a clone made elsewhere: the
-run adopts them. A folder with it is resumed only by the same configuration.
+run adopts them. A folder with it is resumed only by the same configuration and the same code.
 """
 
 from __future__ import annotations
@@ -10,19 +10,29 @@ import contextlib
 import fcntl
 import hashlib
 import json
+import re
 import sys
+import unicodedata
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from gcp_jax.atomic_files import write_json
 from gcp_jax.config import RunConfig, to_dict
-from gcp_jax.json_files import DictOf, problem_of, read_json
-from gcp_jax.run import checkpoint, distributed, metrics, provenance
+from gcp_jax.json_files import DictOf, Maybe, problem_of, read_json
+from gcp_jax.run import checkpoint, distributed, metrics, provenance, saved_policy
+from gcp_jax.run.code_digests import code_digests
 from gcp_jax.run.errors import RunError
 from gcp_jax.run.sizes import Cadences
 
 FORMAT = metrics.RUN_FORMAT
+RECORD = {  # config.json
+    "config": dict,
+    "versions": DictOf(str),
+    "code": Maybe(DictOf(str)),
+    "inputs": Maybe(DictOf(str)),
+    "earlier_code": Maybe(list),
+}
 ROW_FILES = ("metrics.jsonl", "eval.jsonl")
 FREE_FIELDS = (  # may differ when a run is resumed
     "run_dir",
@@ -30,7 +40,23 @@ FREE_FIELDS = (  # may differ when a run is resumed
     "video",
     "checkpoint",
     "max_nonfinite_updates",
+    "allow_changed_code",
 )
+INPUT_FIELDS = ("demonstrations.path", "pretrain.saved_policy")  # paths, compared by their content
+NAMES_BEFORE_RUN = frozenset(  # what a worker, a benchmark or an adopted clone leaves in a folder
+    (
+        "alive",
+        "attempts.jsonl",
+        "config.tmp",
+        "dropped.txt",
+        "error.txt",
+        "failed.txt",
+        "log.txt",
+        "policy",
+        *ROW_FILES,
+    )
+)
+POLICIES_BEFORE_RUN = frozenset(("base", ".base"))
 
 
 def config_hash(config: RunConfig) -> str:
@@ -44,8 +70,9 @@ def run_folder_lock(folder: Path, name: str = ".lock") -> Iterator[None]:
     """Create the folder and keep other processes out; the first host locks it for all hosts.
 
     Raises:
-      RunError: another process holds the lock.
+      RunError: another process holds the lock, or a run cannot be kept at this path.
     """
+    check_path(folder)
     if not distributed.is_primary():
         yield
         return
@@ -60,7 +87,33 @@ def run_folder_lock(folder: Path, name: str = ".lock") -> Iterator[None]:
         yield
 
 
-def open_folder(folder: Path, config: RunConfig, command: str) -> None:
+def check_path(folder: Path) -> None:
+    """Raise RunError for a path at which a run cannot be kept."""
+    path = str(folder)
+    if any(unicodedata.category(character) in ("Cc", "Cs") for character in path):
+        raise RunError(
+            f"the path {path!r} holds a character that is not text; choose another --run_dir."
+        )
+    if re.match(r"[A-Za-z][\w+.-]*:/", path):
+        raise RunError(
+            f"{path} looks like the address of a remote store; a run needs a folder of this "
+            "machine, so choose another --run_dir (./NAME:/… if that is the folder's name)."
+        )
+    if not checkpoint.is_plain(folder.resolve()) and not checkpoint.can_be_aliased():
+        raise RunError(
+            f"checkpoints cannot be kept in {folder.resolve()}: with several hosts, or with such a "
+            "path of TMPDIR, it may hold none of * ? [ ] \\ and no folder that ends with a colon; "
+            "choose another --run_dir."
+        )
+
+
+def open_folder(
+    folder: Path,
+    config: RunConfig,
+    command: str,
+    cadences: Cadences,
+    inputs: Mapping[str, str],
+) -> None:
     """Begin a run in a folder, or check that its run can be resumed.
 
     Prints a warning if the run began with other versions of the packages that it uses.
@@ -69,39 +122,116 @@ def open_folder(folder: Path, config: RunConfig, command: str) -> None:
       folder: the run's folder.
       config: the run.
       command: the command line, to be recorded.
+      cadences: of its stages, from which ``row_gaps`` knows which rows there should be.
+      inputs: digests of what it reads from disk (``TaskInterface.inputs``).
 
     Raises:
-      RunError: the folder holds something else, or a run of another format or configuration.
+      RunError: the folder holds something else, or a run of another format, configuration or code.
     """
     path = folder / "config.json"
-    content = to_dict(config)
-    versions = provenance.package_versions()
+    code = code_digests(config)
     if not path.exists() and distributed.is_primary():
         _refuse_other_content(folder)
         record = {
             "format": FORMAT,
-            "config": content,
+            "config": to_dict(config),
             "command": command,
-            "versions": versions,
+            "versions": provenance.package_versions(),
             "commit": provenance.git_commit(),
+            "code": code,
+            "inputs": dict(inputs),
+            "cadences": {cadence.name: cadence._asdict() for cadence in cadences},
         }
         write_json(path, record)
     distributed.wait("config.json")
-    saved = read_json(path, error=RunError, remedy="restore it, or choose another --run_dir")
+    check_resumable(folder, config, code, inputs)
+    saved = read_json(path, RECORD, error=RunError)
+    _warn_of_versions(saved["versions"], provenance.package_versions())
+    if (changed := _changed_modules(saved, code)) and distributed.is_primary():
+        print(f"{changed} changed since this run began (allow_changed_code)", file=sys.stderr)
+        earlier = [*saved.get("earlier_code", []), saved["code"]]
+        write_json(path, {**saved, "code": code, "earlier_code": earlier})
+
+
+def check_folder(folder: Path, config: RunConfig, inputs: Mapping[str, str]) -> None:
+    """Check that a run can begin or continue in a folder; nothing is written.
+
+    Raises:
+      RunError: a run cannot be kept at this path, or it holds something else or another run.
+    """
+    check_path(folder)
+    if (folder / "config.json").exists():
+        check_resumable(folder, config, code_digests(config), inputs)
+    else:
+        _refuse_other_content(folder)
+
+
+def check_resumable(
+    folder: Path, config: RunConfig, code: Mapping[str, str], inputs: Mapping[str, str]
+) -> None:
+    """Check that a folder's run, if it holds one, is the given one; nothing is written.
+
+    Args:
+      folder: the run's folder.
+      config: the run.
+      code: what ``code_digests`` gives for it.
+      inputs: digests of what it reads from disk, as far as that is there.
+
+    Raises:
+      RunError: the folder holds a run of another format, configuration, code or data.
+    """
+    path = folder / "config.json"
+    if not path.exists():
+        return
+    remedy = "restore it, or choose another --run_dir"
+    saved = read_json(path, error=RunError, remedy=remedy)
     if saved.get("format") != FORMAT:
         raise RunError(
             f"{folder} holds a run of format {saved.get('format')!r}, this version reads {FORMAT}; "
             "finish it with the version that began it, or choose another --run_dir."
         )
-    problem = problem_of(saved, {"config": dict, "versions": DictOf(str)})
+    problem = problem_of(saved, RECORD)
     if problem:
-        raise RunError(f"{path}: {problem}; restore it, or choose another --run_dir.")
-    _warn_of_versions(saved["versions"], versions)
-    for difference in differences(saved["config"], content):
+        raise RunError(f"{path}: {problem}; {remedy}.")
+    saved_inputs = saved.get("inputs") or {}
+    for difference in differences(saved["config"], to_dict(config)):
+        if _is_same_input(difference, saved_inputs, inputs):
+            continue
         raise RunError(
             f"{folder} holds a run with {difference.field}={difference.saved!r}, "
             f"not {difference.current!r}; {_way_on(folder)}."
         )
+    for field, digest in inputs.items():
+        if saved_inputs.get(field, digest) != digest:
+            raise RunError(
+                f"{folder} holds a run that began with other data at {field}; give it the same "
+                "data to resume it, or choose another --run_dir."
+            )
+    if (changed := _changed_modules(saved, code)) and not config.allow_changed_code:
+        raise RunError(
+            f"{folder} holds a run with other code: {changed} changed since it began. Restore "
+            "it, choose another --run_dir, or continue with the new code by "
+            "--config.allow_changed_code=True."
+        )
+
+
+def _is_same_input(
+    difference: Difference, saved_inputs: Mapping[str, str], inputs: Mapping[str, str]
+) -> bool:
+    """Whether two paths of one field lead to the same data, or are spellings of one folder."""
+    field, saved, current = difference
+    if field not in INPUT_FIELDS or not saved or not current:
+        return False
+    if field in saved_inputs and field in inputs:
+        return saved_inputs[field] == inputs[field]
+    return Path(saved).resolve() == Path(current).resolve()
+
+
+def _changed_modules(record: Mapping[str, Any], code: Mapping[str, str]) -> str:
+    """The modules whose code is not that which ``config.json`` recorded, for a message."""
+    saved = record.get("code", code)
+    changed = [name for name in sorted({*saved, *code}) if saved.get(name) != code.get(name)]
+    return ", ".join("gcp_jax itself" if name == "gcp_jax" else f"{name}.py" for name in changed)
 
 
 def _way_on(folder: Path) -> str:
@@ -115,6 +245,8 @@ def _way_on(folder: Path) -> str:
 
 
 def _refuse_other_content(folder: Path) -> None:
+    if folder.exists() and not folder.is_dir():
+        raise RunError(f"{folder} is a file; choose another --run_dir.")
     if name := other_content(folder):
         raise RunError(
             f"{folder} holds a {name}, but no config.json: it is not a run of gcp-jax, or its "
@@ -123,19 +255,40 @@ def _refuse_other_content(folder: Path) -> None:
 
 
 def other_content(folder: Path) -> str:
-    """The first file of a folder without ``config.json`` that a run would overwrite.
+    """The first file of a folder without ``config.json`` that is not of a run about to begin.
 
-    Rows written by an adopted clone belong to the run.
+    Rows and the policy written by an adopted clone belong to the run; hidden files are ignored.
 
     Returns:
-      The file's name; "" if there is none.
+      The file's path in the folder; "" if there is none.
     """
     for name in ROW_FILES:
         if not _holds_rows_of_a_run(folder / name):
             return name
-    for name in ("checkpoints", "report", "summary.json"):
-        if (folder / name).exists():
-            return name
+    return first_foreign_name(folder, NAMES_BEFORE_RUN) or first_foreign_name(
+        folder / "policy", POLICIES_BEFORE_RUN, prefix="policy/"
+    )
+
+
+def refuse_foreign_folder(folder: Path, marker: str) -> None:
+    """Raise RunError if a folder without the file ``marker`` holds anything but hidden files."""
+    if (folder / marker).exists():
+        return
+    if name := first_foreign_name(folder, frozenset()):
+        raise RunError(
+            f"{folder} holds a {name}, but no {marker}: it was not made by this command. Choose "
+            "another --run_dir."
+        )
+
+
+def first_foreign_name(folder: Path, known: frozenset[str], prefix: str = "") -> str:
+    """The first name in a folder that is not ``known`` and no hidden file; "" if there is none."""
+    if not folder.is_dir():
+        return ""
+    for path in sorted(folder.iterdir()):
+        hidden_file = path.name.startswith(".") and path.is_file()
+        if path.name not in known and not hidden_file:
+            return f"{prefix}{path.name}"
     return ""
 
 
@@ -158,6 +311,15 @@ def _warn_of_versions(saved: Mapping[str, str], current: Mapping[str, str]) -> N
                 "the last bits may differ",
                 file=sys.stderr,
             )
+
+
+def finished_summary(folder: Path) -> dict[str, Any]:
+    """The summary of a finished run; {} if it is missing, of a clone alone, or cut."""
+    try:
+        summary = json.loads((folder / "summary.json").read_text())
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return summary if isinstance(summary, dict) else {}
 
 
 class Difference(NamedTuple):
@@ -197,7 +359,7 @@ def drop_late_rows(folder: Path, cadences: Cadences) -> None:
     clock = checkpoint.latest(folder / "checkpoints" / "finetune")
     if clock is not None:
         keep = metrics.until("finetune", **cadences.finetune.counters(clock))
-    elif (folder / "policy" / "base").exists():
+    elif saved_policy.is_intact(folder / "policy" / "base"):
         keep = metrics.until("base", env_steps=0, updates=0)
     else:
         clock = checkpoint.latest(folder / "checkpoints" / "pretrain") or 0

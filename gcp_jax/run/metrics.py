@@ -12,11 +12,12 @@ import importlib.util
 import json
 import math
 import os
+import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol, Self
 
-from gcp_jax.atomic_files import atomic_replacement
+from gcp_jax.atomic_files import atomic_replacement, write_text
 from gcp_jax.json_files import OneOf, Shape, parse_json, problem_of
 from gcp_jax.stats import eval_rows as scores
 
@@ -118,8 +119,9 @@ class WandbWriter:
     """Sends the rows of a run folder to one Weights & Biases run.
 
     A number is named ``stage/key/seed_i`` and plotted over ``stage/step``. WANDB_MODE=offline works
-    without a network or a login. The run's id is the folder's name, so that a resumed run continues
-    on the same page; rows that a killed process sent after its last checkpoint remain there.
+    without a network or a login. The run's id is kept in the folder (``wandb_id.txt``), so that a
+    resumed run continues on the same page, also after its folder was moved, and no two runs share
+    one; rows that a killed process sent after its last checkpoint remain there.
     """
 
     def __init__(self, run_dir: str | Path, config: Mapping[str, Any]) -> None:
@@ -128,11 +130,10 @@ class WandbWriter:
         except ImportError as error:
             raise ImportError(_missing_extra("wandb", "wandb")) from error
         folder = Path(run_dir).resolve()
-        name = f"{folder.parent.name}-{folder.name}"
         self._run = wandb.init(
             project="gcp-jax",
-            id=name,
-            name=name,
+            id=_wandb_id(folder),
+            name=f"{folder.parent.name}-{folder.name}",
             dir=str(folder),
             config=dict(config),
             resume="allow",
@@ -147,6 +148,17 @@ class WandbWriter:
 
     def close(self) -> None:
         self._run.finish()
+
+
+def _wandb_id(folder: Path) -> str:
+    """The id of a run on Weights & Biases: that in its folder, or a new one, written there."""
+    path = folder / "wandb_id.txt"
+    if path.exists() and (saved := path.read_text().strip()):
+        return saved
+    folder.mkdir(parents=True, exist_ok=True)
+    new = uuid.uuid4().hex
+    write_text(path, f"{new}\n")
+    return new
 
 
 class FanOut:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import sys
 from collections import Counter
 from collections.abc import Mapping
@@ -52,10 +51,7 @@ class NonfiniteBudget:
         was_over = self._is_over(member)
         is_first = not self._counts[member]
         fault = self._describe(clock, member, found)
-        if math.isfinite(found.skipped):
-            self._counts[member] += int(found.skipped)
-        else:
-            self._counts[member] += self._limit + 1
+        self._counts[member] += found.skipped
         if is_first:
             self._keep(clock, index, fault)
         if self._is_over(member) and not was_over:

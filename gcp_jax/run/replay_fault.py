@@ -156,7 +156,8 @@ def first_broken_update(
     for position, key in enumerate(jax.random.split(keys.update, algorithm.source.updates)):
         batch = jax.tree.map(lambda x, position=position: x[position], sampled.batches)
         new_state, metrics = update(state, batch, key)
-        if not nonfinite.all_finite((new_state, metrics)):
+        skipped = nonfinite.update_flags(metrics).skipped > 0
+        if skipped or not nonfinite.all_finite(new_state):
             means = {name: float(np.mean(x)) for name, x in metrics.items()}
             return BrokenUpdate(position=position, state=state, batch=batch, metrics=means)
         state = new_state

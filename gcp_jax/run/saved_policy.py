@@ -8,14 +8,16 @@ method's name and settings are saved with it, so that loading gives back the fun
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import hashlib
 import io
 import json
 import os
 import shutil
 import uuid
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -164,6 +166,57 @@ def env_section(path: str | os.PathLike[str], saved: SavedPolicy) -> dict[str, A
     return env
 
 
+def is_intact(path: str | os.PathLike[str]) -> bool:
+    """True if a folder holds a saved policy whose files are complete; nothing is computed."""
+    try:
+        arrays, _ = _read(Path(path))
+    except SavedPolicyError:
+        return False
+    return {"probe/obs", "probe/action"} <= arrays.keys()
+
+
+def digest(path: str | os.PathLike[str]) -> str:
+    """SHA-256 of the arrays of a saved policy and of what they mean, wherever it lies.
+
+    Raises:
+      SavedPolicyError: there is none, or it is damaged or of another format.
+    """
+    arrays, description = _read(Path(path))
+    meaning = {name: description.get(name) for name in ("policy", "specs", "algorithm")}
+    found = hashlib.sha256(json.dumps(meaning, sort_keys=True).encode())
+    for name, x in sorted(arrays.items()):
+        found.update(f"{name} {x.dtype} {x.shape}\0".encode())
+        found.update(np.ascontiguousarray(x).tobytes())
+    return found.hexdigest()
+
+
+def holds(path: str | os.PathLike[str], deployed: PyTree) -> bool:
+    """True if the policy saved in a folder has these parameters, bit for bit."""
+    if not is_intact(path):
+        return False
+    arrays, _ = _read(Path(path))
+    saved = {name: x for name, x in arrays.items() if not name.startswith("probe/")}
+    expected = _flatten(deployed)
+    return saved.keys() == expected.keys() and all(
+        saved[name].tobytes() == x.tobytes() for name, x in expected.items()
+    )
+
+
+def saved_policy_config(path: str | os.PathLike[str]) -> PolicyConfig:
+    """The settings of a saved policy, read without JAX.
+
+    Raises:
+      SavedPolicyError: there is none, or it is damaged or of another format.
+    """
+    path = Path(path)
+    description = _read_description(path)
+    try:
+        config: PolicyConfig = build_config(PolicyConfig, description["policy"], "policy.")
+    except (KeyError, TypeError, ValueError) as failure:
+        raise _not_as_described(path, failure) from failure
+    return config
+
+
 def _flatten(deployed: PyTree) -> dict[str, np.ndarray]:
     """Parameters as named arrays: "net/…", other parts, "normalizer/mean", "normalizer/std"."""
     nets = {name: part for name, part in deployed.items() if name != "normalizer"}
@@ -225,9 +278,16 @@ def _read(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     Raises:
       SavedPolicyError: there is none, or it is damaged or of another format.
     """
+    description = _read_description(path)
+    with _reading(path):
+        return _read_arrays(path / "arrays.npz"), description
+
+
+@contextlib.contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    """Raise SavedPolicyError if a file of the saved policy is missing or cannot be read."""
     try:
-        description = parse_json((path / "policy.json").read_text(encoding="utf-8"))
-        arrays = _read_arrays(path / "arrays.npz")
+        yield
     except FileNotFoundError as error:
         raise SavedPolicyError(
             f"{path} is not a saved policy: {Path(error.filename).name} is missing."
@@ -236,6 +296,16 @@ def _read(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
         raise SavedPolicyError(
             f"{path} is damaged and cannot be read ({error}); copy it again or train it anew."
         ) from error
+
+
+def _read_description(path: Path) -> dict[str, Any]:
+    """The description of a saved policy.
+
+    Raises:
+      SavedPolicyError: there is none, or it is damaged or of another format.
+    """
+    with _reading(path):
+        description = parse_json((path / "policy.json").read_text(encoding="utf-8"))
     saved_format = description.get("format") if isinstance(description, dict) else None
     if saved_format != FORMAT:
         raise SavedPolicyError(
@@ -245,7 +315,8 @@ def _read(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     problem = problem_of(description, DESCRIPTION)
     if problem:
         raise _not_as_described(path, ValueError(problem))
-    return arrays, description
+    found: dict[str, Any] = description
+    return found
 
 
 def _read_arrays(path: Path) -> dict[str, np.ndarray]:
@@ -292,7 +363,7 @@ def _no_batches() -> BatchSource:
         return ()
 
     def step(
-        buffer_state: PyTree, segment: Segment, key: PRNGKey, clock: Array
+        buffer_state: PyTree, data: PyTree, segment: Segment, key: PRNGKey, clock: Array
     ) -> tuple[PyTree, Batch]:
         raise NotImplementedError("a saved policy does not learn")
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import signal
 import sys
+import threading
 from collections.abc import Iterator
 from typing import Any
 
@@ -24,14 +25,23 @@ class StopRequest:
 
 @contextlib.contextmanager
 def stop_requests() -> Iterator[StopRequest]:
-    """Record the first Ctrl-C or SIGTERM in the block; a second one raises KeyboardInterrupt."""
+    """Record the first Ctrl-C or SIGTERM in the block; a second one raises KeyboardInterrupt.
+
+    Outside the main thread, where Python allows no handlers, signals are left alone.
+    """
     request = StopRequest()
+    if threading.current_thread() is not threading.main_thread():
+        yield request
+        return
 
     def handle(signum: int, frame: Any) -> None:
         if request.signum:
             raise KeyboardInterrupt
         request.signum = signum
-        print("saving at the end of this segment …", file=sys.stderr)
+        print(
+            "saving at the end of this segment; a second signal ends at once, without saving …",
+            file=sys.stderr,
+        )
 
     previous = {signum: signal.signal(signum, handle) for signum in SIGNALS}
     try:

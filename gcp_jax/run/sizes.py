@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 from gcp_jax import algorithms
 from gcp_jax import mesh as mesh_lib
 from gcp_jax.config import ConfigError, RunConfig
+from gcp_jax.config_fields import check_magnitude
 from gcp_jax.run.errors import Interrupted, Paused, RunError
 from gcp_jax.types import Specs
 
@@ -56,18 +57,30 @@ def run_sizes(config: RunConfig, env_specs: Any) -> RunSizes:
     if not on_policy:
         _check_replay(config)
     env_steps = finetune.envs * finetune.unroll_chunks * chunk
+    check_magnitude(env_steps, "finetune.envs · finetune.unroll_chunks · policy.chunk")
+    segments = math.ceil(finetune.env_steps / env_steps)
     warmup_segments = 0 if on_policy else math.ceil(finetune.learning_starts / env_steps)
-    return RunSizes(
+    if warmup_segments >= segments:
+        warmup_steps = warmup_segments * env_steps
+        raise ConfigError(
+            f"finetune.learning_starts is {finetune.learning_starts}, {warmup_steps} in whole "
+            f"segments of {env_steps} env steps, and finetune.env_steps is {finetune.env_steps}: "
+            f"nothing would be learned; raise finetune.env_steps above {warmup_steps}, or lower "
+            "finetune.learning_starts."
+        )
+    sizes = RunSizes(
         specs=Specs(env_specs.obs_dim, env_specs.action_dim, chunk),
         unroll_chunks=finetune.unroll_chunks,
         env_steps=env_steps,
         updates=_updates_of_segment(config, method, env_steps),
-        segments=math.ceil(finetune.env_steps / env_steps),
+        segments=segments,
         warmup_segments=warmup_segments,
         capacity=_replay_capacity(config),
         evaluate_every=max(round(config.evaluation.every / env_steps), 1),
         checkpoint_every=max(round(config.checkpoint.every / env_steps), 1),
     )
+    _check_totals(config, sizes)
+    return sizes
 
 
 def _check_divisible(config: RunConfig, *, on_policy: bool) -> None:
@@ -84,17 +97,32 @@ def _check_divisible(config: RunConfig, *, on_policy: bool) -> None:
         mesh_lib.require_divisible(name, size, config.data_parallel)
 
 
+def _check_totals(config: RunConfig, sizes: RunSizes) -> None:
+    """Check what the sizes of a run multiply to: devices count with 32 bits.
+
+    Raises:
+      ConfigError: for a product above ``MAX_COUNT``.
+    """
+    envs = config.finetune.envs
+    chunk = config.policy.chunk
+    totals = {
+        "finetune.utd · the env steps of a segment": sizes.updates,
+        "the number of updates of the run": sizes.segments * sizes.updates,
+        "finetune.capacity in whole segments": sizes.capacity * envs * chunk,
+        "pretrain.evaluate_every · pretrain.batch_size": (
+            config.pretrain.evaluate_every * config.pretrain.batch_size
+        ),
+    }
+    for name, total in totals.items():
+        check_magnitude(total, name)
+
+
 def _check_replay(config: RunConfig) -> None:
     finetune = config.finetune
     if finetune.batch_size > finetune.capacity:
         raise ConfigError(
             f"finetune.batch_size is {finetune.batch_size}, more than the replay holds "
             f"(finetune.capacity={finetune.capacity} env steps)."
-        )
-    if finetune.learning_starts >= finetune.env_steps:
-        raise ConfigError(
-            f"finetune.learning_starts is {finetune.learning_starts}, not below "
-            f"finetune.env_steps ({finetune.env_steps}): nothing would be learned."
         )
 
 
@@ -192,13 +220,16 @@ class Cadences(NamedTuple):
 
 
 def stage_cadences(config: RunConfig, sizes: RunSizes) -> Cadences:
-    """The cadences of a run's two stages."""
+    """The cadences of a run's two stages.
+
+    Cloning takes at most ``pretrain.updates``, in segments of ``pretrain.evaluate_every``.
+    """
     pretrain = config.pretrain
-    segment_updates = pretrain.evaluate_every
+    segment_updates = min(pretrain.evaluate_every, pretrain.updates)
     return Cadences(
         pretrain=Cadence(
             name="pretrain",
-            segments=math.ceil(pretrain.updates / segment_updates),
+            segments=pretrain.updates // segment_updates,
             env_steps=0,
             updates=segment_updates,
             warmup_segments=0,

@@ -17,9 +17,11 @@ import jax
 import numpy as np
 
 from gcp_jax import mesh as mesh_lib
-from gcp_jax.config import Member
-from gcp_jax.learner import diagnostics, loop, nonfinite
+from gcp_jax.config import Member, RunConfig
+from gcp_jax.core.demonstrations import Demonstrations
+from gcp_jax.learner import loop, nonfinite
 from gcp_jax.run import checkpoint, distributed, metrics
+from gcp_jax.run.errors import RunError
 from gcp_jax.run.evaluator import Row, mean_score, member_columns
 from gcp_jax.run.nonfinite_budget import NonfiniteBudget
 from gcp_jax.run.progress import Progress
@@ -37,6 +39,44 @@ class HostState(NamedTuple):
     seconds: float  # of the run
     train_seconds: float  # of the stage
     compile_seconds: float  # of the run
+    demonstrations: str = ""  # the digest of those that the stage learns from
+
+
+class DataId(NamedTuple):
+    """Which demonstrations a stage learns from; a checkpoint does not hold them."""
+
+    digest: str = ""  # "" if it learns from none
+    path: str = ""  # "" if they are scripted
+
+    @classmethod
+    def of(cls, demonstrations: Demonstrations | None, config: RunConfig) -> DataId:
+        """Identify the demonstrations of a run; None: it learns from none."""
+        if demonstrations is None:
+            return cls()
+        return cls(digest=demonstrations.digest(), path=config.demonstrations.path)
+
+    def check_resumed(self, stage: str, digest: str) -> None:
+        """Check that a stage that learned from data of this ``digest`` may continue with these.
+
+        Scripted demonstrations are computed again. Another processor or version may round them
+        differently, so a difference is only said.
+
+        Raises:
+          RunError: recorded demonstrations are others.
+        """
+        if self.digest == digest:
+            return
+        if self.path:
+            raise RunError(
+                f"demonstrations.path={self.path} does not hold the demonstrations from which "
+                f"{stage} of this run learned; give the path of the same data, or choose another "
+                "--run_dir."
+            )
+        print(
+            f"the scripted demonstrations of {stage} differ from those that it began with "
+            "(another processor, another version, or a changed task): it continues with the new",
+            file=sys.stderr,
+        )
 
 
 class Restored(NamedTuple):
@@ -60,6 +100,7 @@ class Stage(NamedTuple):
     algorithm_of: Callable[[Mapping[str, Any]], Algorithm]  # (values of one member) -> its method
     stop_score: float = math.inf  # the stage ends once the mean score reaches it
     final_video: str = ""  # name of the video of the last evaluation
+    demonstrations: DataId = DataId()
 
     def init(self) -> Train:
         """The initial Train."""
@@ -67,13 +108,19 @@ class Stage(NamedTuple):
         return self.learner.init(seeds, jax.device_get(self.pretrained), self.values)
 
     def restore(self, checkpoints: checkpoint.Checkpoints) -> Restored | None:
-        """The newest checkpoint; None if there is none."""
+        """The newest checkpoint; None if there is none.
+
+        Raises:
+          RunError: it learned from other recorded demonstrations.
+        """
         shardings = mesh_lib.shardings(self.learner.mesh, self.learner.partition_spec)
-        found = checkpoints.restore(self.init, shardings)
+        found = checkpoints.restore(lambda: loop.without_data(self.init()), shardings)
         if found is None:
             return None
-        train, host = found
-        return Restored(train, HostState(**host))
+        train, values = found
+        host = HostState(**values)
+        self.demonstrations.check_resumed(self.cadence.name, host.demonstrations)
+        return Restored(self.learner.with_data(train), host)
 
     def goal_reached(self, rows: list[Row]) -> bool:
         """True if the last evaluation, if there was one, reached ``stop_score``."""
@@ -114,6 +161,11 @@ def run_stage(stage: Stage, session: Session) -> StageResult:
         score_name=session.score_name,
     ) as progress:
         log = _StageLog(stage, session, budget, progress)
+        if restored is not None and stage.is_over(clock, rows):
+            checkpoints.close()
+            return StageResult(
+                distributed.fetch(stage.export(restored.train)), rows, budget.given_up
+            )
         train, segment = _compile(stage, restored, progress)
         while not stage.is_over(clock, rows):
             train, numbers, seconds = _time_segment(segment, train)
@@ -129,7 +181,8 @@ def run_stage(stage: Stage, session: Session) -> StageResult:
                 goal_reached=stage.goal_reached(rows),
             )
             if decision.save:
-                checkpoints.save(clock, train, log.host_state(rows)._asdict())
+                host = log.host_state(rows)
+                checkpoints.save(clock, loop.without_data(train), host._asdict())
             if decision.stop is not None:
                 raise decision.stop
     session.timer.compile_seconds += progress.compile_seconds
@@ -216,7 +269,7 @@ class _StageLog:
         scores: list[float] = []
         for index, member in enumerate(self.stage.members):
             row = self._segment_row(clock, member, {k: v[index] for k, v in numbers.items()})
-            found = nonfinite.pop_nonfinite(row, diagnostics.MAY_BE_MISSING)
+            found = nonfinite.pop_nonfinite(row)
             if found.skipped:
                 self.budget.record(clock, index, metrics.member(row), found)
             if score_column in row:
@@ -262,6 +315,7 @@ class _StageLog:
             seconds=timer.seconds,
             train_seconds=timer.train_seconds,
             compile_seconds=timer.compile_seconds + self.progress.compile_seconds,
+            demonstrations=self.stage.demonstrations.digest,
         )
 
     def _speeds(self, clock: int, seconds: float) -> dict[str, float]:

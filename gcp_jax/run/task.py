@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
-from gcp_jax.types import PRNGKey, PyTree, Step, VectorEnv
+from gcp_jax.core.demonstrations import Demonstrations
+from gcp_jax.types import PRNGKey, PyTree, VectorEnv
 
 
 class TaskInterface(NamedTuple):
@@ -14,8 +16,11 @@ class TaskInterface(NamedTuple):
 
     env: VectorEnv
 
-    # (key) -> (steps with leaves [T, episodes, ...], facts: plain values)
-    demonstrate: Callable[[PRNGKey], tuple[Step, dict[str, Any]]]
+    # (key) -> (demonstrations, facts: plain values)
+    demonstrate: Callable[[PRNGKey], tuple[Demonstrations, dict[str, Any]]]
 
     # (host states [T, F, ...] of F episodes, path) -> None; None if the task cannot be rendered
     write_video: Callable[[PyTree, Path], None] | None
+
+    # digests of what the run reads from disk, by the field that names it: a dataset, a saved policy
+    inputs: Mapping[str, str] = MappingProxyType({})

@@ -14,15 +14,20 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 
 from gcp_jax import mesh as mesh_lib
 from gcp_jax.atomic_files import write_json
 from gcp_jax.config import Member, RunConfig, to_dict
-from gcp_jax.core.policy import Policy
-from gcp_jax.json_files import read_json
+from gcp_jax.core.policy import Policy, make_policy
 from gcp_jax.learner import population
-from gcp_jax.run import checkpoint, distributed, metrics, replay_fault, saved_policy
+from gcp_jax.run import (
+    checkpoint,
+    distributed,
+    metrics,
+    replay_fault,
+    run_policies,
+    saved_policy,
+)
 from gcp_jax.run.assemble import (
     FinetuneSetup,
     assemble_finetuning,
@@ -30,7 +35,6 @@ from gcp_jax.run.assemble import (
     trace_first_segment,
 )
 from gcp_jax.run.cloning import load_demonstrations, set_up_cloning
-from gcp_jax.run.errors import RunError
 from gcp_jax.run.evaluator import (
     Evaluator,
     Row,
@@ -39,11 +43,25 @@ from gcp_jax.run.evaluator import (
     take_index,
 )
 from gcp_jax.run.finetuning import make_finetuning_stage
-from gcp_jax.run.folder import drop_late_rows, open_folder, run_folder_lock
+from gcp_jax.run.folder import (
+    check_folder,
+    drop_late_rows,
+    finished_summary,
+    open_folder,
+    run_folder_lock,
+)
 from gcp_jax.run.progress import Progress
-from gcp_jax.run.saved_policy import EvalPolicy
+from gcp_jax.run.requirements import (
+    lacks_policies,
+    require_checkpoint_of_clone,
+    require_fitting_policy,
+    require_last_checkpoint,
+    require_policies,
+)
+from gcp_jax.run.row_gaps import find_gaps
 from gcp_jax.run.session import RunTimer, Session
 from gcp_jax.run.signals import StopRequest, stop_requests
+from gcp_jax.run.size_notes import size_notes
 from gcp_jax.run.sizes import run_sizes, stage_cadences
 from gcp_jax.run.stage import Stage, StageResult, run_stage
 from gcp_jax.run.task import TaskInterface
@@ -68,10 +86,12 @@ class Training:
 
         Raises:
           ConfigError: the configuration contradicts itself, or its population cannot vary.
-          RunError: ``pretrain.saved_policy`` does not fit the run.
+          RunError: ``pretrain.saved_policy`` does not fit the run (``adopt_policy`` makes the
+            configuration fit it), or the folder holds something else.
           ValueError: a size cannot be divided over the devices, or there are too few devices.
           ImportError: a package that writes metrics is missing.
         """
+        check_folder(folder, config, task.inputs)
         self.config = config
         self.task = task
         self.folder = folder
@@ -82,8 +102,8 @@ class Training:
         mesh_lib.make_mesh(len(config.members), data=config.data_parallel)
         if config.population:
             population.check_population(config, partial(trace_first_segment, config, task))
-        if config.pretrain.saved_policy and not self._base_folder.exists():
-            self._check_saved_policy(config.pretrain.saved_policy)
+        if config.pretrain.saved_policy and not saved_policy.is_intact(self._base_folder):
+            require_fitting_policy(config, self.sizes.specs)
 
     def run(self, pause_at: int = 0) -> dict[str, Any]:
         """Clone or load the base policy, finetune it, save the policies.
@@ -100,18 +120,24 @@ class Training:
           Interrupted: a signal asked the run to stop.
           RunError: the folder does not hold this run, or no member is left to train.
         """
-        summary_file = self.folder / "summary.json"
         with self._open_folder() as stop_request:
-            if distributed.broadcast_from_first(summary_file.exists()):
+            finished = finished_summary(self.folder)
+            if distributed.broadcast_from_first(
+                bool(finished) and not lacks_policies(self.folder, self.config.members)
+            ):
                 print(f"{self.folder} holds a finished run; nothing to do.", file=sys.stderr)
-                remedy = "delete it, and the same command finishes the run from its checkpoint"
-                saved: dict[str, Any] = read_json(summary_file, error=RunError, remedy=remedy)
-                return saved
+                self._print_gaps()
+                return finished
+            for note in size_notes(self.config, self.sizes):
+                print(f"note: {note}", file=sys.stderr)
             with self._session(stop_request, pause_at) as session:
+                if finished:
+                    require_last_checkpoint(self.folder, self.cadences.finetune)
                 policy, deployed = self._base_policy(session)
-                summary = self._finetune(session, policy, deployed)
+                summary = self._finetune(session, policy, deployed) | finished
+            require_policies(self.folder, self.config.members)
             if distributed.is_primary():
-                write_json(summary_file, summary)
+                write_json(self.folder / "summary.json", summary)
             return summary
 
     def pretrain(self) -> Path:
@@ -131,7 +157,7 @@ class Training:
           FileNotFoundError: every update was finite.
         """
         with run_folder_lock(self.folder):
-            open_folder(self.folder, self.config, self.command)
+            self._open_config()
             fault = replay_fault.load_fault(self.folder)
             stage = self._stage_of_fault(fault)
             folder = self.folder / replay_fault.FOLDER
@@ -144,7 +170,7 @@ class Training:
     @property
     def _base_folder(self) -> Path:
         """Where the policy before finetuning is saved."""
-        return self.folder / "policy" / "base"
+        return run_policies.policy_folder(self.folder, run_policies.BASE)
 
     @property
     def _score_name(self) -> str:
@@ -157,6 +183,9 @@ class Training:
 
     # Folder ------------------------------------------------------------------------------------
 
+    def _open_config(self) -> None:
+        open_folder(self.folder, self.config, self.command, self.cadences, self.task.inputs)
+
     @contextlib.contextmanager
     def _open_folder(self) -> Iterator[StopRequest]:
         """Hold the run's folder and record requests to stop."""
@@ -165,7 +194,7 @@ class Training:
             run_folder_lock(self.folder),
             stop_requests() as stop_request,
         ):
-            open_folder(self.folder, self.config, self.command)
+            self._open_config()
             yield stop_request
 
     @contextlib.contextmanager
@@ -182,6 +211,7 @@ class Training:
         writer = metrics.FanOut(())
         if distributed.is_primary():
             drop_late_rows(self.folder, self.cadences)
+            self._print_gaps()
             names = ("jsonl", *self.config.writers)
             writer = metrics.make_writers(names, self.folder, to_dict(self.config))
         with writer:
@@ -196,50 +226,43 @@ class Training:
                 pause_at=pause_at,
             )
 
+    def _print_gaps(self) -> None:
+        """Say which rows of the run are no longer in its files."""
+        if distributed.is_primary():
+            for gap in find_gaps(self.folder):
+                print(f"{gap}; they were deleted, and the report marks the gap", file=sys.stderr)
+
     # Base policy -------------------------------------------------------------------------------
 
     def _base_policy(self, session: Session) -> tuple[Policy, PyTree]:
         """The policy to finetune, and its parameters: saved before, given, or cloned now."""
+        if distributed.is_primary():
+            run_policies.set_damaged_aside(self.folder, run_policies.BASE)
         if distributed.broadcast_from_first(self._base_folder.exists()):
             saved = saved_policy.load_saved_policy(self._base_folder)
             return saved.policy, saved.deployed
         if self.config.pretrain.saved_policy:
             return self._adopt_saved_policy(self.config.pretrain.saved_policy)
+        require_checkpoint_of_clone(self.folder)
         return self._clone(session)
 
     def _adopt_saved_policy(self, path: str) -> tuple[Policy, PyTree]:
-        """Load ``pretrain.saved_policy`` and save it as the run's base policy."""
+        """Load ``pretrain.saved_policy`` and save it as the run's base policy.
+
+        It is sampled as the run's configuration says.
+        """
         saved = saved_policy.load_saved_policy(path)
+        policy = make_policy(self.config.policy, self.sizes.specs)
         if distributed.is_primary():
             kept = ("env", self._score_name, "demonstrations")
-            saved_policy.save_policy(
-                self._base_folder,
-                policy=saved.policy,
-                deployed=saved.deployed,
-                facts={name: fact for name, fact in saved.facts.items() if name in kept},
+            run_policies.save(
+                self.folder,
+                run_policies.BASE,
+                policy,
+                saved.deployed,
+                {name: fact for name, fact in saved.facts.items() if name in kept},
             )
-        return saved.policy, saved.deployed
-
-    def _check_saved_policy(self, path: str) -> None:
-        """Raise RunError if a saved policy cannot be finetuned by this run."""
-        saved = saved_policy.check_saved_policy(path)
-        extra_parts = sorted(saved.deployed.keys() - saved_policy.BASE_KEYS)
-        if extra_parts:
-            raise RunError(
-                f"{path} is more than a cloned policy (it also holds {', '.join(extra_parts)}); "
-                "finetuning starts from a plain one, such as RUN/policy/base."
-            )
-        saved_env = saved_policy.env_section(path, saved)["name"] if "env" in saved.facts else None
-        if saved_env not in (self.config.env.name, None):
-            raise RunError(
-                f"{path} is a policy for {saved_env}, but this run is on {self.config.env.name}; "
-                "choose its environment."
-            )
-        if saved.policy.specs != self.sizes.specs:
-            raise RunError(
-                f"{path} is a policy for {saved.policy.specs}, but this run needs "
-                f"{self.sizes.specs}; choose its environment."
-            )
+        return policy, saved.deployed
 
     def _clone(self, session: Session) -> tuple[Policy, PyTree]:
         setup = set_up_cloning(self.config, self.task, self.sizes, self.cadences.pretrain)
@@ -255,7 +278,8 @@ class Training:
         facts = self._policy_facts(self.config, result.rows)
         if setup.demonstration_facts:
             facts["demonstrations"] = setup.demonstration_facts
-        self._save_policy(self._base_folder, setup.policy, deployed, facts)
+        if distributed.is_primary():
+            run_policies.save(self.folder, run_policies.BASE, setup.policy, deployed, facts)
         return setup.policy, deployed
 
     def _evaluate_base(self, session: Session, policy: Policy, deployed: PyTree) -> list[Row]:
@@ -277,8 +301,10 @@ class Training:
         session.timer.compile_seconds += progress.compile_seconds
         columns = {"stage": "base", "env_steps": 0, "updates": 0, **session.timer.columns()}
         rows = [columns | row for row in evaluated]
+        saved_seeds = {row["seed"] for row in saved_rows}
         for row in rows:
-            session.writer.write(row)
+            if row["seed"] not in saved_seeds:
+                session.writer.write(row)
         print(f"base policy: {format_mean_score(rows)}", file=sys.stderr)
         return rows
 
@@ -310,8 +336,15 @@ class Training:
             deployed = deployed["policy"]
         algorithm = build_algorithm(config, setup.policy, setup.sizes, setup.demonstrations)
         facts = self._policy_facts(config, [row])
-        path = self.folder / "policy" / metrics.member(row)
-        self._save_policy(path, setup.policy, deployed, facts, algorithm.eval_policy)
+        if distributed.is_primary():
+            run_policies.save(
+                self.folder,
+                metrics.member(row),
+                setup.policy,
+                deployed,
+                facts,
+                algorithm.eval_policy,
+            )
 
     def _summary(
         self, session: Session, stage: Stage, base_rows: list[Row], result: StageResult
@@ -352,24 +385,3 @@ class Training:
             "seeds": [row["seed"] for row in rows],
             "config": content,
         }
-
-    def _save_policy(
-        self,
-        path: Path,
-        policy: Policy,
-        deployed: PyTree,
-        facts: dict[str, Any],
-        eval_policy: EvalPolicy | None = None,
-    ) -> None:
-        """Save a policy on the first host, unless that is done."""
-        if path.exists() or not distributed.is_primary():
-            return
-        if deployed.keys() != saved_policy.BASE_KEYS:
-            facts["algorithm"] = facts["config"]["algorithm"]
-        saved_policy.save_policy(
-            path,
-            policy=policy,
-            deployed=jax.tree.map(jnp.asarray, deployed),
-            facts=facts,
-            eval_policy=eval_policy,
-        )

@@ -7,15 +7,18 @@ from typing import Any
 
 from absl import flags
 
+from gcp_jax.config_fields import MAX_COUNT
 from gcp_jax.experiments import comparison, runtime
 from gcp_jax.launch.cli.parse import Arguments, Command, Configuration
+
+RUN_DIR = "runs/benchmark"  # unless a flag names another
 
 
 def benchmark(arguments: Arguments) -> dict[str, Any]:
     """Compare methods on tasks from shared clones; the report and what finished."""
     arguments.no_positional()
     values = arguments.flags
-    folder = arguments.run_dir(default="runs/benchmark")
+    folder = arguments.run_dir(default=RUN_DIR)
     overrides = {name: x for name, x in arguments.overrides.items() if name != "run_dir"}
     chosen = comparison.choose(
         file=values.file,
@@ -45,15 +48,18 @@ def _benchmark_flags(declared: flags.FlagValues) -> None:
         "seeds of each method on each task; 3 if the file names no number",
         flag_values=declared,
         lower_bound=1,
+        upper_bound=MAX_COUNT,
     )
     flags.DEFINE_integer(
-        "steps", None, "environment steps of each seed", flag_values=declared, lower_bound=1
+        "steps",
+        None,
+        "environment steps of each seed",
+        flag_values=declared,
+        lower_bound=1,
+        upper_bound=MAX_COUNT,
     )
     flags.DEFINE_string(
-        "run_dir",
-        "",
-        "the folder of the benchmark (default: runs/benchmark)",
-        flag_values=declared,
+        "run_dir", "", f"the folder of the benchmark (default: {RUN_DIR})", flag_values=declared
     )
 
 

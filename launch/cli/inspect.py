@@ -11,7 +11,8 @@ from typing import Any
 import jax
 from absl import flags
 
-from gcp_jax.config import ConfigError
+from gcp_jax.config import NOISE, ConfigError
+from gcp_jax.config_fields import MAX_COUNT, refuse_fields
 from gcp_jax.envs import wrappers
 from gcp_jax.envs.check import check_env
 from gcp_jax.envs.demos import collect, storage
@@ -25,6 +26,15 @@ from gcp_jax.run import provenance
 from gcp_jax.types import PyTree
 
 POLICY_EXAMPLE = "gcp-jax evaluate runs/first/policy/seed_0"
+
+SET_BY_DEMOS = {  # fields that have no effect on ``demos``, and what has
+    "demonstrations.episodes": "use --episodes",
+    "demonstrations.quality": "use --quality",
+    "demonstrations.noise": "use --noise",
+    "demonstrations.path": "gcp-jax demos writes a dataset, it reads none",
+    "seed": "use --seed",
+    "seeds": "use --seed and --episodes",
+}
 
 
 def evaluate(arguments: Arguments) -> dict[str, Any]:
@@ -133,6 +143,7 @@ def demos(arguments: Arguments) -> dict[str, Any]:
     """Write scripted episodes of a task as a dataset."""
     arguments.no_positional()
     arguments.require_task("gcp-jax demos reach")
+    refuse_fields(arguments.explicit, SET_BY_DEMOS, "--config.")
     values = arguments.flags
     demonstrations = dataclasses.replace(
         arguments.run_config.demonstrations,
@@ -171,11 +182,20 @@ def demos(arguments: Arguments) -> dict[str, Any]:
 
 
 def _seed_flag(declared: flags.FlagValues) -> None:
-    flags.DEFINE_integer("seed", 0, "seed of the episodes", flag_values=declared, lower_bound=0)
+    flags.DEFINE_integer(
+        "seed",
+        0,
+        "seed of the episodes",
+        flag_values=declared,
+        lower_bound=0,
+        upper_bound=MAX_COUNT,
+    )
 
 
 def _evaluate_flags(declared: flags.FlagValues) -> None:
-    flags.DEFINE_integer("episodes", 256, "start states", flag_values=declared, lower_bound=1)
+    flags.DEFINE_integer(
+        "episodes", 256, "start states", flag_values=declared, lower_bound=1, upper_bound=MAX_COUNT
+    )
     _seed_flag(declared)
 
 
@@ -192,9 +212,21 @@ def _render_flags(declared: flags.FlagValues) -> None:
         "the file; with the suffix .png a picture of the middle of each episode",
         flag_values=declared,
     )
-    flags.DEFINE_integer("grid", 4, "episodes side by side", flag_values=declared, lower_bound=1)
+    flags.DEFINE_integer(
+        "grid",
+        4,
+        "episodes side by side",
+        flag_values=declared,
+        lower_bound=1,
+        upper_bound=MAX_COUNT,
+    )
     flags.DEFINE_float(
-        "noise", 0.0, "the demonstrator's noise", flag_values=declared, lower_bound=0.0
+        "noise",
+        0.0,
+        "the demonstrator's noise",
+        flag_values=declared,
+        lower_bound=NOISE.low,
+        upper_bound=NOISE.high,
     )
     _seed_flag(declared)
 
@@ -211,9 +243,12 @@ def _demos_flags(declared: flags.FlagValues) -> None:
         None,
         "the demonstrator's noise as a number, instead of a quality",
         flag_values=declared,
-        lower_bound=0.0,
+        lower_bound=NOISE.low,
+        upper_bound=NOISE.high,
     )
-    flags.DEFINE_integer("episodes", 256, "episodes", flag_values=declared, lower_bound=1)
+    flags.DEFINE_integer(
+        "episodes", 256, "episodes", flag_values=declared, lower_bound=1, upper_bound=MAX_COUNT
+    )
     flags.DEFINE_string(
         "out", "", "the folder of the dataset (default: demos/ENV-QUALITY)", flag_values=declared
     )

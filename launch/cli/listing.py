@@ -139,7 +139,7 @@ def list_algorithms(arguments: Arguments) -> dict[str, Any]:
     """Print the methods with their fields, or one method."""
     console = make_console(stderr=arguments.flags.json)
     names = algorithms.names()
-    if arguments.fields & {"algorithm.name", "algorithm.module"}:
+    if arguments.explicit & {"algorithm.name", "algorithm.module"}:
         chosen = arguments.run_config.algorithm
         section = reference.algorithm_section(chosen.name, chosen.module)
         return {chosen.name: _print_sections(console, [section])}

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import io
 import json
 import os
+import signal
 import sys
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -14,6 +16,7 @@ from absl import flags
 
 from gcp_jax import user_code
 from gcp_jax.config_fields import suggest
+from gcp_jax.experiments import runtime
 from gcp_jax.experiments.runtime import compilation_cache, prepare_cpu
 from gcp_jax.launch.cli.parse import Command, parse
 from gcp_jax.run.distributed import HostLost
@@ -21,7 +24,8 @@ from gcp_jax.run.errors import Interrupted
 
 BAD_INPUT = 2  # exit code
 HOST_LOST = 3  # exit code
-EXPECTED = (ValueError, RuntimeError, OSError, ImportError, flags.Error)
+INTERRUPTED = 128 + signal.SIGINT  # exit code
+EXPECTED = (ValueError, RuntimeError, OSError, ImportError, ArithmeticError, flags.Error)
 
 HELP = """gcp-jax: finetune generative control policies with reinforcement learning
 
@@ -67,6 +71,7 @@ def main(argv: Sequence[str] | None = None) -> int:
       The exit code: 0; 2 for bad input; 128 + signal if a signal stopped the run; 3 if another
       host was lost.
     """
+    _make_printable()
     words = list(sys.argv[1:] if argv is None else argv)
     if not words or words[0] in ("--help", "-h", "help"):
         rows = [f"  {name:<11} {entry.summary}" for name, entry in COMMANDS.items()]
@@ -83,6 +88,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(command_help(name, COMMANDS[name].summary, load_command(name)))
         return 0
     return _execute(name, rest)
+
+
+def _make_printable() -> None:
+    """Print "?" for what a stream cannot encode, such as Greek letters on an ASCII terminal."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
 
 
 def load_command(name: str) -> Command:
@@ -109,6 +121,7 @@ def _execute(name: str, words: list[str]) -> int:
     )
     try:
         with prints_aside:
+            runtime.fix_numerics()
             sys.path.append(_working_directory())  # a user's own method or task may be there
             command = load_command(name)
             arguments = parse(name, command, words)
@@ -118,9 +131,18 @@ def _execute(name: str, words: list[str]) -> int:
     except Interrupted as stop:
         print(f"gcp-jax: {stop}", file=sys.stderr)
         return stop.code
+    except KeyboardInterrupt:
+        print(f"gcp-jax {name}: interrupted; what was saved is kept.", file=sys.stderr)
+        return INTERRUPTED
     except HostLost as error:
         print(f"gcp-jax {name}: {error}", file=sys.stderr, flush=True)
         os._exit(HOST_LOST)  # a normal exit would wait for the lost host and then abort
+    except AssertionError:
+        reason = runtime.missing_devices()
+        if not reason:
+            raise
+        print(f"gcp-jax {name}: {reason}", file=sys.stderr)
+        return BAD_INPUT
     except EXPECTED as error:
         print(f"gcp-jax {name}: {' '.join(str(error).split())}", file=sys.stderr)
         return BAD_INPUT

@@ -52,23 +52,9 @@ class Arguments(NamedTuple):
     positional: list[str]
     config: RunConfig | None  # of commands that take a whole configuration
     overrides: dict[str, Any]  # dotted field: value, of commands that take OVERRIDES
+    explicit: frozenset[str]  # dotted fields of the configuration that flags set
     command_line: str  # as the user gave it
-    fields: frozenset[str] = frozenset()  # dotted fields that --config.FIELD flags set
     config_file: str = ""  # what --config=FILE names
-
-    def run_dir(self, default: str = "") -> str:
-        """The folder that ``--run_dir`` or ``--config.run_dir`` names.
-
-        Raises:
-          UsageError: they name two.
-        """
-        given = str(self.flags.run_dir)
-        configured = self.config.run_dir if self.config else self.overrides.get("run_dir", "")
-        if given and configured and given != str(configured):
-            raise UsageError(
-                f"--run_dir={given} and --config.run_dir={configured} name two folders; give one."
-            )
-        return given or str(configured) or default
 
     @property
     def run_config(self) -> RunConfig:
@@ -76,10 +62,28 @@ class Arguments(NamedTuple):
         assert self.config is not None
         return self.config
 
+    def run_dir(self, default: str = "") -> str:
+        """The folder that ``--run_dir`` or ``--config.run_dir`` names.
+
+        Raises:
+          UsageError: if they name different folders.
+        """
+        by_flag = self.flags.run_dir
+        by_field = self.overrides.get("run_dir", "")
+        if self.config is not None:
+            by_field = self.config.run_dir
+        differ = by_flag and "run_dir" in self.explicit and by_flag != by_field
+        if differ:
+            raise UsageError(
+                f"--run_dir={by_flag} and --config.run_dir={by_field} are the same setting; give "
+                "one of them."
+            )
+        return by_flag or by_field or default
+
     @property
     def names_task(self) -> bool:
         """Whether the command line says which task is meant."""
-        return bool(self.config_file or self.fields & {"env.name", "env.module"})
+        return bool(self.config_file or self.explicit & {"env.name", "env.module"})
 
     def require_task(self, example: str) -> None:
         """Raise UsageError if the command line does not say which task is meant."""
@@ -171,8 +175,8 @@ def parse(name: str, command: Command, words: Sequence[str]) -> Arguments:
         positional=[policy] if policy else positional,
         config=config,
         overrides=overrides,
+        explicit=frozenset(fields),
         command_line=command_line,
-        fields=frozenset(fields),
         config_file=file,
     )
 

@@ -16,6 +16,7 @@ from absl import flags
 from rich.live import Live
 
 from gcp_jax.config import ConfigError
+from gcp_jax.config_fields import MAX_COUNT
 from gcp_jax.console import make_console
 from gcp_jax.launch import (
     backends,
@@ -30,7 +31,7 @@ from gcp_jax.launch import (
 from gcp_jax.launch.cli.parse import Arguments, Command, Configuration
 from gcp_jax.launch.spec import Sweep
 from gcp_jax.run.errors import Interrupted
-from gcp_jax.run.folder import run_folder_lock
+from gcp_jax.run.folder import refuse_foreign_folder, run_folder_lock
 
 WATCH_SECONDS = 2.0  # between two looks at a sweep's folder
 
@@ -73,8 +74,10 @@ def _launch(
     start = time.monotonic()
     schedulers.check_packages(declared)
     worker.load_entry_point(declared.entry_point)
+    refuse_foreign_folder(folder, manifest.NAME)
     if (folder / manifest.NAME).exists():
         manifest.read_manifest(folder)
+    launcher.check_resumable(runs, folder, declared.entry_point)
     backend = backends.make_backend(
         values.backend,
         folder=folder,
@@ -215,6 +218,7 @@ def _sweep_flags(declared: flags.FlagValues) -> None:
         "local: runs at a time (default: one for each accelerator, or for two cores)",
         flag_values=declared,
         lower_bound=1,
+        upper_bound=MAX_COUNT,
     )
     flags.DEFINE_integer(
         "retries",
@@ -222,6 +226,7 @@ def _sweep_flags(declared: flags.FlagValues) -> None:
         "further attempts at a run that fails; its error is kept and shown",
         flag_values=declared,
         lower_bound=0,
+        upper_bound=MAX_COUNT,
     )
     flags.DEFINE_string(
         "address",

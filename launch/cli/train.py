@@ -10,11 +10,12 @@ from typing import Any
 from absl import flags
 
 from gcp_jax.config import RunConfig
-from gcp_jax.experiments import assemble, run_config, runtime
+from gcp_jax.experiments import assemble, run_config, run_inputs, runtime
 from gcp_jax.experiments.plan import plan as planning
 from gcp_jax.launch.cli.parse import Arguments, Command, Configuration
 from gcp_jax.report import read, run_page
 from gcp_jax.run import distributed, progress
+from gcp_jax.run.adopted_policy import adopt_policy
 from gcp_jax.run.folder import config_hash
 from gcp_jax.run.training import Training
 
@@ -26,8 +27,11 @@ def train(arguments: Arguments) -> dict[str, Any] | None:
         distributed.join(arguments.flags.hosts)
     config = dataclasses.replace(arguments.run_config, run_dir=arguments.run_dir())
     folder = run_folder(config)
-    task = assemble.make_task(config)
-    print(planning.text(planning.plan(config, task)), file=sys.stderr)
+    config = adopt_policy(config, arguments.explicit, folder)
+    task = run_inputs.task_of_run(config, folder)
+    numbers = planning.plan(config, task)
+    numbers.pop("notes", None)  # the run prints them
+    print(planning.text(numbers), file=sys.stderr)
     summary = Training(config, task, folder, arguments.command_line).run()
     if not distributed.is_primary():
         return None
@@ -47,6 +51,7 @@ def plan(arguments: Arguments) -> dict[str, Any]:
     """Print the sizes of a run; nothing is compiled."""
     arguments.no_positional()
     config = arguments.run_config
+    config = adopt_policy(config, arguments.explicit, run_folder(config))
     numbers = planning.plan(config, assemble.make_task(config, film=False), peak=True)
     print(planning.text(numbers))
     return numbers

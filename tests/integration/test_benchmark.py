@@ -169,7 +169,10 @@ def test_methods_that_would_be_evaluated_at_other_steps_are_refused(tmp_path):
 
 def test_a_population_is_refused():
     flags = {"file": "", "algorithms": ["ogpo"], "envs": ["reach"], "seeds": 1, "steps": None}
-    with pytest.raises(ConfigError, match="ogpo: a benchmark compares methods, not a population"):
+    with pytest.raises(
+        ConfigError,
+        match="population.clip cannot be used here; a benchmark compares methods, not a p",
+    ):
         comparison.choose(**flags, overrides={"population.clip": (0.1, 0.2)})
 
 

@@ -166,7 +166,7 @@ NAMES = ["dataset.json", *(f"{name}.npy" for name in (*storage._STEP, "start", "
 def test_a_dataset_is_read_or_refused_in_one_line(dataset, tmp_path, name, changes):
     folder = with_edited(dataset, tmp_path, name, changes)
     try:
-        storage.padded(storage.read(folder))
+        storage.measured_facts(storage.read(folder))
     except storage.DatasetError as error:
         one_line(error)
         assert str(folder) in str(error)

@@ -13,6 +13,7 @@ import pytest
 from gcp_jax import algorithms
 from gcp_jax.algorithms import bc, dppo, dsrl, expo, fql, ogpo, qc, residual
 from gcp_jax.core import policy as policy_lib
+from gcp_jax.core.demonstrations import demonstrations_of
 from gcp_jax.core.policy import PolicyConfig
 from gcp_jax.envs.protocol import Env, EnvSpecs, State
 from gcp_jax.envs.wrappers import training
@@ -165,7 +166,7 @@ def diffused(two_modes, devices, optimized):
     config = PolicyConfig(family="diffusion", chunk=1, hidden=(64, 64, 64), steps=10)
     policy = policy_lib.make_policy(config, two_modes.policy.specs)
     source = batch_sources.dataset(
-        batch_sources.chunk_windows(steps, 1), batch_size=256, updates=1000, gamma=1.0
+        demonstrations_of(steps), chunk=1, batch_size=256, updates=1000, gamma=1.0
     )
     algorithm = bc.make(bc.Config(learning_rate=5e-3), policy, source)
     cloning = loop.build_learner(algorithm, policy.specs, mesh=devices(), seeds=1)

@@ -29,10 +29,13 @@ from gcp_jax.launch.cli.main import EXPECTED
 from gcp_jax.report import benchmark_read, read
 from gcp_jax.run import metrics, replay_fault, saved_policy
 from gcp_jax.run.folder import open_folder
+from gcp_jax.run.row_gaps import find_gaps
+from gcp_jax.run.sizes import Cadence, Cadences
 from gcp_jax.stats.eval_rows import before_after
 from gcp_jax.types import Specs, Step
 
 COMMAND = "gcp-jax train"
+CADENCES = Cadences(Cadence("pretrain", 1, 0, 10, 0, 1, 1), Cadence("finetune", 1, 8, 1, 0, 1, 1))
 SHAPE = {
     "name": str,
     "size": int,
@@ -148,7 +151,8 @@ def use_run(folder):
 
 def use_own_run(folder):
     run_config.config_of_run(folder)
-    open_folder(folder, config(), COMMAND)
+    open_folder(folder, config(), COMMAND, CADENCES, {})
+    find_gaps(folder)
 
 
 def use_sweep(folder):
@@ -173,7 +177,7 @@ def make_run(folder):
 
 def make_own_run(folder):
     folder.mkdir()
-    open_folder(folder, config(), COMMAND)
+    open_folder(folder, config(), COMMAND, CADENCES, {})
 
 
 def make_sweep(folder):

@@ -107,7 +107,9 @@ class Method:
             ),
         )
         self.batches = jax.jit(
-            lambda segment: self.source.step(None, segment, jax.random.key(5), jnp.int32(0))[1]
+            lambda segment: self.source.step(None, None, segment, jax.random.key(5), jnp.int32(0))[
+                1
+            ]
         )
 
     @functools.cached_property
@@ -663,7 +665,7 @@ def learn(made):
 
     def run(state, segment):
         state, segment = made.algorithm.preprocess_segment(state, segment)
-        _, batches = made.source.step(None, segment, jax.random.key(5), jnp.int32(0))
+        _, batches = made.source.step(None, None, segment, jax.random.key(5), jnp.int32(0))
         keys = jax.random.split(jax.random.key(6), made.source.updates)
         state, metrics = jax.lax.scan(
             lambda s, x: made.algorithm.update(s, *x), state, (batches, keys)

@@ -673,6 +673,14 @@ def test_the_first_ratio_is_one(scheme, batch):
     assert np.any(np.abs(chains[..., -1, :]) > 1)
 
 
+def test_cal_ql_is_never_silently_left_out(batch):
+    """A source that does not give the returns to go is refused when the update is traced."""
+    algorithm = make(plain(calql=1.0, critic_warmup_updates=1))
+    without = batch._replace(return_to_go=None)
+    with pytest.raises(ValueError, match="algorithm.calql needs returns to go, which the batches"):
+        jax.eval_shape(algorithm.update, apart(algorithm), without, jax.random.key(0))
+
+
 def test_deployed_is_the_policy_that_acts_and_its_normalizer(batch):
     algorithm = make(SMALL)
     state = apart(algorithm)

@@ -161,8 +161,8 @@ def test_kl_of_steps_is_that_of_gaussians():
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"steps": 0}, "it must be at least 1"),
-        ({"sigma": 0.0}, "it must be positive"),
+        ({"steps": 0}, r"it must be in \[1, 1000\]"),
+        ({"sigma": 0.0}, r"it must be in \(0, 10\]"),
         ({"scheme": "paper"}, "a diffusion allows: ddpm, ddim"),
         ({"steps": 4, "train_steps": 10}, "must be a multiple of policy.steps"),
     ],

@@ -277,8 +277,8 @@ def test_the_exact_velocity_minimises_the_matching_loss():
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"steps": 0}, "policy.steps is 0; it must be at least 1"),
-        ({"sigma": 0.0}, "policy.sigma is 0.0; it must be positive"),
+        ({"steps": 0}, "policy.steps is 0; it must be in \\[1, 1000\\]"),
+        ({"sigma": 0.0}, "policy.sigma is 0.0; it must be in \\(0, 10\\]"),
         ({"sigma": float("nan")}, "policy.sigma is nan"),
         ({"scheme": "euler"}, "policy.scheme is 'euler'; a flow allows: paper, marginal"),
     ],

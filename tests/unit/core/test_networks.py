@@ -7,6 +7,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from gcp_jax.core.networks import (
     ActorNet,
@@ -158,12 +160,10 @@ def test_value_is_the_same_mlp_on_the_observation():
     )
 
 
-def test_normalizer_has_the_moments_of_the_weighted_rows_and_leaves_constants():
-    obs = np.random.default_rng(0).normal(3.0, 2.0, (50, 3)).astype(np.float32)
-    obs[:, 1] = -4.0
-    weight = (np.arange(50) % 3 > 0).astype(np.float32)
-    shown = obs[weight > 0]
-    normalizer = fit_normalizer(jnp.asarray(obs), jnp.asarray(weight))
+def test_normalizer_has_the_moments_of_the_rows_and_leaves_constants():
+    shown = np.random.default_rng(0).normal(3.0, 2.0, (50, 3)).astype(np.float32)
+    shown[:, 1] = -4.0
+    normalizer = fit_normalizer(shown)
     np.testing.assert_allclose(normalizer.mean, shown.mean(0), rtol=1e-5)
     np.testing.assert_allclose(
         normalizer.std, [shown[:, 0].std(), 1.0, shown[:, 2].std()], rtol=1e-5
@@ -171,6 +171,35 @@ def test_normalizer_has_the_moments_of_the_weighted_rows_and_leaves_constants():
     out = np.asarray(normalizer(jnp.asarray(shown)))
     np.testing.assert_allclose(out.mean(0), 0.0, atol=1e-5)
     np.testing.assert_allclose(out.std(0), [1.0, 0.0, 1.0], atol=1e-5)
+
+
+@given(
+    value=st.floats(width=32, allow_nan=False, allow_infinity=False),
+    rows=st.sampled_from([1, 2, 500, 3_001]),
+    ulps=st.integers(-2, 2),
+)
+@settings(max_examples=60, deadline=None, derandomize=True)
+def test_what_does_not_change_has_std_1_and_becomes_0(value, rows, ulps):
+    """Any float32, also where rounding moves its last bits; .001 more is then seen as .001."""
+    obs = np.full((rows, 1), value, np.float32)
+    obs[::2] += ulps * np.spacing(np.float32(min(abs(value), 1e30)))
+    fitted = fit_normalizer(obs)
+    assert float(fitted.std[0]) == 1.0
+    scale = max(abs(value), 1.0)
+    assert np.abs(np.asarray(fitted(obs)) if scale < 1e5 else 0.0).max() <= 4e-7 * scale
+    if not ulps:
+        np.testing.assert_array_equal(fitted(obs), 0.0)
+
+
+@pytest.mark.parametrize("offset", [0.0, 20.7, 742.3, 1e5])
+def test_what_changes_has_its_std_beside_a_large_mean(offset):
+    """A deviation of 1/500 of the mean, or of 1: in float32 its square is lost in the sum's."""
+    rng = np.random.default_rng(0)
+    obs = (offset + max(offset / 500, 1.0) * rng.standard_normal((200_001, 1))).astype(np.float32)
+    fitted = fit_normalizer(obs)
+    exact = obs.astype(np.float64)
+    np.testing.assert_allclose(fitted.std, exact.std(0), rtol=1e-6)
+    np.testing.assert_allclose(fitted.mean, exact.mean(0), rtol=1e-6, atol=1e-8)
 
 
 def test_normalizer_cuts_at_ten_and_takes_any_leading_axes():

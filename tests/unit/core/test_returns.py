@@ -2,6 +2,8 @@
 jit.
 """
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -243,14 +245,14 @@ def test_moments_of_parts_are_those_of_all_numbers(variant):
         np.testing.assert_allclose(moments.std, seen.std(), rtol=1e-5)
 
 
-@pytest.mark.parametrize("value", [0.0, 0.1, -7.0])
+@pytest.mark.parametrize("value", [0.0, 0.1, -7.0, 742.3, -90.1, 20_700.1])
 def test_the_std_of_what_never_changes_is_one(value, variant):
     moments, merge = (
         returns.Moments.empty(),
         variant(lambda moments, x: moments.update(x)),
     )
     assert moments.std == 1
-    for x in (jnp.full((1,), value), jnp.full((3, 7), value)):
+    for x in (jnp.full((1,), value), jnp.full((3, 7), value), jnp.full((10, 100), value)):
         moments = merge(moments, x)
         assert moments.std == 1
 
@@ -280,10 +282,23 @@ def test_observed_returns_restart_after_a_termination_and_after_a_time_limit(var
     )
 
 
+def test_rounding_is_not_divided_by_itself(variant):
+    """Groups of four: one varies, one is the same up to its last bits."""
+    q = jnp.array([[1.0, 2.0, 3.0, 6.0], [-90.1, -90.1, -90.100006, -90.1]])
+    divide = variant(partial(returns.divide_by_std, epsilon=1e-6))
+    found = divide(
+        returns.group_advantage(q),
+        std=jnp.std(q, -1, keepdims=True),
+        level=jnp.mean(q, -1, keepdims=True),
+    )
+    np.testing.assert_allclose(found[0], np.array([-2.0, -1.0, 0.0, 3.0]) / np.sqrt(3.5), rtol=1e-5)
+    np.testing.assert_array_equal(found[1], 0.0)
+
+
 def test_normalized_advantages_have_mean_0_and_std_1(variant):
     """Mean 4, std √5; what is everywhere the same becomes 0, not NaN."""
     result = variant(returns.normalize_advantage)(jnp.array([1.0, 3.0, 5.0, 7.0]))
     np.testing.assert_allclose(result, np.array([-3.0, -1.0, 1.0, 3.0]) / np.sqrt(5.0), rtol=1e-6)
-    np.testing.assert_array_equal(
-        variant(returns.normalize_advantage)(jnp.full(4, 2.0)), np.zeros(4)
-    )
+    for value, count in ((2.0, 4), (742.3, 100), (-90.1, 3000), (0.1, 1000)):
+        same = variant(returns.normalize_advantage)(jnp.full(count, value))
+        np.testing.assert_array_equal(same, np.zeros(count))

@@ -1,5 +1,9 @@
 """Rendering without a display: pictures show the scene; a missing library gives one line."""
 
+import os
+import subprocess
+import sys
+
 import jax
 import numpy as np
 import pytest
@@ -118,3 +122,23 @@ def test_a_film_that_fails_is_said_once_and_stops_nothing(env, states, tmp_path,
         assert len(shown) == 1 and shown[0].startswith("no video: ") and words in shown[0]
         assert words in (tmp_path / "report" / "video.txt").read_text()
         assert not list(tmp_path.glob("report/*.mp4"))
+
+
+@pytest.mark.process
+@pytest.mark.parametrize("value", ["osmesa", "egl", "glfw", "none", "disable", ""])
+def test_tasks_work_whatever_opengl_library_is_named(value):
+    """Also if it is not installed, or is none that MuJoCo knows; the variable keeps its value."""
+    program = (
+        "import os, jax\n"
+        "from gcp_jax import envs\n"
+        "env = envs.make('peg_insert')\n"
+        "print(jax.eval_shape(env.reset, jax.random.key(0)).obs.shape, os.environ['MUJOCO_GL'])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        env={**os.environ, "MUJOCO_GL": value},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout.strip() == f"(13,) {value}".strip()

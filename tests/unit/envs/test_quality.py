@@ -57,6 +57,10 @@ def test_coverage_does_not_depend_on_units_or_on_what_never_changes():
     assert quality.coverage(*scaled) == pytest.approx(plain)
     reference[:, 3] = pairs[:, 3] = 7.0
     assert np.isfinite(quality.coverage(pairs, reference))
+    constant = quality.coverage(pairs, reference)
+    for x in (pairs, reference):
+        x[:, 3] = np.float32(742.3) + np.spacing(np.float32(742.3)) * source.integers(0, 2, 300)
+    assert quality.coverage(pairs, reference) == pytest.approx(constant)
 
 
 def test_only_executed_steps_count():

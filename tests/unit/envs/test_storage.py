@@ -1,4 +1,4 @@
-"""Datasets on disk: what is written is read, padding loses nothing, faults give one line."""
+"""Datasets on disk: what is written is read, facts are of what is read, faults give one line."""
 
 import json
 
@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 
 from gcp_jax import envs
-from gcp_jax.envs.demos import storage
+from gcp_jax.core.demonstrations import demonstrations_of
+from gcp_jax.envs.demos import quality, storage
 from gcp_jax.envs.demos.collect import collect
 from gcp_jax.envs.tasks import reach
-from gcp_jax.types import Step
 
 EPISODES = 12
 
@@ -55,16 +55,58 @@ def test_arrays_stay_on_disk(folder):
     assert all(isinstance(values, np.memmap) for values in storage.read(folder).steps.values())
 
 
-def test_padding_gives_back_what_was_collected(collected, folder):
+def test_a_run_reads_what_was_collected(collected, folder):
+    steps, _ = collected
+    found = storage.demonstrations(storage.read(folder))
+    expected = demonstrations_of(steps)
+    jax.tree.map(np.testing.assert_array_equal, found, expected)
+    assert found.digest() == expected.digest()
+    assert isinstance(found.steps.obs, np.memmap)
+
+
+@pytest.mark.parametrize("episodes", [1, 5, EPISODES])
+def test_facts_are_of_the_episodes_selected(collected, folder, episodes):
+    """Coverage needs all steps of the references, so it is known of the whole dataset only."""
     steps, info = collected
-    padded, facts = storage.padded(storage.read(folder))
-    executed = steps.executed[: len(padded.executed)]
-    np.testing.assert_array_equal(padded.executed, executed)
-    for name in Step._fields:
-        np.testing.assert_array_equal(
-            getattr(padded, name)[executed], getattr(steps, name)[: len(executed)][executed]
-        )
-    np.testing.assert_array_equal(facts.length, info.length)
+    _description(
+        folder,
+        **{"return": 99.0, "trajectory_quality": 99.0, "coverage": 0.5},
+        reference_returns={"clean": -3.0, "random": -30.0},
+    )
+    found = storage.measured_facts(storage.read(folder).first(episodes))
+    mean = quality.returns(jax.tree.map(lambda x: x[:, :episodes], steps)).mean()
+    assert found["return"] == round(float(mean), 3)
+    assert found["trajectory_quality"] == round(float(mean + 30.0) / 27.0, 3)
+    assert found["episodes"] == episodes
+    assert found["success"] == round(float(info.success[:episodes].mean()), 3)
+    assert found.get("coverage") == (0.5 if episodes == EPISODES else None)
+
+
+def test_without_the_references_a_part_has_no_trajectory_quality(folder):
+    _description(folder, trajectory_quality=0.7, coverage=0.5)
+    whole = storage.read(folder)
+    assert storage.measured_facts(whole)["trajectory_quality"] == 0.7
+    assert storage.measured_facts(whole.first(5)).keys() == {
+        "episodes",
+        "success",
+        "modes",
+        "return",
+    }
+
+
+def test_what_demos_measures_is_enough_for_a_part(tmp_path):
+    """The trajectory quality of a part is that of a dataset of this part alone."""
+    env = envs.make("reach")
+    collected = jax.device_get(collect(env, reach.QUALITY["poor"], jax.random.key(0), EPISODES))
+    dataset = storage.write(tmp_path / "demos", collected.steps, collected.info, collected.facts())
+    part = jax.tree.map(lambda x: x[:, :5], collected.steps)
+    expected = quality.measured(part, clean=collected.clean, random=collected.random)
+    found = storage.measured_facts(dataset.first(5))
+    for name in ("return", "trajectory_quality"):
+        assert found[name] == pytest.approx(expected[name], abs=1e-3)
+    whole = storage.measured_facts(dataset)
+    for name in quality.NAMES:
+        assert whole[name] == pytest.approx(dataset.facts[name], abs=1e-3)
 
 
 def test_a_folder_with_something_in_it_is_left_alone(collected, folder):
@@ -136,6 +178,23 @@ def _description(folder, **changes):
         (
             lambda d: _array(d, "mode", lambda x: x[:-1]),
             r"mode.npy has shape \(11,\), must be \(12,\)",
+        ),
+        (
+            lambda d: _array(d, "terminated", _set(2, True)),
+            "terminated.npy row 2 is true inside episode 0, which start.npy begins at row 0; only "
+            "an episode's last row may be: clear the flag, or add 3 to start.npy",
+        ),
+        (
+            lambda d: _array(d, "truncated", _set(-2, True)),
+            r"truncated.npy row \d+ is true inside episode 11, which start.npy begins at row",
+        ),
+        (
+            lambda d: _description(d, coverage="high"),
+            "dataset.json has coverage 'high', must be a finite number or null",
+        ),
+        (
+            lambda d: _description(d, reference_returns={"clean": [1], "random": 2}),
+            r"dataset.json has reference_returns.clean \[1\], must be a finite number or null",
         ),
     ],
 )

@@ -4,11 +4,15 @@ import dataclasses
 import math
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from gcp_jax import algorithms, config
 from gcp_jax.algorithms import bc
 from gcp_jax.config_fields import (
     FINITE,
+    MAX_COUNT,
+    MAX_NUMBER,
     NON_NEGATIVE,
     POSITIVE,
     POSITIVE_INT,
@@ -112,6 +116,41 @@ def test_what_is_outside_is_refused_in_one_line(cls):
             ) as error:
                 cls(**{name: given})
             assert "\n" not in str(error.value)
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    st.integers(MAX_COUNT + 1, 10**30),
+    st.floats(2 * MAX_NUMBER, 1e300),
+    st.sampled_from(list(CONFIGS)),
+)
+def test_what_32_bits_do_not_hold_is_refused_in_one_line(count, number, name):
+    """Every whole number above 2³¹ − 1 and every other above 1e30, of either sign."""
+    cls = CONFIGS[name]
+    for field_name, default in numeric(cls).items():
+        one = default[0] if isinstance(default, tuple) and default else default
+        value = number if isinstance(one, float) else count
+        for signed in (value, -value):
+            given_value = (signed,) if isinstance(default, tuple) else signed
+            with pytest.raises(ConfigError, match=rf"\.{field_name} is ") as error:
+                cls(**{field_name: given_value})
+            assert "\n" not in str(error.value)
+
+
+def test_the_magnitude_of_undeclared_numbers_is_checked_too():
+    """Fields of a user's task or method that were not declared with bounds."""
+    with pytest.raises(ConfigError, match=r"example\.free is 1e\+31; it must be at most 1e\+30 \("):
+        Example(free=1e31)
+    with pytest.raises(ConfigError, match=r"it must be at most 2147483647 \(default: 3\)"):
+        Example(count=2**31)
+    assert Example(free=1e30, count=2**31 - 1)
+
+
+def test_seeds_end_below_two_to_the_31():
+    env = config.EnvChoice(name="reach")
+    assert config.RunConfig(env=env, seed=2**31 - 2, seeds=2).all_seeds[-1] == 2**31 - 1
+    with pytest.raises(ConfigError, match="the last of seeds=2 from seed=2147483647 is 2147483648"):
+        config.RunConfig(env=env, seed=2**31 - 1, seeds=2)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -100,7 +100,7 @@ def test_a_method_brings_its_defaults_of_the_run():
 def test_the_noise_of_demonstrations_is_none_or_a_number():
     assert configured().demonstrations.noise is None
     assert configured(demonstrations__noise=1).demonstrations.noise == 1.0
-    with pytest.raises(ConfigError, match=r"demonstrations\.noise is -1\.0; it must be at least 0"):
+    with pytest.raises(ConfigError, match=r"demonstrations\.noise is -1\.0; it must be in"):
         configured(demonstrations__noise=-1.0)
 
 

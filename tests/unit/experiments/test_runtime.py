@@ -1,15 +1,25 @@
 """What the commands ask of XLA on a CPU."""
 
 import importlib.metadata
+import io
 import os
 import platform
 import subprocess
 import sys
 
+import jax
+import numpy as np
 import pytest
+from helpers.off_policy import small_flow
+from hypothesis import example, given
+from hypothesis import strategies as st
 
+import gcp_jax
+from gcp_jax.config_fields import ConfigError
 from gcp_jax.experiments import runtime
+from gcp_jax.launch.cli import main
 from gcp_jax.learner import xla_options
+from gcp_jax.run.saved_policy import save_policy
 
 
 @pytest.fixture
@@ -89,3 +99,94 @@ def test_a_program_s_own_options_leave_to_xla_flags_what_they_set(monkeypatch):
     monkeypatch.setenv("XLA_FLAGS", "")
     assert xla_options.physics_options() == {"xla_backend_optimization_level": 1}
     assert xla_options.physics_options().items() < xla_options.learning_options().items()
+
+
+@given(st.text(st.characters(blacklist_characters="\0", blacklist_categories=["Cs"])))
+@example("abc")
+@example("-1")
+@example("99999999999")
+@example("²")
+def test_any_number_of_threads_is_taken_or_refused_in_one_line(text):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XLA_FLAGS", os.environ["XLA_FLAGS"])
+        patch.setenv("NPROC", text)
+        try:
+            runtime.prepare_cpu()
+        except ConfigError as error:
+            assert "NPROC is" in str(error) and "\n" not in str(error)
+            return
+        assert runtime.MIN_THREADS <= int(os.environ["NPROC"]) <= 4096
+
+
+OTHER = {
+    "jax_enable_x64": True,
+    "jax_numpy_dtype_promotion": "strict",
+    "jax_default_prng_impl": "rbg",
+    "jax_threefry_partitionable": False,
+    "jax_random_seed_offset": 7,
+}
+
+
+@pytest.fixture(params=OTHER)
+def other_setting(request):
+    """A setting that changes numbers or dtypes, as an environment variable would make it."""
+    name = request.param
+    jax.config.update(name, OTHER[name])
+    yield name
+    jax.config.update(name, runtime.NUMERICS[name])
+
+
+def test_every_setting_that_numbers_depend_on_is_known():
+    assert runtime.NUMERICS.keys() == OTHER.keys() and not runtime.changed_numerics()
+
+
+def test_a_command_computes_with_its_own_settings_and_says_so(other_setting, capsys):
+    assert runtime.changed_numerics() == {other_setting: OTHER[other_setting]}
+    assert main.main(["algorithms", "qc"]) == 0
+    assert not runtime.changed_numerics()
+    errors = capsys.readouterr().err
+    assert f"note: {other_setting.upper()}={OTHER[other_setting]} is not used" in errors
+
+
+def test_within_a_users_process_the_settings_are_given_back(other_setting):
+    with runtime.fixed_numerics():
+        assert not runtime.changed_numerics()
+    assert runtime.changed_numerics() == {other_setting: OTHER[other_setting]}
+
+
+@pytest.mark.slow
+def test_a_saved_policy_acts_alike_whatever_the_settings(other_setting, tmp_path):
+    with runtime.fixed_numerics():
+        small = small_flow()
+        save_policy(tmp_path / "p", policy=small.policy, deployed=small.deployed, facts={})
+        expected = gcp_jax.load_policy(tmp_path / "p")(np.asarray(small.obs))
+    action = gcp_jax.load_policy(tmp_path / "p")(np.asarray(small.obs, np.float64))
+    np.testing.assert_array_equal(action, expected)
+    assert action.dtype == np.float32
+    with pytest.raises(ConfigError, match=f"here is {other_setting}={OTHER[other_setting]}"):
+        gcp_jax.make_env("reach")
+
+
+def test_a_platform_that_is_not_there_is_one_line(monkeypatch, capsys):
+    """JAX itself asserts for a known one and names an unknown one."""
+
+    def no_devices():
+        raise AssertionError
+
+    monkeypatch.setattr(jax, "devices", no_devices)
+    monkeypatch.setenv("JAX_PLATFORMS", "cuda")
+    assert main.main(["train", "--config=experiments/configs/reach.py", "--run_dir=nowhere"]) == 2
+    assert not os.path.exists("nowhere")
+    last = capsys.readouterr().err.strip().splitlines()[-1]
+    assert last.startswith("gcp-jax train: JAX has no device (JAX_PLATFORMS='cuda')")
+
+
+@pytest.mark.parametrize("words", [["--help"], ["algorithms"], ["envs"], ["train", "--help"]])
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1", "utf-8"])
+def test_a_stream_of_any_encoding_is_printed_on(monkeypatch, words, encoding):
+    out, errors = (io.TextIOWrapper(io.BytesIO(), encoding=encoding) for _ in range(2))
+    monkeypatch.setattr(sys, "stdout", out)
+    monkeypatch.setattr(sys, "stderr", errors)
+    assert main.main(words) == 0
+    out.flush()
+    assert len(out.buffer.getvalue()) > 500

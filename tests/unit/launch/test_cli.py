@@ -16,7 +16,7 @@ from gcp_jax.experiments import assemble, comparison, run_config
 from gcp_jax.experiments.plan import plan
 from gcp_jax.launch import Sweep, grid
 from gcp_jax.launch.cli import main, sweep, train
-from gcp_jax.launch.cli.parse import parse
+from gcp_jax.launch.cli.parse import declared_flags, parse
 from gcp_jax.launch.expand import expand
 from gcp_jax.run.sizes import run_sizes
 
@@ -208,6 +208,36 @@ def test_a_task_whose_package_is_not_installed_stays_in_the_table(capsys, monkey
             "quality is 'superb'; allowed: expert, mixed, poor, bad",
         ),
         (["demos", "reach", "--out=tests"], "tests exists and is not empty"),
+        (["plan", "--config.finetune.envs=1000000000"], "unroll_chunks · policy.chunk is 320000"),
+        (["plan", "--config.finetune.utd=1e30"], "finetune.utd · the env steps of a segment is 2"),
+        (["plan", "--config.seed=2147483648"], "seed is 2147483648; it must be in [0, 2147483647]"),
+        (
+            ["plan", "--config.demonstrations.noise=1e300"],
+            "noise is 1e+300; it must be in [0, 100]",
+        ),
+        (["plan", "--config.policy.sigma=1e30"], "policy.sigma is 1e+30; it must be in (0, 10]"),
+        (["plan", "--config.policy.steps=10000"], "policy.steps is 10000; it must be in [1, 1000]"),
+        (
+            ["plan", "--config.env.name=reach", "--config.env.randomize.action_delay=1000"],
+            "action_delay is 1000; it must be below the 24 steps of an episode",
+        ),
+        (
+            ["demos", "reach", "--config.demonstrations.episodes=9"],
+            "--config.demonstrations.episodes cannot be used here; use --episodes",
+        ),
+        (["demos", "reach", "--config.seed=9"], "--config.seed cannot be used here; use --seed"),
+        (
+            ["train", "--run_dir=a", "--config.run_dir=b"],
+            "--run_dir=a and --config.run_dir=b are the same setting",
+        ),
+        (
+            ["benchmark", "--run_dir=a", "--config.run_dir=b"],
+            "--run_dir=a and --config.run_dir=b are the same setting",
+        ),
+        (
+            ["benchmark", "--algorithms=qc", "--envs=reach", "--config.seeds=0"],
+            "--config.seeds cannot be used here; use --seeds",
+        ),
         (
             ["plan", "--config.env.name=reach", "--config.env.randomize.mass=2.0"],
             "randomize.mass is 2.0; it must be in [0, 1)",
@@ -263,6 +293,19 @@ def test_bad_input_is_one_line(arguments, words, capsys):
     assert len(shown.err.strip().splitlines()) == 1
 
 
+@pytest.mark.parametrize("value", [2**31, 10**11, -(2**63), 99999999999999999999])
+def test_no_flag_takes_a_number_beyond_32_bits(value, capsys):
+    """Nothing is begun: the error names the flag and its bounds."""
+    for name in main.COMMANDS:
+        declared = declared_flags(main.load_command(name))
+        for flag in declared:
+            if declared[flag].flag_type() not in ("int", "float"):
+                continue
+            assert main.main([name, "reach", f"--{flag}={value}"]) == 2
+            shown = capsys.readouterr().err.strip()
+            assert f"--{flag}={value}" in shown and len(shown.splitlines()) == 1
+
+
 def test_demonstrations_are_written_and_cloned_from_disk(tmp_path, capsys):
     out = tmp_path / "demos"
     written = [
@@ -281,11 +324,11 @@ def test_demonstrations_are_written_and_cloned_from_disk(tmp_path, capsys):
     plan = ["plan", "--config.env.name=reach", f"--config.demonstrations.path={out}"]
     assert main.main([*plan, "--config.demonstrations.episodes=6"]) == 0
     run = run_config.frozen_config(_reading(out, episodes=4))
-    steps, told = assemble.make_task(run).demonstrate(jax.random.key(0))
+    read, told = assemble.make_task(run).demonstrate(jax.random.key(0))
     dataset = storage.read(out)
-    assert told["episodes"] == 4 and steps.obs.shape[1] == 4
-    np.testing.assert_array_equal(steps.obs[0], dataset.steps["obs"][dataset.start[:4]])
-    capsys.readouterr()
+    assert told["episodes"] == 4 and len(read.start) == 4
+    np.testing.assert_array_equal(read.steps.obs, dataset.steps["obs"][: dataset.start[4]])
+    assert f"{out} was recorded with env.horizon=12, not 24\n" in capsys.readouterr().err
     assert main.main([*plan, "--config.demonstrations.episodes=7"]) == 2
     assert "has 6 episodes, demonstrations.episodes asks for 7" in capsys.readouterr().err
     other = ["plan", "--config.env.name=peg_insert", f"--config.demonstrations.path={out}"]
@@ -368,3 +411,13 @@ def test_a_task_has_its_own_defaults_however_it_is_chosen(name):
     assert config.env.settings == envs.load(name).config()
     assert config == run_config.frozen_config(run_config.defaults(env=name))
     assert dataclasses.replace(config, env=_config().env) == _config()
+
+
+def test_a_second_ctrl_c_ends_a_command_in_one_line(monkeypatch, capsys):
+    def interrupted(arguments):
+        raise KeyboardInterrupt
+
+    command = main.load_command("plan")._replace(run=interrupted)
+    monkeypatch.setattr(main, "load_command", lambda name: command)
+    assert main.main(["plan"]) == 130
+    assert capsys.readouterr().err == "gcp-jax plan: interrupted; what was saved is kept.\n"

@@ -99,7 +99,7 @@ def test_a_grown_sweep_keeps_its_runs():
         ),
         (Sweep("nowhere.py"), "cannot read the sweep's config=nowhere.py"),
         (
-            Sweep(REACH, (grid("seed", (0, 1)),), seeds=2, spread_seeds=True),
+            Sweep(REACH, (grid("algorithm.name", ("ogpo", "")),)),  # "": that of the file
             "the same configuration",
         ),
     ],
@@ -124,3 +124,24 @@ def test_a_file_that_is_no_sweep_is_refused(tmp_path, text, message):
         path.write_text(text)
     with pytest.raises(ConfigError, match=message):
         load_sweep(str(path))
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ("config.seeds = 4", r"sets seeds=4, but the sweep runs 2; use Sweep\(seeds=…\)"),
+        (
+            "config.population = ml_collections.ConfigDict({'actor_lr': (1e-4,)})",
+            r"sets population; name the varied fields in Sweep\(pack=…\)",
+        ),
+    ],
+)
+def test_what_the_file_sets_and_the_sweep_would_override_is_refused(tmp_path, setting, message):
+    path = tmp_path / "mine.py"
+    path.write_text(
+        "import ml_collections\n"
+        "from gcp_jax.experiments.run_config import defaults\n\n\n"
+        f"def get_config():\n    config = defaults(env='reach')\n    {setting}\n    return config\n"
+    )
+    with pytest.raises(ConfigError, match=message):
+        expand(Sweep(str(path), (RATES,), seeds=2))

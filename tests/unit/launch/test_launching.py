@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 
 import pytest
 from helpers import counting
+from helpers.damage import truncate
+from helpers.saved_policies import save_tiny_policy
 from helpers.sweeps import (
     REACH,
     InProcess,
@@ -16,11 +19,13 @@ from helpers.sweeps import (
     steps,
 )
 
-from gcp_jax.config import ConfigError
-from gcp_jax.launch import Sweep, grid, manifest, worker
+from gcp_jax.config import ConfigError, to_dict
+from gcp_jax.launch import Sweep, grid, launcher, manifest, worker
 from gcp_jax.launch.expand import expand
 from gcp_jax.launch.launcher import LaunchSummary, clone_id, run_folder
 from gcp_jax.launch.worker import Job, JobResult
+from gcp_jax.run import metrics, saved_policy
+from gcp_jax.run.errors import RunError
 
 FAILURES = "demonstrations.path"  # says how ``helpers.counting`` fails
 
@@ -107,3 +112,58 @@ def test_an_attempt_raises_nothing(tmp_path):
     missing = job._replace(folder=str(tmp_path / "run"), entry_point="nowhere:none")
     result = worker.run_job(missing)
     assert isinstance(result, JobResult) and result.status == "failed"
+
+
+@pytest.mark.parametrize(
+    ("content", "finished"), [(None, False), ("", False), ("{", False), ("[]", False), ("{}", True)]
+)
+def test_a_cut_summary_is_none(tmp_path, content, finished):
+    if content is not None:
+        (tmp_path / "summary.json").write_text(content)
+    assert launcher.is_finished(tmp_path) == finished
+
+
+def test_a_finished_training_without_its_policies_is_not_done(tmp_path):
+    [run] = expand(Sweep(REACH))
+    folder = run_folder(tmp_path, run.id)
+    folder.mkdir(parents=True)
+    (folder / "summary.json").write_text("{}")
+
+    def is_done(sweep):
+        return launcher._JobLedger(sweep, tmp_path, None, 0, print)._is_done(run)
+
+    assert not is_done(Sweep(REACH))
+    assert is_done(counting_sweep())
+    for name in ("base", "seed_0"):
+        save_tiny_policy(folder / "policy" / name)
+    assert is_done(Sweep(REACH))
+    truncate(folder / "policy" / "seed_0" / "arrays.npz")
+    assert not is_done(Sweep(REACH))
+
+
+def test_a_sweep_with_other_code_is_refused_before_anything_is_written(tmp_path, monkeypatch):
+    runs = expand(Sweep(REACH))
+    folder = run_folder(tmp_path, runs[0].id)
+    folder.mkdir(parents=True)
+    record = {
+        "format": metrics.RUN_FORMAT,
+        "config": to_dict(runs[0].config),
+        "code": {"my_method": "old"},
+    }
+    (folder / "config.json").write_text(json.dumps(record))
+    monkeypatch.setattr(launcher, "code_digests", lambda config: {"my_method": "new"})
+    with pytest.raises(RunError, match=r"with other code: my_method.py changed since it began"):
+        launcher.check_resumable(runs, tmp_path)
+    launcher.check_resumable(runs, tmp_path, "helpers.counting:count")
+    assert [path.name for path in folder.iterdir()] == ["config.json"]
+
+
+def test_what_is_no_clone_is_replaced_when_one_is_adopted(tmp_path):
+    clone, folder = tmp_path / "clone", tmp_path / "run"
+    save_tiny_policy(clone / "policy" / "base")
+    for name in ("metrics.jsonl", "eval.jsonl"):
+        (clone / name).touch()
+    (folder / "policy" / "base").mkdir(parents=True)
+    worker._adopt_clone(clone, folder)
+    assert saved_policy.is_intact(folder / "policy" / "base")
+    assert (folder / "damaged" / "policy-base").is_dir()

@@ -125,7 +125,7 @@ def test_what_follows_the_path_is_the_argument(tmp_path):
 @pytest.mark.parametrize("name", ["train", "benchmark", "sweep"])
 def test_two_run_folders_are_refused(name):
     arguments = parsed(name, "--run_dir=runs/a", "--config.run_dir=runs/b")
-    with pytest.raises(UsageError, match="--run_dir=runs/a and --config.run_dir=runs/b name two"):
+    with pytest.raises(UsageError, match="--run_dir=runs/a and --config.run_dir=runs/b are"):
         arguments.run_dir()
     assert parsed(name, "--run_dir=runs/a", "--config.run_dir=runs/a").run_dir() == "runs/a"
     assert parsed(name).run_dir(default="runs/c") == "runs/c"

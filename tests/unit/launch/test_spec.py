@@ -30,6 +30,19 @@ SPACE = {"algorithm.critic_lr": log_uniform(1e-4, 1e-2)}
         (lambda: Sweep(REACH, fields=()), r"the sweep's fields is \(\); {'FIELD': value}"),
         (lambda: Sweep(REACH, seeds="3"), "the sweep's seeds is '3'; a whole number"),
         (lambda: Sweep(REACH, (RATES,), pack="algorithm.critic_lr"), "pack is 'algorithm"),
+        (
+            lambda: Sweep(REACH, fields={"seeds": 3}),
+            r"the sweep's seeds cannot be used here; use Sweep\(seeds=…\)",
+        ),
+        (lambda: Sweep(REACH, (grid("run_dir", ("a", "b")),)), "run_dir cannot be used here"),
+        (
+            lambda: Sweep(REACH, fields={"population.actor_lr": (1e-4,)}),
+            "population.actor_lr cannot be used here; name the varied fields in",
+        ),
+        (
+            lambda: Sweep(REACH, (grid("seed", (0, 1)),), spread_seeds=True),
+            "spread_seeds gives each run its own seed",
+        ),
         (lambda: Search({}, trials=3), "a search over no field"),
         (lambda: Search(SPACE, trials=0), "a search of 0 trials"),
         (lambda: Search(SPACE, trials=3, sampler="best"), "allowed: tpe, gp, random"),

@@ -10,7 +10,9 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from gcp_jax.learner import batch_sources, ring
+from gcp_jax.core import returns
+from gcp_jax.core.demonstrations import demonstrations_of
+from gcp_jax.learner import batch_sources, population, ring
 from gcp_jax.types import Batch, Segment, Step, Transition
 
 GAMMA = 0.9
@@ -147,11 +149,12 @@ def drive(source, history, *, segments=SEGMENTS, length=LENGTH, extras=None):
     """Feed the history segment by segment: (clock, store, batch) after each, leaves of the batch
     [U, B, ...] in numpy.
     """
-    step = jax.jit(lambda store, segment, key, clock: source.step(store, segment, key, clock))
+    step = jax.jit(source.step)
     store = source.init(history.segment(0, length, extras))
     for clock in range(segments):
         key = jax.random.key(clock)
-        store, batch = step(store, history.segment(clock, length, extras), key, jnp.int32(clock))
+        segment = history.segment(clock, length, extras)
+        store, batch = step(store, source.data, segment, key, jnp.int32(clock))
         yield clock, store, jax.tree.map(np.asarray, batch)
 
 
@@ -290,10 +293,8 @@ def test_fewer_samples_than_columns_reach_every_column():
 
 
 @pytest.fixture(scope="module")
-def demonstrations():
-    """Five episodes of 1 to 10 steps, time-major and frozen after their end, laid out in chunks of
-    4 (10 is padded).
-    """
+def episodes():
+    """Five episodes of 1 to 10 steps, time-major [10, 5], and frozen after their end."""
     rng = np.random.default_rng(3)
     lengths = np.array([1, 4, 6, 9, 10])
     time = np.arange(10)[:, None]
@@ -312,38 +313,101 @@ def demonstrations():
     )
 
 
-def test_windows_lay_episodes_out_in_chunks(demonstrations):
-    data = batch_sources.chunk_windows(demonstrations, 4)
-    assert data.steps.reward.shape == (3, 5, 4)
-    for name in ("obs", "action", "reward", "next_obs", "terminated", "executed"):
-        recorded = getattr(demonstrations, name)
-        laid = np.moveaxis(getattr(data.steps, name), 2, 1).reshape(12, *recorded.shape[1:])
-        np.testing.assert_array_equal(laid[:10], recorded, err_msg=name)
-        np.testing.assert_array_equal(laid[10:], 0, err_msg=name)
-    assert len(data.starts) == demonstrations.executed.sum() == 30
+@pytest.fixture(scope="module")
+def demonstrations(episodes):
+    return demonstrations_of(episodes)
 
 
-def test_dataset_is_uniform_over_executed_steps(demonstrations):
-    data = batch_sources.chunk_windows(demonstrations, CHUNK)
-    source = batch_sources.dataset(data, batch_size=BATCH, updates=UPDATES, gamma=GAMMA)
-    store, batch = jax.jit(lambda store, key: source.step(store, None, key, jnp.int32(0)))(
-        source.init(None), jax.random.key(0)
+def chunk_rows(episodes, chunk):
+    """The episodes [T, N] as rows of a ring [T/h, N, h], padded with steps not executed."""
+    padding = -len(episodes.reward) % chunk
+
+    def rows(x):
+        x = np.concatenate([x, np.zeros((padding, *x.shape[1:]), x.dtype)])
+        return np.moveaxis(x.reshape(-1, chunk, *x.shape[1:]), 1, 2)
+
+    return jax.tree.map(rows, episodes)
+
+
+def test_windows_of_a_dataset_are_those_of_its_episodes_in_a_ring(episodes, demonstrations):
+    """From each start, everything but what was proposed after the end: there it is the last action
+    again.
+    """
+    source = batch_sources.dataset(demonstrations, chunk=4, batch_size=4, updates=1, gamma=GAMMA)
+    rows = chunk_rows(episodes, 4)
+    column, row, offset = np.argwhere(np.moveaxis(rows.executed, 1, 0)).T
+    start = ring.WindowStart(row=row, column=column, offset=offset)
+    expected = returns.fold_chunk(ring.window_steps(rows, start), GAMMA)
+    data = jax.tree.map(jnp.asarray, source.data)
+    window = batch_sources.dataset_windows(data, jnp.arange(30), 4)
+    found = returns.fold_chunk(window, GAMMA)
+    for name in set(found._fields) - {"action", "extras"}:
+        np.testing.assert_array_equal(getattr(found, name), getattr(expected, name), err_msg=name)
+    executed = found.mask[..., None] > 0
+    np.testing.assert_array_equal(found.action * executed, expected.action * executed)
+    last = np.take_along_axis(found.action, np.sum(executed, 1, keepdims=True) - 1, axis=1)
+    np.testing.assert_array_equal(found.action, np.where(executed, found.action, last))
+
+
+def test_dataset_is_uniform_over_executed_steps(episodes, demonstrations):
+    source = batch_sources.dataset(
+        demonstrations, chunk=CHUNK, batch_size=BATCH, updates=UPDATES, gamma=GAMMA
     )
-    jax.tree.map(np.testing.assert_array_equal, store, data)
-    history = History(data.steps)
+    store, batch = jax.jit(source.step)(
+        source.init(None), source.data, None, jax.random.key(0), jnp.int32(0)
+    )
+    assert store is None
+    jax.tree.map(np.testing.assert_array_equal, source.data.steps, demonstrations.steps)
+    history = History(chunk_rows(episodes, CHUNK))
     drawn = assert_windows(history, jax.tree.map(np.asarray, batch.transitions))
-    counts = [drawn.count(Place(*start)) for start in data.starts]
+    counts = [drawn.count(place) for place in history.places.values()]
+    assert len(counts) == 30
     assert sum(counts) == UPDATES * BATCH
     assert stats.chisquare(counts).pvalue > 1e-6
     assert (batch.success, batch.success_weight, batch.return_to_go) == (None, None, None)
 
 
-def test_an_empty_dataset_is_refused(demonstrations):
-    nothing = demonstrations._replace(executed=np.zeros_like(demonstrations.executed))
-    with pytest.raises(ValueError, match="The demonstrations hold no executed step"):
-        batch_sources.dataset(
-            batch_sources.chunk_windows(nothing, 4), batch_size=4, updates=1, gamma=GAMMA
-        )
+@pytest.mark.parametrize("steps", [3, 6_000_000, 2**25, 2**31 - 1])
+def test_any_number_of_steps_is_drawn_uniformly(steps):
+    """By the last digits and the quarter of what is drawn: a float32 has 2²³ values (χ²)."""
+    drawn = np.asarray(batch_sources.uniform_steps(jax.random.key(1), 4096, steps))
+    assert drawn.dtype == np.int32 and drawn.min() >= 0 and drawn.max() < steps
+    for kinds in (drawn % min(steps, 64), drawn * 4 // steps if steps < 2**29 else drawn >> 29):
+        assert stats.chisquare(np.bincount(kinds)).pvalue > 1e-6
+
+
+@pytest.mark.parametrize("steps", [3, 70_000, 6_000_000, 2**25, 2**31 - 1])
+def test_any_place_of_a_replay_is_drawn_uniformly(steps):
+    _, draw = ring._stratified_columns(jax.random.key(1), 4096, 4)
+    drawn = np.asarray(draw.below(jnp.int32(steps), steps))
+    assert drawn.min() >= 0 and drawn.max() < steps
+    for kinds in (drawn % min(steps, 64), drawn * 4 // steps if steps < 2**29 else drawn >> 29):
+        assert stats.chisquare(np.bincount(kinds)).pvalue > 1e-6
+
+
+def test_small_replays_draw_from_a_float(monkeypatch):
+    """Exact draws would change the runs of before; they differ, so the switch does something."""
+    _, draw = ring._stratified_columns(jax.random.key(1), 64, 4)
+    before = np.minimum((np.asarray(draw.uniform) * 1000).astype(int), 999)
+    np.testing.assert_array_equal(draw.below(jnp.int32(1000), 1000), before)
+    monkeypatch.setattr(ring, "MAX_FROM_FLOAT", 999)
+    assert np.any(draw.below(jnp.int32(1000), 1000) != before)
+
+
+def test_returns_to_go_of_demonstrations_reach_to_a_termination(episodes, demonstrations):
+    """Episodes 0, 2 and 4 terminate; of the truncated ones the return is not known."""
+    source = batch_sources.dataset(
+        demonstrations, chunk=CHUNK, batch_size=BATCH, updates=2, gamma=GAMMA, to_go=True
+    )
+    _, batch = jax.jit(source.step)(None, source.data, None, jax.random.key(0), jnp.int32(0))
+    history = History(chunk_rows(episodes, CHUNK))
+    newest = len(episodes.reward)
+    expected = [
+        history.return_to_go(place, newest)
+        for place in places_of(history, jax.tree.map(np.asarray, batch.transitions))
+    ]
+    np.testing.assert_allclose(batch.return_to_go.ravel(), expected, rtol=1e-5, atol=1e-5)
+    assert 0 < np.isnan(expected).sum() < len(expected)
 
 
 def test_rollout_visits_every_chunk_once_an_epoch_in_fresh_order():
@@ -375,29 +439,76 @@ def test_rollout_needs_minibatches_that_divide_its_rows():
         batch_sources.on_policy(epochs=1, minibatches=4, rows=6, columns=2, gamma=GAMMA)
 
 
-def test_mix_sets_batches_of_both_sources_side_by_side(history, demonstrations):
+def test_gamma_of_demonstrations_may_vary_in_a_population(demonstrations):
+    gamma = population.TracedHyperparameter("gamma", jnp.float32(GAMMA), (GAMMA, 0.95))
+    source = batch_sources.dataset(
+        demonstrations, chunk=CHUNK, batch_size=4, updates=2, gamma=gamma, to_go=True
+    )
+    _, batch = jax.eval_shape(source.step, None, source.data, None, jax.random.key(0), 0)
+    assert batch.return_to_go.shape == (2, 4)
+    varying, fixed = (
+        jax.jit(lambda data, g=g: batch_sources.dataset_returns_to_go(data, g))(source.data)
+        for g in (gamma, GAMMA)
+    )
+    np.testing.assert_array_equal(varying, fixed)
+
+
+@pytest.mark.parametrize("to_go", [False, True])
+def test_mix_sets_batches_of_both_sources_side_by_side(history, episodes, demonstrations, to_go):
     replay = batch_sources.replay(
-        capacity=CAPACITY, batch_size=6, updates=3, gamma=GAMMA, to_go=True
+        capacity=CAPACITY, batch_size=6, updates=3, gamma=GAMMA, to_go=to_go
     )
     dataset = batch_sources.dataset(
-        batch_sources.chunk_windows(demonstrations, CHUNK), batch_size=10, updates=3, gamma=GAMMA
+        demonstrations, chunk=CHUNK, batch_size=10, updates=3, gamma=GAMMA, to_go=to_go
     )
     source = batch_sources.mix_sources(replay, dataset)
     assert (source.updates, source.batch_size) == (3, 16)
     assert source.partition_spec == (replay.partition_spec, dataset.partition_spec)
-    other = History(batch_sources.chunk_windows(demonstrations, CHUNK).steps)
-    for _, (stored, data), batch in drive(source, history, segments=2):
+    assert source.data == (None, dataset.data)
+    other = History(chunk_rows(episodes, CHUNK))
+    for clock, (stored, _), batch in drive(source, history, segments=2):
         assert batch.transitions.reward.shape == (3, 16)
-        assert batch.return_to_go is None
-        assert_windows(history, jax.tree.map(lambda x: x[:, :6], batch.transitions))
-        assert_windows(other, jax.tree.map(lambda x: x[:, 6:], batch.transitions))
+        first, second = (
+            jax.tree.map(lambda x, part=part: x[:, part], batch.transitions)
+            for part in (slice(6), slice(6, None))
+        )
+        places = assert_windows(history, first)
+        others = assert_windows(other, second)
+        if not to_go:
+            assert batch.return_to_go is None
+            continue
+        newest = (clock + 1) * LENGTH - 1
+        expected = [history.return_to_go(place, newest) for place in places]
+        np.testing.assert_allclose(
+            batch.return_to_go[:, :6].ravel(), expected, rtol=1e-4, atol=1e-4
+        )
+        expected = [other.return_to_go(place, CAPACITY) for place in others]
+        np.testing.assert_allclose(
+            batch.return_to_go[:, 6:].ravel(), expected, rtol=1e-4, atol=1e-4
+        )
     assert stored.steps.reward.shape == (CAPACITY, COLUMNS, CHUNK)
-    assert len(data.starts) == 30
+
+
+@pytest.mark.parametrize("first", [False, True])
+def test_returns_to_go_of_one_mixed_source_are_not_dropped(history, demonstrations, first):
+    replay = batch_sources.replay(
+        capacity=CAPACITY, batch_size=6, updates=3, gamma=GAMMA, to_go=first
+    )
+    dataset = batch_sources.dataset(
+        demonstrations, chunk=CHUNK, batch_size=10, updates=3, gamma=GAMMA, to_go=not first
+    )
+    source = batch_sources.mix_sources(replay, dataset)
+    segment = history.segment(0, LENGTH)
+    store = jax.eval_shape(source.init, segment)
+    with pytest.raises(ValueError, match="Only one of two mixed sources gives returns to go"):
+        jax.eval_shape(source.step, store, source.data, segment, jax.random.key(0), jnp.int32(0))
 
 
 def test_mixed_sources_need_the_same_number_of_updates(demonstrations):
-    data = batch_sources.chunk_windows(demonstrations, CHUNK)
-    two, three = (batch_sources.dataset(data, batch_size=4, updates=n, gamma=GAMMA) for n in (2, 3))
+    two, three = (
+        batch_sources.dataset(demonstrations, chunk=4, batch_size=4, updates=n, gamma=GAMMA)
+        for n in (2, 3)
+    )
     with pytest.raises(ValueError, match="the same number of updates; got 2 and 3"):
         batch_sources.mix_sources(two, three)
 
@@ -415,7 +526,8 @@ def test_four_devices_draw_what_one_draws(devices):
 
     def run(count):
         def first(segment):
-            return source.step(source.init(segment), segment, jax.random.key(0), jnp.int32(0))[1]
+            store = source.init(segment)
+            return source.step(store, None, segment, jax.random.key(0), jnp.int32(0))[1]
 
         mesh = devices(data=count)
         return jax.jit(

@@ -14,6 +14,7 @@ from benchmarks.devices import collectives
 from gcp_jax import envs
 from gcp_jax.algorithms import bc, ogpo
 from gcp_jax.core import policy as policy_lib
+from gcp_jax.core.demonstrations import demonstrations_of
 from gcp_jax.core.networks import Normalizer
 from gcp_jax.core.policy import PolicyConfig
 from gcp_jax.envs.tasks import reach
@@ -350,7 +351,7 @@ def test_cloning_shares_its_data_and_is_the_same_on_any_mesh(devices, recorded):
         lambda x: np.moveaxis(x, 2, 1).reshape(-1, x.shape[1], *x.shape[3:]), recorded
     )
     source = batch_sources.dataset(
-        batch_sources.chunk_windows(steps, 4), batch_size=8, updates=3, gamma=1.0
+        demonstrations_of(steps), chunk=4, batch_size=8, updates=3, gamma=1.0
     )
     policy = policy_lib.make_policy(PolicyConfig(chunk=4, hidden=(8,), steps=2), SPECS)
     algorithm = bc.make(bc.Config(learning_rate=0.01), policy, source)
@@ -360,7 +361,7 @@ def test_cloning_shares_its_data_and_is_the_same_on_any_mesh(devices, recorded):
         train, metrics = cloning.segment(
             cloning.init(jnp.asarray(seeds), {"normalizer": Normalizer(jnp.zeros(4), jnp.ones(4))})
         )
-        jax.tree.map(np.testing.assert_array_equal, train.learner.buffer_state, source.init(None))
+        jax.tree.map(np.testing.assert_array_equal, train.learner.data, source.data)
         return host(train.learner.state), jax.device_get(metrics)
 
     (alone, loss), (among, losses) = clone(devices(), [1]), clone(devices(seed=2, data=2), [0, 1])

@@ -5,6 +5,8 @@ alone.
 import dataclasses
 import json
 
+import hypothesis
+import hypothesis.strategies as st
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -301,3 +303,22 @@ def test_a_field_that_shapes_the_program_is_refused_before_anything_is_trained(
     said = capsys.readouterr().err.strip().splitlines()[-1]
     assert "chains cannot vary in one program: ogpo needs its number while it compiles" in said
     assert not (tmp_path / "run" / "policy").exists()
+
+
+NUMBERS = st.one_of(
+    st.floats(allow_nan=False, allow_infinity=False, width=64), st.integers(-(2**40), 2**40)
+)
+
+
+@hypothesis.given(a=NUMBERS, b=NUMBERS)
+@hypothesis.example(0.1234567, 0.12345671)
+@hypothesis.example(1234567, 1234568)
+def test_labels_differ_whenever_values_do(a, b):
+    one, other = (Member(seed=0, values={"clip": value}).label for value in (a, b))
+    assert one != other or a == b
+
+
+def test_labels_are_short_where_they_can_be():
+    values = {"actor_lr": 1e-4, "clip": 0.25, "chains": 8, "sigma": 1 / 3}
+    expected = "actor_lr=0.0001,clip=0.25,chains=8,sigma=0.3333333333333333"
+    assert Member(seed=0, values=values).label == expected

@@ -2,6 +2,7 @@
 
 import base64
 import csv
+import json
 
 import pytest
 from helpers.run_folders import (
@@ -15,7 +16,9 @@ from helpers.run_folders import (
 )
 
 from gcp_jax.report import run_page
-from gcp_jax.report.read import ReportError
+from gcp_jax.report.read import ReportError, read_run
+from gcp_jax.report.run_warnings import run_warnings
+from gcp_jax.run.sizes import Cadence
 
 
 @pytest.fixture(scope="module")
@@ -165,3 +168,25 @@ def test_an_error_says_which_folders_to_pass(tmp_path):
         run_page.write([folder, folder])
     with pytest.raises(ReportError, match="the same run folder is given twice"):
         run_page.write([folder, folder], tmp_path)
+
+
+@pytest.mark.usefixtures("no_png")
+def test_rows_that_are_missing_and_code_that_changed_are_marked(tmp_path):
+    folder = finished(tmp_path / "run", seed=0, population={})
+    record = json.loads((folder / "config.json").read_text())
+    record["config"]["seeds"] = 2
+    pretrain = Cadence("pretrain", 1, 0, 10, 0, 1, 1)
+    finetune = Cadence("finetune", 2, 640, 80, 0, 1, 1)
+    record["cadences"] = {each.name: each._asdict() for each in (pretrain, finetune)}
+    (folder / "config.json").write_text(json.dumps(record))
+    (folder / "summary.json").write_text(json.dumps({"env_steps": 1280}))
+    assert run_warnings([read_run(folder)]) == []
+
+    record["earlier_code"] = [{"my_method": "old"}]
+    (folder / "config.json").write_text(json.dumps(record))
+    kept = (folder / "eval.jsonl").read_text().splitlines(keepends=True)[:-1]
+    (folder / "eval.jsonl").write_text("".join(kept))
+    text = Page(run_page.write(folder)).text
+    gap = "eval.jsonl lacks 1 of the 4 rows of finetune (at 1,280 env steps)"
+    assert f"Note: run: {gap}: they were deleted." in text
+    assert "Note: run: its code changed before it was finished." in text

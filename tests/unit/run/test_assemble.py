@@ -7,8 +7,8 @@ import pytest
 from helpers.run_configs import small_config
 
 from gcp_jax.config import ConfigError
+from gcp_jax.core.demonstrations import demonstrations_of
 from gcp_jax.experiments import assemble
-from gcp_jax.learner import batch_sources
 from gcp_jax.run.assemble import assemble_finetuning
 from gcp_jax.run.sizes import run_sizes
 from gcp_jax.types import Segment, Step
@@ -45,16 +45,31 @@ def test_demonstrations_take_their_share_of_every_batch(fraction, marked):
     demonstrations = None
     if fraction:
         steps = record((8, 3), sizes.specs, MARK)
-        demonstrations = batch_sources.chunk_windows(steps, sizes.specs.chunk)
+        demonstrations = demonstrations_of(steps)
     source = setup_of(config, demonstrations).algorithm.source
     steps = record((2, 4, sizes.specs.chunk), sizes.specs, 0.0)
     segment = jax.tree.map(jnp.asarray, Segment(steps=steps, extras={}))
     buffer_state = jax.jit(source.init)(segment)
-    _, batch = jax.jit(source.step)(buffer_state, segment, jax.random.key(0), jnp.int32(0))
+    step = jax.jit(source.step)
+    _, batch = step(buffer_state, source.data, segment, jax.random.key(0), jnp.int32(0))
     assert source.batch_size == 16
     assert batch.transitions.obs.shape[:2] == (sizes.updates, 16)
     is_marked = np.asarray(batch.transitions.obs)[..., 0] == MARK
     np.testing.assert_array_equal(np.sum(is_marked, -1), marked)
+
+
+def test_cal_ql_has_the_returns_of_demonstrations_too():
+    """Of the whole batch, not only of its replayed half."""
+    fields = {"algorithm.calql": 5.0, "algorithm.critic_warmup_updates": 9}
+    config = small_config("ogpo", **{"finetune.demo_fraction": 0.5, **fields})
+    sizes = run_sizes(config, assemble.make_task(config, film=False).env.specs)
+    demonstrations = demonstrations_of(record((8, 3), sizes.specs, MARK))
+    source = setup_of(config, demonstrations).algorithm.source
+    segment = Segment(steps=record((2, 4, sizes.specs.chunk), sizes.specs, 0.0), extras={})
+    segment = jax.tree.map(jnp.asarray, segment)
+    store = jax.eval_shape(source.init, segment)
+    _, batch = jax.eval_shape(source.step, store, source.data, segment, jax.random.key(0), 0)
+    assert batch.return_to_go.shape == (sizes.updates, 16)
 
 
 def test_an_on_policy_method_learns_from_minibatches_of_its_segment():

@@ -1,7 +1,12 @@
 """A damaged checkpoint is reported and moved aside, and the one before it is restored."""
 
+import logging
 import shutil
+import tempfile
+from pathlib import Path
 
+import hypothesis
+import hypothesis.strategies as st
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -100,3 +105,78 @@ def test_what_is_whole_is_left_alone(folder, tmp_path, capsys):
     checkpoint.set_damaged_aside(tmp_path / "nothing", tmp_path / "damaged")
     assert capsys.readouterr().err == "" and not (tmp_path / "damaged").exists()
     assert restored(folder)[1] == {"rows": [3]}
+
+
+SPECIAL = r"[]*?\{}()!#$%&'+,:;<=>@^`|~ ü☃" + '"'
+NAMES = st.text(st.sampled_from(SPECIAL), min_size=1, max_size=12)
+
+
+def small_state(clock):
+    return {"net": jnp.arange(4.0) + clock}
+
+
+def saved_and_restored(folder, clock):
+    """A state that was written to a folder and read from it again."""
+    saved = checkpoint.Checkpoints(folder, keep=2)
+    saved.save(3, small_state(clock), {})
+    assert checkpoint.damage(folder / "3") == ""
+    found, _ = saved.restore(lambda: small_state(0), SingleDeviceSharding(jax.devices()[0]))
+    saved.close()
+    return found
+
+
+@hypothesis.settings(max_examples=4, deadline=None)
+@hypothesis.given(name=NAMES)
+@hypothesis.example("peg [v2]")
+@hypothesis.example("gs:")
+def test_checkpoints_are_restored_from_any_path(name):
+    with tempfile.TemporaryDirectory() as root:
+        found = saved_and_restored(Path(root) / name / "finetune", 7)
+        np.testing.assert_array_equal(found["net"], small_state(7)["net"])
+
+
+def test_a_folder_that_the_name_would_match_as_a_pattern_is_left_alone(tmp_path):
+    for clock, name in enumerate(("abc", "a*")):
+        found = saved_and_restored(tmp_path / name, clock)
+        np.testing.assert_array_equal(found["net"], small_state(clock)["net"])
+
+
+def test_a_checkpoint_without_its_arrays_is_not_signed(tmp_path, monkeypatch):
+    """As orbax writes it to a path with brackets, with a warning only."""
+    monkeypatch.setattr(checkpoint, "is_plain", lambda path: True)
+    folder = tmp_path / "peg [v2]" / "finetune"
+    saved = checkpoint.Checkpoints(folder, keep=2)
+    with pytest.raises(OSError, match="cannot write checkpoint 3 to .*: it holds 0 of 1 arrays"):
+        saved.save(3, small_state(3), {})
+    assert checkpoint.damage(folder / "3") == "it was never finished"
+
+
+def test_a_signature_does_not_bless_a_checkpoint_without_its_arrays(folder):
+    for path in (folder / "3" / "train").rglob("manifest.ocdbt"):
+        path.unlink()
+    (folder / "3" / checkpoint.SIGNATURE).unlink()
+    checkpoint._sign(folder / "3")
+    assert "arrays" in checkpoint.damage(folder / "3")
+
+
+def test_a_full_disk_is_said_in_one_line():
+    reported = ValueError(
+        "RESOURCE_EXHAUSTED: Error writing \"w4/0\" [source locations='file.cc:1\nfile.cc:2']\nmore"
+    )
+    assert checkpoint._reason(reported) == "the disk is full; free some space"
+    assert checkpoint._reason(OSError(28, "No space left on device")).startswith("the disk is full")
+    assert (
+        checkpoint._reason(ValueError("INTERNAL: odd [source locations='a'\nb")) == "INTERNAL: odd"
+    )
+
+
+def test_errors_that_orbax_logs_besides_raising_them_are_not_printed(tmp_path):
+    checkpoint.Checkpoints(tmp_path / "finetune", keep=2).close()
+    logger = logging.getLogger("absl")
+
+    def shown(level, path):
+        return bool(logger.filter(logging.LogRecord("absl", level, path, 1, "", (), None)))
+
+    assert not shown(logging.ERROR, "/site-packages/orbax/checkpoint/future.py")
+    assert shown(logging.WARNING, "/site-packages/orbax/checkpoint/future.py")
+    assert shown(logging.ERROR, "/site-packages/absl/app.py")

@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 import sys
 
 import numpy as np
@@ -208,8 +209,8 @@ def test_wandb_gets_one_resumable_run_with_a_step_axis_a_stage(tmp_path, monkeyp
     with metrics.make_writers(["wandb"], folder, {"seeds": 3}) as writer:
         writer.write(row(seed=2, env_steps=64, **{"train/loss": np.float32(0.5)}))
         writer.write(row("pretrain", updates=9, **{"train/loss": 0.25}))
-    assert {key: wandb.settings[key] for key in ("id", "resume", "config")} == {
-        "id": "peg-a1b2",
+    assert {key: wandb.settings[key] for key in ("name", "resume", "config")} == {
+        "name": "peg-a1b2",
         "resume": "allow",
         "config": {"seeds": 3},
     }
@@ -219,3 +220,21 @@ def test_wandb_gets_one_resumable_run_with_a_step_axis_a_stage(tmp_path, monkeyp
         {"pretrain/step": 9, "pretrain/train/loss/seed_0": 0.25},
     ]
     assert wandb.finished
+
+
+def test_wandb_ids_are_of_a_run_and_not_of_its_name(tmp_path, monkeypatch):
+    """Two folders of one name have two; a resumed or moved run keeps its own."""
+    wandb = FakeWandb()
+    monkeypatch.setitem(sys.modules, "wandb", wandb)
+
+    def id_of(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        metrics.make_writers(["wandb"], folder, {}).close()
+        return wandb.settings["id"]
+
+    names = ("one/exp/seed0", "two/exp/seed0", "lr=1e-4,clip=.1/a:b#c?d")
+    ids = [id_of(tmp_path / name) for name in names]
+    assert len(set(ids)) == 3
+    assert all(re.fullmatch(r"[0-9a-f]{32}", one) for one in ids)
+    (tmp_path / "one").rename(tmp_path / "moved")
+    assert id_of(tmp_path / "moved/exp/seed0") == ids[0]

@@ -2,9 +2,14 @@
 
 import math
 
+import pytest
+
+from gcp_jax.learner import loop
+from gcp_jax.run.errors import RunError
 from gcp_jax.run.evaluator import format_mean_score, mean_score
 from gcp_jax.run.sizes import Cadence
-from gcp_jax.run.stage import Stage, episode_means
+from gcp_jax.run.stage import DataId, Stage, episode_means
+from gcp_jax.types import LearnerState, Train
 
 CADENCE = Cadence("pretrain", 3, 0, 10, 0, 1, 1)
 
@@ -63,3 +68,22 @@ def test_the_mean_score_is_shown_by_its_name():
     rows = [eval_row(0.25), eval_row(0.75)]
     assert mean_score(rows) == 0.5 and format_mean_score(rows) == "50.0% success"
     assert format_mean_score([{"eval/return": 1234.56}]) == "return 1,234.6"
+
+
+def test_a_stage_resumes_with_the_demonstrations_that_it_learned_from(capsys):
+    """Recorded ones must be the same; scripted ones may be rounded differently, which is said."""
+    DataId("a", "demos/mine").check_resumed("pretrain", "a")
+    DataId().check_resumed("finetune", "")
+    assert capsys.readouterr().err == ""
+    with pytest.raises(RunError, match="demonstrations.path=demos/mine does not hold the") as error:
+        DataId("a", "demos/mine").check_resumed("pretrain", "b")
+    assert "\n" not in str(error.value)
+    DataId("a").check_resumed("pretrain", "b")
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1 and "scripted demonstrations of pretrain differ" in said
+
+
+def test_a_checkpoint_holds_everything_but_the_data():
+    learner = LearnerState(*range(len(LearnerState._fields)))
+    kept = loop.without_data(Train(env_state=7, learner=learner))
+    assert kept == Train(env_state=7, learner=learner._replace(data=None))
