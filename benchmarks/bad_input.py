@@ -109,6 +109,14 @@ class Config:
 CASES = (
     Case("a command that does not exist", ("trian",)),
     Case("a configuration file that does not exist", ("train", "--config=DIR/none.py")),
+    Case("a configuration file that raises", ("train", "--config=DIR/raises.py")),
+    Case("a configuration file that ends the program", ("train", "--config=DIR/exits.py")),
+    Case("a configuration file that returns none", ("train", "--config=DIR/returns.py")),
+    Case("two run folders", ("train", "--run_dir=DIR/run", "--config.run_dir=DIR/two")),
+    _train("a writer that does not exist", "writers=tensorboard,foo"),
+    _train("an empty tuple", "algorithm.critic_hidden=()"),
+    _train("a value of a population that is no number", "population.actor_lr=1e-4,nan"),
+    _train("a module that is not there", "env.module=my_task.py"),
     _train("a field that does not exist", "finetune.utdd=1"),
     _train("a value of another type", "finetune.envs=many"),
     _train("a number outside its bounds", "algorithm.gamma=1.5"),
@@ -156,6 +164,7 @@ CASES = (
     _train("demonstrations that do not exist", "demonstrations.path=DIR/none"),
     _train("demonstrations of another shape", "demonstrations.path=DIR/demos_shape"),
     _train("demonstrations with NaN", "demonstrations.path=DIR/demos_nan"),
+    _train("demonstrations with a number too large", "demonstrations.path=DIR/demos_large"),
     _train("demonstrations outside their bounds", "demonstrations.path=DIR/demos_range"),
     _train("demonstrations without episodes", "demonstrations.path=DIR/demos_none"),
     _train("demonstrations of another task", "demonstrations.path=DIR/demos_other"),
@@ -177,12 +186,19 @@ CASES = (
         ("benchmark", "--algorithms=qc", "--envs=reach", "--config.seeds=7"),
     ),
     Case("nothing to evaluate", ("evaluate", "DIR/none")),
+    Case("a saved policy without its task", ("evaluate", "DIR/taskless")),
+    Case("a damaged configuration of a run", ("debug", "DIR/damaged")),
+    Case("a damaged list of runs", ("status", "DIR/damaged")),
+    Case("several runs without a folder for their page", ("report", "DIR/other", "DIR/none")),
+    Case("no task for demonstrations", ("demos", "--episodes=2")),
     Case("nothing to report", ("report", "DIR/none")),
     Case("runs of different tasks", ("report", "DIR/of_reach", "DIR/of_push_t", "--out=DIR/run")),
     Case("nothing to debug", ("debug", "DIR/none")),
     Case("a dataset that exists already", ("demos", "--config.env.name=reach", "--out=DIR/demos")),
     Case("a video that exists already", ("render", "reach", "--out=DIR/other/metrics.jsonl")),
     Case("no sweep file", ("sweep", "DIR/none.py")),
+    Case("a sweep file that raises", ("sweep", "DIR/raises.py")),
+    Case("a benchmark file that returns something else", ("benchmark", "--file=DIR/returns.py")),
     Case("a folder that holds no sweep", ("status", "DIR/other")),
     _train("a method of your own with a chunk of another shape", "algorithm.module=short_chunk"),
     _train("a task of your own with whole-number rewards", "env.module=whole_rewards"),
@@ -214,6 +230,7 @@ def samples(folder: Path) -> None:
     changes: dict[str, Callable[[Path], None]] = {
         "shape": lambda d: np.save(d / "obs.npy", np.load(d / "obs.npy")[:, :-1]),
         "nan": lambda d: _set(d / "obs.npy", np.nan),
+        "large": lambda d: _set(d / "obs.npy", 1e30),
         "range": lambda d: _set(d / "action.npy", 1.5),
         "none": lambda d: _described(d, episodes=0),
         "other": lambda d: _narrow(d),
@@ -229,13 +246,20 @@ def samples(folder: Path) -> None:
         (folder / f"of_{task}").mkdir()
         record = {"format": metrics.RUN_FORMAT, "config": {"env": {"name": task}}}
         (folder / f"of_{task}" / "config.json").write_text(json.dumps(record))
+    _policy(folder / "taskless", None, obs_dim=4)
+    (folder / "damaged").mkdir()
+    (folder / "damaged" / "config.json").write_text("[]")
+    (folder / "damaged" / "sweep.json").write_text('{"format": 1, "runs"')
+    (folder / "raises.py").write_text("rate = 1 / 0\n")
+    (folder / "exits.py").write_text("import sys\n\nsys.exit(0)\n")
+    (folder / "returns.py").write_text("def get_config():\n    return []\n")
     (folder / "other").mkdir()
     (folder / "other" / "metrics.jsonl").write_text("mine\n")
     (folder / "notes").mkdir()
     (folder / "notes" / "notes.txt").write_text("mine\n")
 
 
-def _policy(path: Path, env: str, *, obs_dim: int) -> None:
+def _policy(path: Path, env: str | None, *, obs_dim: int) -> None:
     specs = Specs(obs_dim=obs_dim, action_dim=2, chunk=4)
     made = policies.make_policy(PolicyConfig(chunk=4, hidden=(4,), steps=2), specs)
     normalizer = Normalizer(jnp.zeros(obs_dim), jnp.ones(obs_dim))

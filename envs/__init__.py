@@ -17,7 +17,7 @@ from collections.abc import Callable, Mapping
 from types import ModuleType
 from typing import Any, NamedTuple
 
-from gcp_jax import config_fields
+from gcp_jax import config_fields, user_code
 from gcp_jax.config_fields import suggest
 from gcp_jax.envs.physics.mjx import Backend
 from gcp_jax.envs.protocol import Env
@@ -81,10 +81,8 @@ def load(name: str, module: str = "") -> TaskDefinition:
 
 def _import_module(module: str) -> ModuleType:
     try:
-        return importlib.import_module(module)
+        return user_code.import_module(module, f"env.module={module!r}")
     except ModuleNotFoundError as error:
-        if error.name != module:
-            raise
         raise ValueError(
             f"env.module={module!r} cannot be imported: no {module}.py in the working directory."
         ) from error

@@ -218,6 +218,7 @@ def make_config(
         editable = run_config.editable(config)
     elif isinstance(config, ml_collections.ConfigDict):
         editable = ml_collections.ConfigDict(config)
+        run_config.complete(editable, "config")
     else:
         editable = run_config.read_config_file(os.fspath(config), named=f"config={config}")
     run_config.select(editable, run_config.Selection.of(fields))

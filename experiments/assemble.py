@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import sys
 from collections.abc import Callable, Mapping
@@ -11,7 +12,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from gcp_jax import envs
+from gcp_jax import envs, user_code
 from gcp_jax.config import ConfigError, EnvChoice, RunConfig
 from gcp_jax.config import Demonstrations as DemonstrationConfig
 from gcp_jax.core.demonstrations import Demonstrations, demonstrations_of
@@ -94,15 +95,11 @@ def make_task(
     check_shapes(env)
     if config.algorithm.module:  # the project's own methods are checked by its tests
         check_method(config, env.specs)
-
-    def to_video(states: PyTree, path: Path) -> None:
-        write_video(env, jax.tree.map(lambda x: x[:, : evaluation.FILMED], states), path)
-
     can_film = film and env.scene is not None
     return TaskInterface(
         env=wrappers.training(env),
         demonstrate=_demonstrate(config, env) if demonstrations else _no_demonstrations,
-        write_video=to_video if can_film else None,
+        write_video=Camera(env).film if can_film else None,
     )
 
 
@@ -191,7 +188,39 @@ def _no_demonstrations(key: jax.Array) -> tuple[Demonstrations, dict[str, Any]]:
     raise AssertionError("this run uses no demonstrations")
 
 
-def write_video(env: Env, states: PyTree, path: Path) -> None:
+class Camera:
+    """Films a run's episodes. A film that fails is said once and does not stop the run."""
+
+    def __init__(self, env: Env) -> None:
+        self._env = env
+        self._failed = False
+
+    def film(self, states: PyTree, path: Path) -> None:
+        """Write a video of the first episodes, unless one has failed before.
+
+        Args:
+          states: states [T, F, ...] of F episodes.
+          path: the video.
+        """
+        if self._failed:
+            return
+        filmed = jax.tree.map(lambda x: x[:, : evaluation.FILMED], states)
+        try:
+            self._failed = not write_video(self._env, filmed, path)
+        except Exception as error:  # a task's own scene may raise anything
+            self._failed = True
+            path.unlink(missing_ok=True)
+            _note_missing_video(path, user_code.describe(error))
+
+
+def _note_missing_video(path: Path, reason: str) -> None:
+    """Print why there is no video or picture, and write it to ``video.txt`` beside it."""
+    print(f"no {'picture' if path.suffix == '.png' else 'video'}: {reason}", file=sys.stderr)
+    with contextlib.suppress(OSError):
+        (path.parent / "video.txt").write_text(f"{reason}\n")
+
+
+def write_video(env: Env, states: PyTree, path: Path) -> bool:
     """Render episodes side by side in a square grid.
 
     If rendering is impossible, the reason is written to ``video.txt`` beside ``path``.
@@ -201,6 +230,12 @@ def write_video(env: Env, states: PyTree, path: Path) -> None:
       states: states [T, F, ...] of F episodes.
       path: a video of every other control step; with the suffix ``.png`` a picture of the middle
         of each episode.
+
+    Returns:
+      Whether there is something to draw with.
+
+    Raises:
+      SceneError: the task's scene does not fit its model.
     """
     from gcp_jax.envs.rendering import render
 
@@ -213,8 +248,9 @@ def write_video(env: Env, states: PyTree, path: Path) -> None:
         else:
             render.video(path, together, fps=0.5 / env.specs.control_dt)
     except render.RenderingUnavailable as error:
-        (path.parent / "video.txt").write_text(f"{error}\n")
-        print(f"no {'picture' if still else 'video'}: {error}", file=sys.stderr)
+        _note_missing_video(path, str(error))
+        return False
+    return True
 
 
 def _grid(env: Env, states: PyTree, *, still: bool) -> np.ndarray:

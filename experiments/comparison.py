@@ -17,7 +17,6 @@ from __future__ import annotations
 import dataclasses
 import importlib
 import importlib.util
-import json
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -32,7 +31,8 @@ from gcp_jax.config import ConfigError, RunConfig, clone_config, to_dict
 from gcp_jax.config_fields import refuse_fields
 from gcp_jax.experiments import assemble, run_config, run_inputs, user_files
 from gcp_jax.experiments.plan import plan
-from gcp_jax.report import benchmark_page
+from gcp_jax.json_files import DictOf, Maybe, problem_of, read_json
+from gcp_jax.report import benchmark_page, benchmark_read
 from gcp_jax.run import provenance, run_policies
 from gcp_jax.run.adopted_policy import adopt_policy, check_same_network
 from gcp_jax.run.code_digests import code_digests
@@ -44,6 +44,13 @@ from gcp_jax.run.training import Training
 
 EXAMPLE = "experiments/comparisons/clones.py"
 DEFAULT_SEEDS = 3
+DECLARATION = {  # what get_config() returns
+    "tasks": Maybe(DictOf({"config": str})),
+    "methods": Maybe(DictOf({"algorithm": str, "module": Maybe(str)})),
+    "seeds": Maybe(int),
+    "steps": Maybe(int),
+    "common": Maybe(dict),
+}
 MANIFEST = "benchmark.json"
 CLONE = "base"  # the folder of a task's clone
 
@@ -105,11 +112,7 @@ def choose(
     Raises:
       ConfigError: in one line.
     """
-    declared = {}
-    if file:
-        declared = user_files.call_user_file(
-            file, "get_config", named=f"--file={file}", example=EXAMPLE
-        )
+    declared = _read_declaration(file) if file else {}
     tasks = _narrowed(declared.get("tasks", {}), envs, key="config")
     methods = _narrowed(declared.get("methods", {}), algorithms, key="algorithm")
     if not tasks or not methods:
@@ -130,6 +133,26 @@ def choose(
         data_parallel=first.data_parallel,
         runs=runs,
     )
+
+
+def _read_declaration(file: str) -> dict[str, Any]:
+    """What ``get_config()`` of a benchmark file returns, without the keys that are None.
+
+    Raises:
+      ConfigError: in one line, if it is no benchmark.
+    """
+    named = f"--file={file}"
+    declared = user_files.call_user_file(file, "get_config", named=named, example=EXAMPLE)
+    problem = problem_of(declared, DECLARATION)
+    if problem:
+        raise ConfigError(
+            f"{named}: get_config() returns something else: {problem}; see {EXAMPLE}."
+        )
+    for key in ("tasks", "methods", "common"):
+        wrong = [name for name in declared.get(key) or {} if not isinstance(name, str) or not name]
+        if wrong:
+            raise ConfigError(f"{named}: {wrong[0]!r} in {key!r} is no name; see {EXAMPLE}.")
+    return {key: value for key, value in declared.items() if value is not None}
 
 
 def _narrowed(declared: Mapping[str, Fields], names: Sequence[str], key: str) -> dict[str, Fields]:
@@ -322,12 +345,12 @@ def _check_folder(comparison: Comparison, folder: Path) -> None:
     check_path(folder)
     refuse_foreign_folder(folder, MANIFEST)
     if (folder / MANIFEST).exists():
-        saved = json.loads((folder / MANIFEST).read_text())
+        saved = read_json(folder / MANIFEST, benchmark_read.PLAN, error=ConfigError)
         for field in ("seeds", "steps"):
             current = getattr(comparison, field)
-            if saved[field] != current:
+            if saved.get(field) != current:
                 raise ConfigError(
-                    f"{folder} holds a benchmark with {field}={saved[field]}, not {current}; "
+                    f"{folder} holds a benchmark with {field}={saved.get(field)}, not {current}; "
                     "choose another --run_dir."
                 )
     for task, methods in comparison.runs.items():
@@ -381,7 +404,7 @@ def _write_manifest(comparison: Comparison, folder: Path, command: str) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / MANIFEST
     if path.exists():
-        saved = json.loads(path.read_text())
+        saved = read_json(path, benchmark_read.PLAN, error=ConfigError)
         for field in ("tasks", "methods"):
             new = [entry for entry in content[field] if entry not in saved[field]]
             content[field] = [*saved[field], *new]

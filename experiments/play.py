@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from gcp_jax import mesh as mesh_lib
+from gcp_jax.config import ConfigError
 from gcp_jax.envs import wrappers
 from gcp_jax.envs.protocol import Env
 from gcp_jax.experiments import assemble, run_config
@@ -40,11 +41,10 @@ def play(path: Path, *, episodes: int, seed: int, filmed: int = evaluation.FILME
     """Run a saved policy on its own task.
 
     Raises:
-      SavedPolicyError: if the policy cannot be used.
-      ConfigError: if its task cannot be made.
+      SavedPolicyError: if the policy cannot be used, or its task cannot be made.
     """
     saved = saved_policy.load_saved_policy(path)
-    env = assemble.build_env(run_config.build_env_choice(saved.facts["env"]))
+    env = _env_of(path, saved)
     program = evaluation.build_evaluation(
         saved.eval_policy,
         wrappers.training(env),
@@ -61,6 +61,27 @@ def play(path: Path, *, episodes: int, seed: int, filmed: int = evaluation.FILME
         states=jax.tree.map(lambda x: x[0], states),
         facts=saved.facts,
     )
+
+
+def _env_of(path: Path, saved: saved_policy.SavedPolicy) -> Env:
+    """The task that a policy was saved with.
+
+    Raises:
+      SavedPolicyError: it cannot be made, or the policy does not fit it.
+    """
+    section = saved_policy.env_section(path, saved)
+    try:
+        env = assemble.build_env(run_config.build_env_choice(section))
+    except ConfigError as error:
+        raise saved_policy.SavedPolicyError(f"{path / 'policy.json'}: {error}") from error
+    for name in ("obs_dim", "action_dim"):
+        needed = getattr(env.specs, name)
+        if getattr(saved.policy.specs, name) != needed:
+            raise saved_policy.SavedPolicyError(
+                f"{path} has {name}={getattr(saved.policy.specs, name)}, but its task "
+                f"{env.specs.name} has {needed}; its policy.json was changed, or the task was."
+            )
+    return env
 
 
 def score_of(played: Played, seed: int) -> Score:

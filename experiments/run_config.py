@@ -7,19 +7,18 @@ project reads a ``ConfigDict``.
 
 from __future__ import annotations
 
+import ast
 import dataclasses
-import json
 import typing
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from types import NoneType
 from typing import Any, NamedTuple, cast
 
 import ml_collections
-from absl import flags
-from ml_collections import config_dict, config_flags
+from ml_collections import config_dict
 
-from gcp_jax import algorithms, config_fields, envs
+from gcp_jax import algorithms, config_fields, envs, user_code
 from gcp_jax.config import (
     AlgorithmChoice,
     ConfigError,
@@ -33,6 +32,10 @@ from gcp_jax.config import (
 from gcp_jax.config_fields import build_config, suggest
 from gcp_jax.core import critic
 from gcp_jax.envs.randomize import Randomize
+from gcp_jax.experiments import user_files
+from gcp_jax.json_files import read_json
+
+EXAMPLE = "experiments/configs/peg_insert.py"
 
 
 def resolve(values: Mapping[str, Any]) -> RunConfig:
@@ -85,12 +88,16 @@ def config_of_run(folder: Path) -> RunConfig:
     """The configuration of a run's folder.
 
     Raises:
-      ConfigError: if the folder holds no run.
+      ConfigError: if the folder holds no run, or its config.json is damaged.
     """
     path = folder / "config.json"
     if not path.is_file():
         raise ConfigError(f"{folder} holds no run: there is no {path}.")
-    return resolve(json.loads(path.read_text())["config"])
+    content = read_json(path, {"config": dict}, error=ConfigError)
+    try:
+        return resolve(content["config"])
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}") from error
 
 
 def defaults(
@@ -155,7 +162,13 @@ class Selection(NamedTuple):
     @classmethod
     def of(cls, fields: Mapping[str, Any]) -> Selection:
         """The selection among dotted fields, which are those of ``SELECTORS``."""
-        return cls(**{SELECTORS[name]: x for name, x in fields.items() if name in SELECTORS})
+        chosen = {SELECTORS[name]: x for name, x in fields.items() if name in SELECTORS}
+        for name in ("env", "algorithm"):
+            module = chosen.get(f"{name}_module", "")
+            if isinstance(module, str):
+                named = f"{name}.module={module!r}"
+                chosen[f"{name}_module"] = user_code.module_name(module, named)
+        return cls(**chosen)
 
 
 SELECTORS = {
@@ -169,6 +182,8 @@ SELECTORS = {
 def read_config_file(file: str, *, named: str) -> ml_collections.ConfigDict:
     """What ``get_config()`` of a configuration file returns.
 
+    Sections that it leaves out have their defaults.
+
     Args:
       file: the path; ``FILE:ARGUMENT`` gives get_config its argument.
       named: the file as the user gave it, for messages.
@@ -176,23 +191,82 @@ def read_config_file(file: str, *, named: str) -> ml_collections.ConfigDict:
     Raises:
       ConfigError: in one line, if it cannot be read.
     """
-    if not Path(file.partition(":")[0]).is_file():
-        example = "experiments/configs/peg_insert.py"
-        raise ConfigError(
-            f"cannot read {named}: there is no such file; give one such as {example}."
-        )
-    flag_values = flags.FlagValues()
-    argv = ["config", f"--config={file}"]
-    try:
-        config_flags.DEFINE_config_file("config", flag_values=flag_values, sys_argv=argv)
-        flag_values(argv)
-        config = flag_values["config"].value
-    except (OSError, AttributeError, KeyError, TypeError, flags.Error) as error:
-        message = " ".join(str(error).split())
-        raise ConfigError(f"cannot read {named}: {message}") from error
+    path, arguments = _split_argument(file)
+    if not Path(path).is_file():
+        raise ConfigError(f"cannot read {named}: {_absence(path)}.")
+    config = user_files.call_user_file(
+        path, "get_config", named=f"cannot read {named}", example=EXAMPLE, arguments=arguments
+    )
     if not isinstance(config, ml_collections.ConfigDict):
-        raise ConfigError(f"cannot read {named}: its get_config() returns no ConfigDict.")
-    return config
+        raise ConfigError(
+            f"cannot read {named}: its get_config() returns {type(config).__name__}, "
+            f"no ConfigDict; see {EXAMPLE}."
+        )
+    if isinstance(config, ml_collections.FrozenConfigDict):
+        config = ml_collections.ConfigDict(config)
+    complete(config, f"cannot read {named}")
+    return config.lock()
+
+
+def _split_argument(file: str) -> tuple[str, tuple[str, ...]]:
+    """The path and the argument of ``FILE`` or ``FILE:ARGUMENT``; both may contain colons."""
+    parts = file.split(":")
+    for count in range(len(parts), 0, -1):
+        path = ":".join(parts[:count])
+        if Path(path).is_file():
+            return path, (":".join(parts[count:]),) if count < len(parts) else ()
+    return file, ()
+
+
+def _absence(path: str) -> str:
+    """Why a configuration file cannot be read, and what to give."""
+    if path and Path(path).is_dir():
+        return f"it is a folder; give a file in it, or one such as {EXAMPLE}"
+    if path == EXAMPLE or path.startswith("experiments/configs/"):
+        return (
+            f"there is no such file in {Path.cwd()}; run the command in the folder of the "
+            f"repository, or give the file's whole path, e.g. {shipped_config(path)}"
+        )
+    return f"there is no such file; give one such as {EXAMPLE}"
+
+
+def shipped_config(path: str) -> Path:
+    """The whole path of a configuration file of this package."""
+    folder = Path(__file__).parent / "configs"
+    shipped = folder / Path(path).name
+    return shipped if shipped.is_file() else folder / Path(EXAMPLE).name
+
+
+def complete(config: ml_collections.ConfigDict, named: str) -> None:
+    """Give a configuration the sections that it lacks, in place.
+
+    Args:
+      config: the configuration.
+      named: the beginning of a message.
+
+    Raises:
+      ConfigError: it names no task, or a section is something else.
+    """
+    default = defaults("reach")
+    for section, value in default.items():
+        if section == "env" or (section == "algorithm" and section in config):
+            _check_name(config, section, named)
+        if section not in config:
+            with config.unlocked():
+                config[section] = value
+        is_section = isinstance(value, ml_collections.ConfigDict)
+        if is_section and not isinstance(config[section], ml_collections.ConfigDict):
+            shown = f"{section} is {config[section]!r}"
+            raise ConfigError(f"{named}: {shown}; a section of fields is expected.")
+
+
+def _check_name(config: ml_collections.ConfigDict, section: str, named: str) -> None:
+    value = config.get(section)
+    if not isinstance(value, ml_collections.ConfigDict) or "name" not in value:
+        raise ConfigError(
+            f"{named}: the configuration has no {section}.name; begin with "
+            f"gcp_jax.experiments.run_config.defaults(), as {EXAMPLE} does."
+        )
 
 
 def select(config: ml_collections.ConfigDict, selection: Selection) -> None:
@@ -252,10 +326,46 @@ def override(config: ml_collections.ConfigDict, values: Mapping[str, Any]) -> No
     for field, value in values.items():
         if not field.startswith("population."):  # its fields are the ones that a user adds
             check_known(config, field)
+            if isinstance(value, str) and isinstance(_value_of(config, field), tuple):
+                value = split_text(value)
         try:
-            config.update_from_flattened_dict({field: value})
+            with config.unlocked():
+                config.update_from_flattened_dict({field: value})
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise ConfigError(f"cannot set {field} to {value!r}: {error}") from error
+
+
+def split_text(text: str) -> tuple[Any, ...]:
+    """A tuple from a text such as ``(8,8)``, ``8,8``, ``tensorboard,wandb`` or ``()``."""
+    value = _literal(text)
+    if isinstance(value, str):
+        items = text.strip().removeprefix("(").removesuffix(")").split(",")
+        return tuple(_literal(item.strip()) for item in items if item.strip())
+    return tuple(value) if isinstance(value, (tuple, list)) else (value,)
+
+
+def _literal(text: str) -> Any:
+    """A Python literal, a number such as ``nan``, or else the text itself."""
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        pass
+    try:
+        return float(text)
+    except ValueError:
+        return text
+
+
+def tuple_fields(config: ml_collections.ConfigDict, fields: Iterable[str]) -> set[str]:
+    """Those of some dotted fields whose value is a tuple."""
+    return {field for field in fields if isinstance(_value_of(config, field), tuple)}
+
+
+def _value_of(config: ml_collections.ConfigDict, field: str) -> Any:
+    value = config
+    for name in field.split("."):
+        value = value[name]
+    return value
 
 
 def check_known(config: ml_collections.ConfigDict, field: str) -> None:

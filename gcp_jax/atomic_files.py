@@ -63,7 +63,7 @@ def atomic_replacement(path: Path) -> Iterator[Path]:
     """Yield a scratch file that replaces ``path`` when the context ends without an error.
 
     Raises:
-      OSError: names ``path``, which is unchanged.
+      OSError: names ``path``, which is unchanged, as it is after any other error.
     """
     scratch = path.with_suffix(".tmp")
     try:
@@ -72,3 +72,6 @@ def atomic_replacement(path: Path) -> Iterator[Path]:
     except OSError as error:
         scratch.unlink(missing_ok=True)
         raise OSError(error.errno, f"cannot write {path}: {error.strerror}") from error
+    except BaseException:
+        scratch.unlink(missing_ok=True)
+        raise

@@ -12,7 +12,7 @@ import itertools
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from gcp_jax import algorithms, config_fields
+from gcp_jax import algorithms, config_fields, user_code
 from gcp_jax.algorithms import bc, ogpo
 from gcp_jax.config_fields import (
     NON_NEGATIVE,
@@ -245,7 +245,9 @@ class RunConfig:
     )
     run_dir: str = field("", None, "the run folder; default: runs/ENV-METHOD/HASH")
     writers: tuple[str, ...] = field(
-        (), None, "further writers of metrics: tensorboard, wandb; metrics.jsonl is always written"
+        (),
+        ("jsonl", "tensorboard", "wandb"),
+        "further writers of metrics; metrics.jsonl is always written",
     )
     video: bool = field(True, None, "write videos of the policy before and after finetuning")
     max_nonfinite_updates: int = field(
@@ -340,6 +342,7 @@ def split_name(section: Any, where: str) -> tuple[str, str, dict[str, Any]]:
     if not isinstance(module, str):
         expected = "the name of an importable module is expected"
         raise ConfigError(f"{where}.module is {module!r}; {expected}.")
+    module = user_code.module_name(module, f"{where}.module={module!r}")
     name = fields.pop("name", None)
     if not isinstance(name, str) or not name:
         example = {"env": "reach", "algorithm": "ogpo"}[where]

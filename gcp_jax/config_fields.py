@@ -85,9 +85,10 @@ def field(default: Any, allowed: Bounds | Choices | None = None, doc: str = "") 
     Args:
       default: the field's default value. Every instance gets its own copy of a dict.
       allowed: ``Bounds`` of a number, or of every number in a tuple; the choices of a string, as a
-        tuple of strings. None allows every value of the field's type, but of numbers only finite
-        ones. None as a value is allowed if it is the default or if the type hint allows it. No
-        number may exceed ``MAX_COUNT``, or ``MAX_NUMBER`` if it is not whole.
+        tuple of strings; of every string in a tuple. A tuple may be empty if its default is. None
+        allows every value of the field's type, but of numbers only finite ones. None as a value is
+        allowed if it is the default or if the type hint allows it. No number may exceed
+        ``MAX_COUNT``, or ``MAX_NUMBER`` if it is not whole.
       doc: what the field is, in one line: symbol, unit, the authors' value in brackets.
     """
     metadata = {"allowed": allowed, "doc": doc}
@@ -180,11 +181,16 @@ def check(config: Any, section: str) -> None:
         allowed = declared.metadata.get("allowed")
         if value is None and (default is None or _may_be_none(type(config), declared.name)):
             continue
+        if value == () and default and allowed is not None:
+            raise ConfigError(
+                f"{section}{declared.name} is (); give at least one value, e.g. {default}."
+            )
         if _is_choices(allowed):
-            if value not in allowed:
-                raise ConfigError(
-                    f"{section}{declared.name} is {value!r}; allowed: {', '.join(allowed)}."
-                )
+            for item in value if isinstance(value, tuple) else (value,):
+                if item not in allowed:
+                    raise ConfigError(
+                        f"{section}{declared.name} is {item!r}; allowed: {', '.join(allowed)}."
+                    )
             continue
         if allowed is None and _holds_numbers(value):
             allowed = FINITE

@@ -17,8 +17,9 @@ def make_console(*, stderr: bool = True, highlight: bool = True) -> Console:
       highlight: color numbers and strings by themselves.
 
     Returns:
-      A console as wide as the terminal, or ``PLAIN_WIDTH`` if the stream is a file or a pipe.
+      A console as wide as the terminal, or ``PLAIN_WIDTH`` if the stream is a file or a pipe. Text
+      is printed as it is: brackets are no markup and ``:words:`` no emoji.
     """
     stream = sys.stderr if stderr else sys.stdout
     width = None if stream.isatty() else PLAIN_WIDTH
-    return Console(file=stream, width=width, highlight=highlight)
+    return Console(file=stream, width=width, highlight=highlight, markup=False, emoji=False)

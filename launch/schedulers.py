@@ -6,6 +6,7 @@ of its own.
 
 from __future__ import annotations
 
+import importlib.util
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,7 +20,7 @@ from gcp_jax.launch.launcher import Request, Scheduler, is_finished, run_folder
 from gcp_jax.launch.manifest import add_runs
 from gcp_jax.launch.spec import Halving, Search, Sweep
 from gcp_jax.launch.worker import JobResult
-from gcp_jax.run import metrics
+from gcp_jax.report.read import eval_rows
 from gcp_jax.stats.eval_rows import score
 
 DROPPED = "dropped.txt"  # in the folder of a run that successive halving stopped
@@ -38,6 +39,12 @@ def make_scheduler(sweep: Sweep, runs: Sequence[RunSpec], folder: Path) -> Sched
     if sweep.halving:
         return HalvingScheduler(sweep.halving, runs, folder)
     return AllRunsScheduler(runs)
+
+
+def check_packages(sweep: Sweep) -> None:
+    """Raise ConfigError if a search lacks its package."""
+    if sweep.search and importlib.util.find_spec("optuna") is None:
+        raise ConfigError("a search needs Optuna: pip install 'gcp-jax[search]'.")
 
 
 class AllRunsScheduler:
@@ -133,22 +140,29 @@ class SearchScheduler:
     """Points proposed by Optuna, a few at a time. ``optuna.journal`` holds every trial."""
 
     def __init__(self, sweep: Sweep, search: Search, folder: Path) -> None:
-        try:
-            import optuna
-            from optuna.storages import JournalStorage
-            from optuna.storages.journal import JournalFileBackend
-        except ImportError as error:
-            raise ConfigError("a search needs Optuna: pip install 'gcp-jax[search]'.") from error
+        import optuna
+        from optuna.storages import JournalStorage
+        from optuna.storages.journal import JournalFileBackend
+
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         folder.mkdir(parents=True, exist_ok=True)
-        storage = JournalStorage(JournalFileBackend(str(folder / "optuna.journal")))
+        journal = folder / "optuna.journal"
         self._optuna = optuna
         self._sweep = sweep
         self._search = search
         self._folder = folder
-        self._study = optuna.create_study(
-            storage=storage, study_name="sweep", direction="maximize", load_if_exists=True
-        )
+        try:
+            self._study = optuna.create_study(
+                storage=JournalStorage(JournalFileBackend(str(journal))),
+                study_name="sweep",
+                direction="maximize",
+                load_if_exists=True,
+            )
+        except (ValueError, KeyError, TypeError) as error:
+            raise ConfigError(
+                f"{journal} is damaged ({' '.join(str(error).split())}); restore it, or choose "
+                "another --run_dir."
+            ) from error
         self._awaited: dict[int, set[str]] = {}  # by trial, ids of runs that have not ended
         self._runs: dict[int, list[RunSpec]] = {}  # by trial
 
@@ -233,7 +247,7 @@ def _suggest(trial: Any, name: str, kind: UniformRange | Choice) -> Any:
 
 
 def _finetune_rows(folder: Path, run: RunSpec) -> list[dict[str, Any]]:
-    rows = metrics.rows(run_folder(folder, run.id) / "eval.jsonl")
+    rows = eval_rows(run_folder(folder, run.id) / "eval.jsonl")
     return [row for row in rows if row["stage"] == "finetune"]
 
 

@@ -91,10 +91,9 @@ class Sweep:
     entry_point: str = TRAIN  # "module:function" that executes a Job (gcp_jax.launch.worker)
 
     def __post_init__(self) -> None:
-        if any(not axis for axis in self.axes):
-            raise ConfigError(
-                "an axis of the sweep is empty; give it at least one point, or leave it out."
-            )
+        self._check_kinds()
+        for axis in self.axes:
+            _check_axis(axis)
         self._check_fields()
         if self.search and self.pack:
             raise ConfigError(
@@ -105,6 +104,21 @@ class Sweep:
             raise ConfigError("a search and halving cannot be combined; choose one.")
         if self.seeds < 1:
             raise ConfigError(f"the sweep's seeds is {self.seeds}; it must be at least 1.")
+
+    def _check_kinds(self) -> None:
+        """Every part is of its kind."""
+        kinds: dict[str, tuple[Any, str]] = {
+            "config": (str, "a configuration file, e.g. 'experiments/configs/reach.py'"),
+            "axes": ((tuple, list), "a tuple of axes, e.g. (grid('finetune.utd', (0.1, 0.2)),)"),
+            "fields": (Mapping, "{'FIELD': value}"),
+            "seeds": (int, "a whole number"),
+            "pack": ((tuple, list), "a tuple of fields, e.g. ('algorithm.critic_lr',)"),
+            "entry_point": (str, "'module:function'"),
+        }
+        for name, (kind, expected) in kinds.items():
+            value = getattr(self, name)
+            if not isinstance(value, kind):
+                raise ConfigError(f"the sweep's {name} is {value!r}; {expected} is expected.")
 
     def _check_fields(self) -> None:
         """Each field is set once, and a packed field is a varied field of the method."""
@@ -127,3 +141,31 @@ class Sweep:
                     f"pack names {name!r}, but no axis varies it or it is not a field of the "
                     "method (algorithm.FIELD)."
                 )
+
+
+def _check_axis(axis: Any) -> None:
+    """Raise ConfigError unless an axis is a list of points that set the same fields."""
+    if isinstance(axis, Mapping):
+        raise ConfigError(
+            "the sweep's axes are points; give a tuple of axes, e.g. "
+            "axes=(grid('finetune.utd', (0.1, 0.2)),)."
+        )
+    if not isinstance(axis, (list, tuple)) or not all(map(_is_point, axis)):
+        raise ConfigError(
+            f"an axis of the sweep is {axis!r:.60}; a list of points {{'FIELD': value}} is "
+            "expected, as grid, zipped and drawn return it."
+        )
+    if not axis:
+        raise ConfigError(
+            "an axis of the sweep is empty; give it at least one point, or leave it out."
+        )
+    for point in axis:
+        if point.keys() != axis[0].keys():
+            raise ConfigError(
+                f"points of an axis set different fields ({', '.join(axis[0])} and "
+                f"{', '.join(point)}); all points of an axis set the same."
+            )
+
+
+def _is_point(value: Any) -> bool:
+    return isinstance(value, Mapping) and all(isinstance(field, str) for field in value)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import time
 from collections import Counter
@@ -13,10 +12,12 @@ from typing import Any, NamedTuple
 from rich.table import Table
 
 from gcp_jax.config import shortest
+from gcp_jax.json_files import JsonError, Maybe, parse_json, problem_of, read_json
 from gcp_jax.launch.axes import Point
 from gcp_jax.launch.launcher import is_finished, run_folder
 from gcp_jax.launch.manifest import read_manifest
 from gcp_jax.launch.schedulers import DROPPED
+from gcp_jax.report.read import eval_rows
 from gcp_jax.run import metrics
 from gcp_jax.stats.eval_rows import pooled_score, score_name_of
 from gcp_jax.stats.intervals import MISSING
@@ -24,6 +25,14 @@ from gcp_jax.stats.intervals import MISSING
 SILENT_SECONDS = 90.0  # without a heartbeat, after which a run no longer counts as running
 STATES = ("running", "waiting", "paused", "finished", "dropped", "failed")
 UNFINISHED = ("running", "waiting", "paused")
+ATTEMPT = {  # a row of attempts.jsonl
+    "began": Maybe(float),
+    "ended": Maybe(float),
+    "outcome": Maybe(str),
+    "error": Maybe(str),
+}
+PROGRESS = {"stage": str, "env_steps": int, "train_seconds": Maybe(float)}  # of metrics.jsonl
+WIDE = 120  # characters of a line that scores with their intervals need
 _TAIL_BYTES = 1 << 16  # of a file, in which its last row is looked for
 
 
@@ -54,7 +63,7 @@ def sweep_status(folder: Path) -> list[RunStatus]:
 
 def run_status(folder: Path, values: Point) -> RunStatus:
     """Return the state of the run in ``folder``."""
-    evals = metrics.rows(folder / "eval.jsonl")
+    evals = eval_rows(folder / "eval.jsonl")
     newest = _last_row(folder / "metrics.jsonl")
     done = newest["env_steps"] if newest.get("stage") == "finetune" else 0
     total = _total_env_steps(folder)
@@ -81,8 +90,14 @@ def count_active_clones(folder: Path) -> int:
     return sum(_is_alive(clone) for clone in folder.glob("clones/*"))
 
 
-def status_table(runs: Iterable[RunStatus], active_clones: int = 0) -> Table:
-    """Return a table of a line for each run, with the counts as its title."""
+def status_table(runs: Iterable[RunStatus], active_clones: int = 0, *, width: int = WIDE) -> Table:
+    """Return a table of a line for each run, with the counts as its title.
+
+    Args:
+      runs: the runs.
+      active_clones: how many shared clones are being made.
+      width: characters of a line; in fewer than ``WIDE`` scores are without their intervals.
+    """
     runs = list(runs)
     title = headline(runs)
     if active_clones:
@@ -98,8 +113,10 @@ def status_table(runs: Iterable[RunStatus], active_clones: int = 0) -> Table:
         what = values_label(run.values)
         if run.error and run.state != "finished":
             what += f" · {run.error}"
-        left = format_seconds(run.seconds_left)
-        table.add_row(run.id, run.state, steps, run.base_score, run.score, left, what)
+        scores = [run.base_score, run.score]
+        if width < WIDE:
+            scores = [score.partition(" [")[0] for score in scores]
+        table.add_row(run.id, run.state, steps, *scores, format_seconds(run.seconds_left), what)
     return table
 
 
@@ -158,7 +175,7 @@ def _state(folder: Path) -> tuple[str, str]:
         return "finished", ""
     if (folder / DROPPED).exists():
         return "dropped", (folder / DROPPED).read_text().strip()
-    attempts = metrics.rows(folder / "attempts.jsonl")
+    attempts = metrics.rows(folder / "attempts.jsonl", ATTEMPT)
     last = attempts[-1] if attempts else {}
     if "outcome" not in last:
         return ("running" if _is_alive(folder) else "waiting"), ""
@@ -173,7 +190,7 @@ def _seconds_spent(folder: Path) -> float:
     """Return the seconds of all attempts that have ended."""
     spent = 0.0
     began = None
-    for row in metrics.rows(folder / "attempts.jsonl"):
+    for row in metrics.rows(folder / "attempts.jsonl", ATTEMPT):
         began = row.get("began", began)
         if "ended" in row and began is not None:
             spent += row["ended"] - began
@@ -192,9 +209,11 @@ def _is_alive(folder: Path) -> bool:
 def _total_env_steps(folder: Path) -> int:
     path = folder / "config.json"
     try:
-        return int(json.loads(path.read_text())["config"]["finetune"]["env_steps"])
-    except (FileNotFoundError, ValueError, KeyError):
+        content = read_json(path, {"config": {"finetune": {"env_steps": int}}})
+    except (FileNotFoundError, JsonError):
         return 0
+    total: int = content["config"]["finetune"]["env_steps"]
+    return total
 
 
 def _latest_score(evals: list[dict[str, Any]], stage: str) -> str:
@@ -217,8 +236,10 @@ def _last_row(path: Path) -> dict[str, Any]:
         return {}
     for line in reversed(lines[:-1]):
         try:
-            row: dict[str, Any] = json.loads(line)
-            return row
+            row = parse_json(line)
         except ValueError:
             continue
+        if not problem_of(row, PROGRESS):
+            newest: dict[str, Any] = row
+            return newest
     return {}

@@ -93,7 +93,7 @@ def _provenance(results: SweepResults) -> dict[str, list[str]]:
     seeds = sorted({len(setting.scores) for setting in results.scored})
     facts = {
         "Sweep": about["file"],
-        "Command": about["commands"][-1],
+        "Command": next(reversed(about["commands"]), None),
         "Fields that vary": ", ".join(results.fields),
         "Seeds per setting": ", ".join(map(str, seeds)),
         "Evaluation": format_episodes(rows),

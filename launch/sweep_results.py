@@ -20,9 +20,8 @@ from gcp_jax.launch import status
 from gcp_jax.launch.axes import Point
 from gcp_jax.launch.launcher import run_folder
 from gcp_jax.launch.manifest import read_manifest
-from gcp_jax.report.read import ReportError, Row, is_number
+from gcp_jax.report.read import ReportError, Row, eval_rows, is_number
 from gcp_jax.report.tables import csv_of_records
-from gcp_jax.run import metrics
 from gcp_jax.stats.eval_rows import CLONE, last_rows, pooled_score, score, score_name_of
 from gcp_jax.stats.intervals import Interval
 
@@ -164,10 +163,9 @@ def _rank(setting: Setting) -> float:
 def _evaluations(folder: Path) -> list[Row]:
     """The evaluations of a run's finetuning; those of the base policy say which clone it is."""
     clone = {CLONE: _clone_of(folder)}
-    rows = metrics.rows(folder / "eval.jsonl")
     return [
         row | clone if row["stage"] == "base" else row
-        for row in rows
+        for row in eval_rows(folder / "eval.jsonl")
         if row["stage"] in ("base", "finetune")
     ]
 

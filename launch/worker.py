@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-import importlib
 import json
 import os
 import shutil
@@ -96,7 +95,7 @@ def _call_entry_point(job: Job, folder: Path) -> JobResult:
     from gcp_jax.run.errors import Interrupted, Paused
 
     try:
-        _load_entry_point(job.entry_point)(job)
+        load_entry_point(job.entry_point)(job)
     except Paused:
         return JobResult("paused")
     except Interrupted as stop:
@@ -156,10 +155,25 @@ def log_attempt(folder: Path, **row: Any) -> None:
             raise OSError(f"cannot write {file.name}: the disk is full")
 
 
-def _load_entry_point(name: str) -> Callable[[Job], None]:
+def load_entry_point(name: str) -> Callable[[Job], None]:
+    """The function that "module:function" names.
+
+    Raises:
+      ConfigError: there is none, or its module raises an error.
+    """
+    from gcp_jax import user_code
+    from gcp_jax.config import ConfigError
+
     module, _, function = name.partition(":")
-    loaded: Callable[[Job], None] = getattr(importlib.import_module(module), function)
-    return loaded
+    named = f"the sweep's entry_point={name!r}"
+    try:
+        loaded = getattr(user_code.import_module(module, named), function, None)
+    except (ModuleNotFoundError, ValueError) as error:
+        raise ConfigError(f"{named} cannot be imported; it is 'module:function'.") from error
+    if not callable(loaded):
+        raise ConfigError(f"{named}: there is no function {function!r} in {module}.")
+    entry_point: Callable[[Job], None] = loaded
+    return entry_point
 
 
 def _adopt_clone(clone: Path, folder: Path) -> None:

@@ -32,9 +32,11 @@ from gcp_jax.atomic_files import UNREADABLE
 from gcp_jax.core.demonstrations import Demonstrations, flatten_episodes, make_demonstrations
 from gcp_jax.envs.demos import collect, quality
 from gcp_jax.envs.demos.collect import Info
+from gcp_jax.json_files import parse_json
 from gcp_jax.types import Step
 
 FORMAT = 1
+LARGEST = 1e15  # of a number: its square is still a float32, with room for a sum
 CHECKED_AT_ONCE = 65_536  # rows, so that a large file is never in memory as a whole
 
 _STEP = ("obs", "action", "next_obs", "reward", "terminated", "truncated", "success")
@@ -147,13 +149,13 @@ def _read_description(folder: Path) -> dict[str, Any]:
     if not path.is_file():
         raise DatasetError(f"{folder} has no dataset.json: it is no dataset, or was not finished.")
     try:
-        facts = json.loads(path.read_text())
-    except (ValueError, RecursionError) as error:
+        facts = parse_json(path.read_text(encoding="utf-8"))
+    except ValueError as error:
         raise DatasetError(f"{path} is damaged: {error}.") from error
     if not isinstance(facts, dict):
         raise DatasetError(f"{path} is no JSON object.")
     version = facts.get("format")
-    _require(version == FORMAT, path, f"has format {version}, must be {FORMAT}")
+    _require(version == FORMAT, path, f"has format {version!r}, must be {FORMAT}")
     for name in _SIZES:
         size = facts.get(name)
         is_count = isinstance(size, int) and not isinstance(size, bool) and size > 0
@@ -240,8 +242,8 @@ def _check_rows(path: Path, name: str, array: np.ndarray, shape: tuple[int, ...]
             bad = ~(np.abs(rows) <= 1.0)
             allowed = "in [-1, 1]"
         else:
-            bad = ~np.isfinite(rows)
-            allowed = "finite"
+            bad = ~(np.abs(rows) <= LARGEST) if rows.dtype != bool else np.zeros(rows.shape, bool)
+            allowed = f"finite, and at most {LARGEST:g} in size"
         if bad.any():
             row = first + int(np.argwhere(bad)[0][0])
             raise DatasetError(

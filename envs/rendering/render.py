@@ -28,25 +28,41 @@ class RenderingUnavailable(RuntimeError):
     """No OpenGL library, or nothing to encode a video with; the message names what to install."""
 
 
+class SceneError(ValueError):
+    """A task's scene cannot be drawn; the message says what is wrong with it."""
+
+
 def frames(env: Env, states: State, *, width: int = 480, height: int = 360) -> np.ndarray:
     """Draw ``states`` (leaves [T, ...]) as uint8 [T, height, width, 3].
 
     Raises:
-      ValueError: if the task has no scene.
-      RenderingUnavailable: if no OpenGL library is found.
+      SceneError: if the task has no scene, or one that does not fit its model.
+      RenderingUnavailable: if no OpenGL library is found, or none can draw here.
     """
     if env.scene is None:
-        raise ValueError(f"environment {env.specs.name!r} has no scene to draw; give its Env one")
+        raise SceneError(f"environment {env.specs.name!r} has no scene to draw; give its Env one")
     scene = env.scene()
+    check_camera(env.specs.name, scene)
     with tempfile.TemporaryDirectory() as folder:
         model, poses, drawn = (
             Path(folder, name) for name in ("model.mjb", "poses.npz", "frames.npy")
         )
         mujoco.mj_saveModel(scene.model, str(model))
         np.savez(poses, allow_pickle=False, **_poses(scene, states))
-        _draw([str(model), str(poses), str(drawn), scene.camera, str(width), str(height)])
+        arguments = [str(model), str(poses), str(drawn), scene.camera, str(width), str(height)]
+        _draw(env.specs.name, arguments)
         pictures: np.ndarray = np.load(drawn)
         return pictures
+
+
+def check_camera(task: str, scene: Scene) -> None:
+    """Raise SceneError if a scene names a camera that its model lacks; "" is the free camera."""
+    cameras = [scene.model.camera(index).name for index in range(scene.model.ncam)]
+    if scene.camera and scene.camera not in cameras:
+        raise SceneError(
+            f"the scene of {task} names the camera {scene.camera!r}, but its model has "
+            f"{', '.join(map(repr, cameras)) or 'none'}; '' is MuJoCo's free camera"
+        )
 
 
 def _poses(scene: Scene, states: State) -> dict[str, np.ndarray]:
@@ -60,12 +76,13 @@ def _poses(scene: Scene, states: State) -> dict[str, np.ndarray]:
     return {field: np.stack([pose[field] for pose in poses]) for field in poses[0]}
 
 
-def _draw(arguments: list[str]) -> None:
+def _draw(task: str, arguments: list[str]) -> None:
     """Run the child with the first OpenGL library that works.
 
     If MUJOCO_GL is set, only that one is tried.
     """
     chosen = os.environ.get("MUJOCO_GL")
+    failure = "no OpenGL library without a display"
     for backend in (chosen,) if chosen else BACKENDS:
         command = [sys.executable, worker.__file__, *arguments]
         done = subprocess.run(
@@ -73,11 +90,16 @@ def _draw(arguments: list[str]) -> None:
         )
         if done.returncode == 0:
             return
+        last_line = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
+        if done.returncode == worker.BAD_POSE:
+            raise SceneError(f"the scene of {task} does not fit its model: {last_line}")
         if done.returncode > 0 and done.returncode != worker.NO_OPENGL:
-            raise RuntimeError(f"drawing failed: {done.stderr.strip().splitlines()[-1]}")
+            failure = f"drawing failed with MUJOCO_GL={backend}: {last_line}"
+    tried = f"MUJOCO_GL={chosen}" if chosen else ", ".join(BACKENDS)
     raise RenderingUnavailable(
-        f"no OpenGL library without a display (tried {chosen or ', '.join(BACKENDS)}): "
+        f"{failure} (tried {tried}): "
         "apt-get install libegl1 libgl1-mesa-dri, or apt-get install libosmesa6"
+        + ("; unset MUJOCO_GL to try them" if chosen else "")
     )
 
 

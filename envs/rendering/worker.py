@@ -1,16 +1,19 @@
 """The child process of ``rendering.render``: draws poses of a model to an array.
 
 Run it as ``python worker.py MODEL.mjb POSES.npz FRAMES.npy CAMERA WIDTH HEIGHT`` with MUJOCO_GL
-set. It needs only MuJoCo and numpy, and exits with NO_OPENGL if that library cannot make a context.
+set. It needs only MuJoCo and numpy. It exits with NO_OPENGL if that library cannot make a context,
+and with BAD_POSE if the poses do not fit the model; any other code but 0 is a failure to draw.
 """
 
 from __future__ import annotations
 
 import sys
+from typing import Any
 
 import numpy as np
 
 NO_OPENGL = 3
+BAD_POSE = 4
 
 
 def draw(
@@ -28,11 +31,19 @@ def draw(
         frames = np.empty((len(next(iter(poses.values()))), height, width, 3), np.uint8)
         for t, frame in enumerate(frames):
             for field, values in poses.items():
-                getattr(data, field)[:] = values[t]
+                _set_field(data, field, values[t])
             mujoco.mj_forward(model, data)
             renderer.update_scene(data, camera or -1)  # −1: MuJoCo's free camera
             renderer.render(out=frame)
     np.save(frames_path, frames)
+
+
+def _set_field(data: Any, field: str, values: Any) -> None:
+    try:
+        getattr(data, field)[:] = values
+    except (AttributeError, ValueError, TypeError) as error:
+        print(f"its pose gives {field!r}: {error}", file=sys.stderr)
+        sys.exit(BAD_POSE)
 
 
 def _has_opengl() -> bool:

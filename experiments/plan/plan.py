@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import statistics
 import time
@@ -15,6 +14,7 @@ import jax.numpy as jnp
 from gcp_jax import envs
 from gcp_jax.config import RunConfig
 from gcp_jax.experiments.plan import flops, peak_memory
+from gcp_jax.json_files import read_json
 from gcp_jax.learner import loop
 from gcp_jax.run.assemble import FinetuneSetup, assemble_finetuning, trace_first_segment
 from gcp_jax.run.size_notes import size_notes
@@ -129,7 +129,7 @@ def _update_flops(setup: FinetuneSetup, pretrained: PyTree) -> int:
 
 def _measured_speed(env: str) -> float:
     """Steps per second of a task as ``benchmarks.environments`` measured it; 0 if it did not."""
-    measured = json.loads(Path(envs.__file__).with_name("measured.json").read_text())
+    measured = read_json(Path(envs.__file__).with_name("measured.json"))
     speeds = measured.get(env, {}).get("speed", {})
     return max((each["task_steps_per_s"] for each in speeds.values()), default=0.0)
 

@@ -26,7 +26,7 @@ import importlib
 from types import ModuleType
 from typing import Any
 
-from gcp_jax import config_fields
+from gcp_jax import config_fields, user_code
 from gcp_jax.config_fields import suggest
 
 _NAMES = ("ogpo", "dppo", "dsrl", "residual", "expo", "qc", "fql")
@@ -78,10 +78,8 @@ def run_defaults(module: ModuleType) -> dict[str, Any]:
 def _load_user_module(module: str) -> ModuleType:
     root = module.split(".")[0]
     try:
-        loaded = importlib.import_module(module)
+        loaded = user_code.import_module(module, f"algorithm.module={module!r}")
     except ModuleNotFoundError as error:
-        if error.name not in (root, module):
-            raise  # it is the module's own import that failed
         raise ValueError(
             f"algorithm.module is {module!r}, which cannot be imported; put {root}.py in the "
             "current folder or on PYTHONPATH."

@@ -62,8 +62,6 @@ class PolicyConfig:
                 f"policy.low is {self.low} and policy.high {self.high}; "
                 "give both ends of every action dimension, low below high."
             )
-        if not self.hidden:
-            raise ValueError("policy.hidden is (); give at least one width, e.g. (128, 128, 128).")
         if self.family == "flow" and self.train_steps:
             raise ValueError(
                 f"policy.train_steps is {self.train_steps}; only policy.family='diffusion' has any."

@@ -18,10 +18,20 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from gcp_jax.json_files import DictOf, ListOf, Maybe
 from gcp_jax.report.read import ReportError, Row, RunFiles, is_number, read_json, read_run
 from gcp_jax.report.run_numbers import final_scores, train_seconds
 from gcp_jax.stats.eval_rows import score_curve, unpack_success_bits
 from gcp_jax.stats.intervals import MISSING, Interval
+
+PLAN = {  # benchmark.json
+    "seeds": int,
+    "steps": Maybe(int),
+    "tasks": ListOf({"label": str, "env": Maybe(str)}),
+    "methods": ListOf({"label": str, "algorithm": Maybe(str)}),
+    "command": Maybe(str),
+    "versions": Maybe(DictOf(str)),
+}
 
 
 class Method(NamedTuple):
@@ -117,9 +127,9 @@ def read_benchmark(folder: Path) -> Benchmark:
         raise ReportError(
             f"{folder}: no benchmark.json here; pass the folder that gcp-jax benchmark wrote"
         )
-    plan = read_json(path)
-    seeds = plan.get("seeds")
-    if not isinstance(seeds, int) or isinstance(seeds, bool) or seeds < 1:
+    plan = read_json(path, PLAN)
+    seeds = plan["seeds"]
+    if seeds < 1:
         raise ReportError(
             f"{path}: 'seeds' is {seeds!r}, not a positive whole number; restore the file"
         )
@@ -136,11 +146,9 @@ def read_benchmark(folder: Path) -> Benchmark:
 
 
 def _labelled_items(path: Path, plan: Mapping[str, Any], key: str) -> list[dict[str, Any]]:
-    items = plan.get(key)
-    if not isinstance(items, list) or not items or not all(map(_has_label, items)):
-        raise ReportError(
-            f"{path}: {key!r} must be a list of objects with a 'label' each; restore the file"
-        )
+    items: list[dict[str, Any]] = plan[key]
+    if not items:
+        raise ReportError(f"{path}: {key!r} is empty; restore the file")
     labels = [item["label"] for item in items]
     for label in labels:
         if labels.count(label) > 1:
@@ -148,10 +156,6 @@ def _labelled_items(path: Path, plan: Mapping[str, Any], key: str) -> list[dict[
                 f"{path}: the label {label!r} is given twice in {key!r}; name each once"
             )
     return items
-
-
-def _has_label(item: object) -> bool:
-    return isinstance(item, dict) and isinstance(item.get("label"), str)
 
 
 def _read_entry(folder: Path, seeds: int) -> Entry:

@@ -6,18 +6,21 @@ Only the first must exist, so an unfinished run has a report too.
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, TypeGuard
 
+from gcp_jax import json_files
+from gcp_jax.json_files import DictOf, Maybe
 from gcp_jax.run import metrics
 from gcp_jax.stats.eval_rows import score_name_of
 
 Row = dict[str, Any]
 
-_COUNTERS = ("stage", "seed", "env_steps", "updates")  # every row has these
+_REMEDY = "restore the file the run wrote"
+_RECORD = {"config": dict, "command": Maybe(str), "versions": Maybe(DictOf(str))}  # config.json
+_SUMMARY = {"seconds": Maybe(float), "compile_seconds": Maybe(float)}  # summary.json
 
 
 class ReportError(ValueError):
@@ -74,41 +77,39 @@ def read_run(folder: Path) -> RunFiles:
             f"{folder}: no config.json here; pass the folder of a run, as printed when it started"
         )
     record = read_json(record_path)
-    if not isinstance(record.get("config"), dict):
-        raise ReportError(f"{record_path}: no 'config' object; restore the file the run wrote")
     if record.get("format") != metrics.RUN_FORMAT:
         raise ReportError(
-            f"{folder} holds a run of format {record.get('format')}, this version reads "
+            f"{folder} holds a run of format {record.get('format')!r}, this version reads "
             f"{metrics.RUN_FORMAT}; report on it with the version that wrote it"
         )
+    check_shape(record_path, record, _RECORD)
     summary_path = folder / "summary.json"
-    run = RunFiles(
+    return RunFiles(
         folder=folder,
         label=str(record["config"].get("label") or folder.name),
         record=record,
-        metrics=_read_rows(folder / "metrics.jsonl", _COUNTERS),
-        evals=_read_rows(folder / "eval.jsonl", (*_COUNTERS, "eval/episodes")),
-        summary=read_json(summary_path) if summary_path.exists() else {},
+        metrics=_read_rows(folder / "metrics.jsonl"),
+        evals=eval_rows(folder / "eval.jsonl"),
+        summary=read_json(summary_path, _SUMMARY) if summary_path.exists() else {},
         demonstrations=_read_demonstrations(folder / "policy" / "base" / "policy.json"),
     )
-    for number, row in enumerate(run.evals, start=1):
-        _check_eval_row(row, number, folder / "eval.jsonl", run.score_name)
-    return run
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """Read a JSON object from a file.
+def read_json(path: Path, shape: json_files.Shape = dict) -> dict[str, Any]:
+    """Read a JSON object of some shape (``json_files``) from a file.
 
     Raises:
-        ReportError: the file is not JSON, or not an object.
+        ReportError: the file is not JSON, or of another shape.
     """
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ReportError(f"{path}: not JSON ({error}); restore the file the run wrote") from None
-    if not isinstance(value, dict):
-        raise ReportError(f"{path}: not a JSON object; restore the file the run wrote")
-    return value
+    content: dict[str, Any] = json_files.read_json(path, shape, error=ReportError, remedy=_REMEDY)
+    return content
+
+
+def check_shape(path: Path, content: Any, shape: json_files.Shape) -> None:
+    """Raise ReportError if what was read from a file has another shape."""
+    problem = json_files.problem_of(content, shape)
+    if problem:
+        raise ReportError(f"{path}: {problem}; {_REMEDY}.")
 
 
 def is_number(value: object) -> TypeGuard[float]:
@@ -195,40 +196,27 @@ def _read_demonstrations(path: Path) -> dict[str, Any]:
     return facts if isinstance(facts, dict) else {}
 
 
-def _read_rows(path: Path, needed: Iterable[str]) -> list[Row]:
+def eval_rows(path: Path) -> list[Row]:
+    """The rows of ``eval.jsonl``; none if there is no file.
+
+    Raises:
+        ReportError: a row is malformed, or its score is not finite.
+    """
     try:
-        rows = metrics.rows(path)
+        rows = metrics.eval_rows(path)
     except ValueError as error:
         raise ReportError(str(error)) from None
     for number, row in enumerate(rows, start=1):
-        for key in needed:
-            problem = _problem_of(key, row.get(key))
-            if problem:
-                raise ReportError(f"{path}, row {number}: {problem}; mend or delete the row")
+        key = f"eval/{score_name_of(row)}"
+        if not is_number(row[key]):
+            raise ReportError(
+                f"{path}, row {number}: {key!r} must be a finite number; mend or delete the row"
+            )
     return rows
 
 
-def _problem_of(key: str, value: object) -> str:
-    """What is wrong with a value of a row; empty if nothing is."""
-    if key == "stage":
-        known = value in metrics.STAGES
-        return "" if known else f"'stage' must be one of {', '.join(metrics.STAGES)}"
-    return "" if is_number(value) else f"{key!r} must be a number"
-
-
-def _check_eval_row(row: Row, number: int, path: Path, score_name: str) -> None:
-    if score_name == "success":
-        needed = ("eval/success", "eval/successes")
-    else:
-        needed = ("eval/return", "eval/return_std")
-    for key in needed:
-        problem = _problem_of(key, row.get(key))
-        if problem:
-            raise ReportError(f"{path}, row {number}: {problem}; mend or delete the row")
-    successes = row.get("eval/successes", 0)
-    episodes = row["eval/episodes"]
-    if not 0 <= successes <= episodes or episodes == 0:
-        raise ReportError(
-            f"{path}: seed {row['seed']} has {successes} successes of {episodes} episodes; "
-            "mend or delete that row"
-        )
+def _read_rows(path: Path) -> list[Row]:
+    try:
+        return metrics.rows(path, metrics.ROW)
+    except ValueError as error:
+        raise ReportError(str(error)) from None

@@ -19,12 +19,20 @@ from typing import Any, NamedTuple
 
 from gcp_jax.atomic_files import write_json
 from gcp_jax.config import RunConfig, to_dict
+from gcp_jax.json_files import DictOf, Maybe, problem_of, read_json
 from gcp_jax.run import checkpoint, distributed, metrics, provenance, saved_policy
 from gcp_jax.run.code_digests import code_digests
 from gcp_jax.run.errors import RunError
 from gcp_jax.run.sizes import Cadences
 
 FORMAT = metrics.RUN_FORMAT
+RECORD = {  # config.json
+    "config": dict,
+    "versions": DictOf(str),
+    "code": Maybe(DictOf(str)),
+    "inputs": Maybe(DictOf(str)),
+    "earlier_code": Maybe(list),
+}
 ROW_FILES = ("metrics.jsonl", "eval.jsonl")
 FREE_FIELDS = (  # may differ when a run is resumed
     "run_dir",
@@ -137,7 +145,7 @@ def open_folder(
         write_json(path, record)
     distributed.wait("config.json")
     check_resumable(folder, config, code, inputs)
-    saved = json.loads(path.read_text())
+    saved = read_json(path, RECORD, error=RunError)
     _warn_of_versions(saved["versions"], provenance.package_versions())
     if (changed := _changed_modules(saved, code)) and distributed.is_primary():
         print(f"{changed} changed since this run began (allow_changed_code)", file=sys.stderr)
@@ -175,20 +183,23 @@ def check_resumable(
     path = folder / "config.json"
     if not path.exists():
         return
-    saved = json.loads(path.read_text())
+    remedy = "restore it, or choose another --run_dir"
+    saved = read_json(path, error=RunError, remedy=remedy)
     if saved.get("format") != FORMAT:
         raise RunError(
-            f"{folder} holds a run of format {saved.get('format')}, this version reads {FORMAT}; "
+            f"{folder} holds a run of format {saved.get('format')!r}, this version reads {FORMAT}; "
             "finish it with the version that began it, or choose another --run_dir."
         )
-    saved_inputs = saved.get("inputs", {})
+    problem = problem_of(saved, RECORD)
+    if problem:
+        raise RunError(f"{path}: {problem}; {remedy}.")
+    saved_inputs = saved.get("inputs") or {}
     for difference in differences(saved["config"], to_dict(config)):
         if _is_same_input(difference, saved_inputs, inputs):
             continue
         raise RunError(
             f"{folder} holds a run with {difference.field}={difference.saved!r}, "
-            f"not {difference.current!r}; "
-            "use the same configuration to resume it, or another --run_dir."
+            f"not {difference.current!r}; {_way_on(folder)}."
         )
     for field, digest in inputs.items():
         if saved_inputs.get(field, digest) != digest:
@@ -221,6 +232,16 @@ def _changed_modules(record: Mapping[str, Any], code: Mapping[str, str]) -> str:
     saved = record.get("code", code)
     changed = [name for name in sorted({*saved, *code}) if saved.get(name) != code.get(name)]
     return ", ".join("gcp_jax itself" if name == "gcp_jax" else f"{name}.py" for name in changed)
+
+
+def _way_on(folder: Path) -> str:
+    """What to do with a folder that holds another run."""
+    if not (folder / "summary.json").exists():
+        return "use the same configuration to resume it, or another --run_dir"
+    return (
+        "it is finished; choose another --run_dir, and to begin from its clone "
+        f"--config.pretrain.saved_policy={folder / 'policy' / 'base'}"
+    )
 
 
 def _refuse_other_content(folder: Path) -> None:
@@ -344,4 +365,4 @@ def drop_late_rows(folder: Path, cadences: Cadences) -> None:
         clock = checkpoint.latest(folder / "checkpoints" / "pretrain") or 0
         keep = metrics.until("pretrain", **cadences.pretrain.counters(clock))
     for name in ROW_FILES:
-        metrics.truncate_after(folder / name, keep)
+        metrics.truncate_after(folder / name, keep, metrics.ROW)

@@ -8,6 +8,7 @@ has two files of rows, ``metrics.jsonl`` and ``eval.jsonl``.
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import math
 import os
@@ -16,12 +17,18 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol, Self
 
-from gcp_jax.atomic_files import write_text
+from gcp_jax.atomic_files import atomic_replacement, write_text
+from gcp_jax.json_files import OneOf, Shape, parse_json, problem_of
+from gcp_jax.stats import eval_rows as scores
 
 Row = Mapping[str, Any]  # str, int, float, or a scalar array
 
 RUN_FORMAT = 3  # of a run folder: its files, their fields and the names of the metrics
 STAGES = ("pretrain", "base", "finetune")  # in the order of a run
+ROW = {"stage": OneOf(STAGES), "seed": int, "env_steps": int, "updates": int}  # of a run's files
+
+
+_PACKAGES = {"tensorboard": "tensorboardX", "wandb": "wandb"}  # by the writer that needs it
 
 
 class Writer(Protocol):
@@ -182,6 +189,14 @@ def member(row: Row) -> str:
     return f"{point}/{seed}" if point else seed
 
 
+def check_writers(names: Sequence[str]) -> None:
+    """Raise ImportError if a package is missing; the message names the extra to install."""
+    for name in names:
+        package = _PACKAGES.get(name)
+        if package and importlib.util.find_spec(package) is None:
+            raise ImportError(_missing_extra(name, package))
+
+
 def make_writers(names: Sequence[str], run_dir: str | Path, config: Mapping[str, Any]) -> FanOut:
     """Open writers on a run folder.
 
@@ -205,18 +220,37 @@ def make_writers(names: Sequence[str], run_dir: str | Path, config: Mapping[str,
     return FanOut([known[name]() for name in dict.fromkeys(names)])
 
 
-def rows(path: str | Path) -> list[dict[str, Any]]:
+def rows(path: str | Path, shape: Shape = dict) -> list[dict[str, Any]]:
     """All rows of a file, oldest first; none if there is no file.
 
     An incomplete last line is ignored.
 
+    Args:
+      path: the file.
+      shape: what every row must hold (``json_files``), e.g. ``ROW``.
+
     Raises:
-      ValueError: any other line is not a JSON object; the message names the file and the line.
+      ValueError: any other line is not a JSON object, or of another shape; the message names the
+        file and the line.
     """
-    return [row for _, row in _lines(Path(path))]
+    return [row for _, row in _lines(Path(path), shape)]
 
 
-def truncate_after(path: str | Path, keep: Callable[[Row], bool]) -> None:
+def eval_rows(path: str | Path) -> list[dict[str, Any]]:
+    """The rows of ``eval.jsonl``, with their scores checked.
+
+    Raises:
+      ValueError: as ``rows``, and for a row whose score cannot be used.
+    """
+    found = rows(path, ROW)
+    for number, row in enumerate(found, start=1):
+        problem = scores.problem_of_score(row, like=found[0])
+        if problem:
+            raise ValueError(f"{path}, row {number}: {problem}; mend or delete the row")
+    return found
+
+
+def truncate_after(path: str | Path, keep: Callable[[Row], bool], shape: Shape = dict) -> None:
     """Drop the rows that ``keep`` rejects from a file, if it exists.
 
     The rest is kept byte for byte, and the file is replaced atomically. With ``until``, a resumed
@@ -226,12 +260,10 @@ def truncate_after(path: str | Path, keep: Callable[[Row], bool]) -> None:
     path = Path(path)
     if not path.exists():
         return
-    temporary = path.with_name(path.name + ".tmp")
-    with temporary.open("w", encoding="utf-8") as file:
-        file.writelines(line + "\n" for line, row in _lines(path) if keep(row))
+    with atomic_replacement(path) as scratch, scratch.open("w", encoding="utf-8") as file:
+        file.writelines(line + "\n" for line, row in _lines(path, shape) if keep(row))
         file.flush()
         os.fsync(file.fileno())
-    os.replace(temporary, path)
 
 
 def until(stage: str, env_steps: int, updates: int) -> Callable[[Row], bool]:
@@ -256,14 +288,14 @@ def until(stage: str, env_steps: int, updates: int) -> Callable[[Row], bool]:
     return keep
 
 
-def _lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+def _lines(path: Path, shape: Shape) -> Iterator[tuple[str, dict[str, Any]]]:
     """Every complete line as it was written, and its row."""
     if not path.exists():
         return
     lines = path.read_text(encoding="utf-8", errors="replace").removesuffix("\n").split("\n")
     for number, line in enumerate(lines, start=1):
         try:
-            row = json.loads(line)
+            row = parse_json(line)
             if not isinstance(row, dict):
                 raise TypeError
         except (ValueError, TypeError):
@@ -272,7 +304,11 @@ def _lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
             raise ValueError(
                 f"{path}, line {number}: not a JSON object; delete the line to read the rest"
             ) from None
-        yield line, {key: math.nan if value is None else value for key, value in row.items()}
+        row = {key: math.nan if value is None else value for key, value in row.items()}
+        problem = problem_of(row, shape)
+        if problem:
+            raise ValueError(f"{path}, line {number}: {problem}; mend or delete the line")
+        yield line, row
 
 
 def _to_python(key: str, value: Any) -> str | float:

@@ -72,7 +72,7 @@ class Progress:
         self._values: dict[str, Any] = {}
         self._compilation: _Compilation | None = None
         self._began = time.monotonic()
-        console = _Console(file=stream or sys.stderr)
+        console = _Console(file=stream or sys.stderr, markup=False, emoji=False)
         self._display: _Display
         if _is_terminal(console):
             self._display = _Bar(console, self._render)
@@ -198,7 +198,7 @@ def print_scores(eval_rows: Iterable[Mapping[str, Any]], stream: TextIO | None =
       eval_rows: the rows of an ``eval.jsonl``.
       stream: where to print it; None: standard output.
     """
-    console = _Console(file=stream or sys.stdout)
+    console = _Console(file=stream or sys.stdout, markup=False, emoji=False)
     rows = before_after(eval_rows)
     score_name = rows[0].score_name if rows else "success"
     change = "change, points [95 %]" if score_name == "success" else "change [95 %]"

@@ -7,7 +7,6 @@ same update.
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import sys
@@ -23,6 +22,7 @@ from rich.table import Table
 from gcp_jax import mesh as mesh_lib
 from gcp_jax.atomic_files import write_json
 from gcp_jax.console import make_console
+from gcp_jax.json_files import OneOf, read_json
 from gcp_jax.learner import nonfinite
 from gcp_jax.learner.loop import CollectInputs, Learner
 from gcp_jax.learner.updates import Keys, sample_batches
@@ -30,6 +30,12 @@ from gcp_jax.run import checkpoint
 from gcp_jax.types import Algorithm, LearnerState, PyTree, Segment, Train
 
 FOLDER = "fault"  # in the run's folder
+FAULT = {  # fault.json
+    "stage": OneOf(("pretrain", "finetune")),
+    "clock": int,
+    "index": int,
+    "description": str,
+}
 
 
 class BrokenUpdate(NamedTuple):
@@ -72,7 +78,7 @@ def load_fault(run: Path) -> dict[str, Any]:
         raise FileNotFoundError(
             f"there is no {path}: every update of {run} was finite; there is nothing to debug."
         )
-    fault: dict[str, Any] = json.loads(path.read_text())
+    fault: dict[str, Any] = read_json(path, FAULT)
     return fault
 
 

@@ -23,7 +23,7 @@ def require_fitting_policy(config: RunConfig, specs: Specs) -> None:
             f"{path} is more than a cloned policy (it also holds {', '.join(extra_parts)}); "
             "finetuning starts from a plain one, such as RUN/policy/base."
         )
-    saved_env = dict(saved.facts.get("env") or {}).get("name")
+    saved_env = saved_policy.env_section(path, saved)["name"] if "env" in saved.facts else None
     if saved_env not in (config.env.name, None):
         raise RunError(
             f"{path} is a policy for {saved_env}, but this run is on {config.env.name}; "

@@ -6,16 +6,21 @@ cannot be computed again, so a resumed run says what is missing, and its report 
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from gcp_jax.config import Member
+from gcp_jax.json_files import DictOf, ListOf, Maybe, read_json
 from gcp_jax.run import checkpoint, metrics
 from gcp_jax.run.folder import finished_summary
 from gcp_jax.run.sizes import Cadence
 
+CADENCE = dict.fromkeys(Cadence._fields, int) | {"name": str}
+RECORD = {  # what is read of config.json
+    "config": {"seed": int, "seeds": int, "population": DictOf(ListOf(float))},
+    "cadences": Maybe({"pretrain": CADENCE, "finetune": CADENCE}),
+}
 Place = tuple[str, str, int, int, int]  # stage, population, seed, env_steps, updates
 
 
@@ -44,12 +49,12 @@ def find_gaps(folder: Path) -> list[Gap]:
     Raises:
       ValueError: a file of rows is malformed.
     """
-    record = json.loads((folder / "config.json").read_text())
-    if "cadences" not in record:  # begun by an earlier version
+    record = read_json(folder / "config.json", RECORD)
+    if not record.get("cadences"):  # begun by an earlier version
         return []
     gaps = []
     for file, in_file in (("metrics.jsonl", _metrics_places), ("eval.jsonl", _eval_places)):
-        present = {_place(row) for row in metrics.rows(folder / file)}
+        present = {_place(row) for row in metrics.rows(folder / file, metrics.ROW)}
         for stage, cadence, clock in _clocks(folder, record["cadences"]):
             expected = list(in_file(stage, cadence, clock, record["config"]))
             missing = [place for place in expected if place not in present]

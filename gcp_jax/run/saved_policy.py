@@ -32,12 +32,23 @@ from gcp_jax.config_fields import build_config
 from gcp_jax.core import policy as policies
 from gcp_jax.core.networks import Normalizer
 from gcp_jax.core.policy import Policy, PolicyConfig
+from gcp_jax.json_files import Maybe, parse_json, problem_of
 from gcp_jax.types import Array, Batch, BatchSource, PRNGKey, PyTree, Segment, Specs
 
 FORMAT = 2  # of a saved policy
 BASE_KEYS = {"net", "normalizer"}  # the parts of a base policy
 MAX_BYTES = 2**32  # of arrays.npz
 MAX_PROBE_ERROR = 1e-3  # largest difference of an action from the probe's
+
+DESCRIPTION = {  # policy.json
+    "format": int,
+    "policy": dict,
+    "specs": {"obs_dim": int, "action_dim": int, "chunk": int},
+    "algorithm": Maybe({"name": str, "module": Maybe(str)}),
+    "success": Maybe(float),
+    "return": Maybe(float),
+    "episodes": Maybe(int),
+}
 
 EvalPolicy = Callable[[PyTree, Array, PRNGKey], Array]  # (deployed, obs [N, O], key) -> [N, h, A]
 
@@ -138,6 +149,21 @@ def check_saved_policy(path: str | os.PathLike[str]) -> SavedPolicy:
     """
     saved, _ = _open(Path(path))
     return saved
+
+
+def env_section(path: str | os.PathLike[str], saved: SavedPolicy) -> dict[str, Any]:
+    """The task that a policy was saved with: {"name", "module", and settings}.
+
+    Raises:
+      SavedPolicyError: its policy.json has none.
+    """
+    problem = problem_of(saved.facts, {"env": {"name": str, "module": Maybe(str)}})
+    if problem:
+        raise SavedPolicyError(
+            f"{Path(path) / 'policy.json'}: {problem}; copy it again or train it anew."
+        )
+    env: dict[str, Any] = saved.facts["env"]
+    return env
 
 
 def is_intact(path: str | os.PathLike[str]) -> bool:
@@ -279,13 +305,16 @@ def _read_description(path: Path) -> dict[str, Any]:
       SavedPolicyError: there is none, or it is damaged or of another format.
     """
     with _reading(path):
-        description = json.loads((path / "policy.json").read_text())
+        description = parse_json((path / "policy.json").read_text(encoding="utf-8"))
     saved_format = description.get("format") if isinstance(description, dict) else None
     if saved_format != FORMAT:
         raise SavedPolicyError(
-            f"{path} is a saved policy of format {saved_format}, this version reads {FORMAT}; "
+            f"{path} is a saved policy of format {saved_format!r}, this version reads {FORMAT}; "
             "load it with the version that saved it, or train it anew."
         )
+    problem = problem_of(description, DESCRIPTION)
+    if problem:
+        raise _not_as_described(path, ValueError(problem))
     found: dict[str, Any] = description
     return found
 

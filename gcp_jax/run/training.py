@@ -89,12 +89,14 @@ class Training:
           RunError: ``pretrain.saved_policy`` does not fit the run (``adopt_policy`` makes the
             configuration fit it), or the folder holds something else.
           ValueError: a size cannot be divided over the devices, or there are too few devices.
+          ImportError: a package that writes metrics is missing.
         """
         check_folder(folder, config, task.inputs)
         self.config = config
         self.task = task
         self.folder = folder
         self.command = command
+        metrics.check_writers(config.writers)
         self.sizes = run_sizes(config, task.env.specs)
         self.cadences = stage_cadences(config, self.sizes)
         mesh_lib.make_mesh(len(config.members), data=config.data_parallel)
@@ -283,7 +285,7 @@ class Training:
     def _evaluate_base(self, session: Session, policy: Policy, deployed: PyTree) -> list[Row]:
         """Rows of the base policy's evaluation, one per seed; evaluated once in a run."""
         saved_rows = [
-            row for row in metrics.rows(self.folder / "eval.jsonl") if row["stage"] == "base"
+            row for row in metrics.eval_rows(self.folder / "eval.jsonl") if row["stage"] == "base"
         ]
         if distributed.broadcast_from_first(len(saved_rows) == len(self._seeds)):
             return saved_rows

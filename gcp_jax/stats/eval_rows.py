@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from gcp_jax.json_files import problem_of
 from gcp_jax.stats.intervals import (
     MISSING,
     Interval,
@@ -86,6 +87,35 @@ class LastRows(NamedTuple):
 def score_name_of(row: Row) -> str:
     """The name of the score of a row's task: "success", or "return" if it defines no success."""
     return "success" if "eval/successes" in row else "return"
+
+
+def problem_of_score(row: Row, like: Row) -> str:
+    """What is wrong with the score of a row, in a few words; "" if nothing is.
+
+    Args:
+      row: the row.
+      like: a row of the same file, which has the same score.
+    """
+    if score_name_of(like) == "return":
+        return problem_of(
+            dict(row), {"eval/episodes": int, "eval/return": float, "eval/return_std": float}
+        )
+    shape = {"eval/episodes": int, "eval/successes": int, "eval/success": float}
+    for name in _task_names([row]):
+        shape |= {f"{_TASK_EPISODES}{name}": int, f"eval/successes/{name}": int}
+    problem = problem_of(dict(row), shape)
+    if problem:
+        return problem
+    for name in ("", *(f"/{task}" for task in _task_names([row]))):
+        successes = row[f"eval/successes{name}"]
+        episodes = row[f"eval/episodes{name}"]
+        if not 0 <= successes <= episodes or (episodes == 0 and not name):
+            return f"seed {row['seed']} has {successes} successes of {episodes} episodes"
+    try:
+        unpack_success_bits(row)
+    except ValueError as error:
+        return str(error)
+    return ""
 
 
 def score(row: Row) -> float:
@@ -194,6 +224,10 @@ def unpack_success_bits(row: Row) -> NDArray[np.bool_] | None:
     if not isinstance(bits, str):
         return None
     packed = np.frombuffer(bytes.fromhex(bits), np.uint8)
+    if len(packed) != -(-row["eval/episodes"] // 8):
+        raise ValueError(
+            f"eval/success_bits has {8 * len(packed)} bits for {row['eval/episodes']} episodes"
+        )
     success = np.unpackbits(packed, count=row["eval/episodes"]).astype(bool)
     if success.sum() != row["eval/successes"]:
         raise ValueError(

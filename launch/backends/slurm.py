@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import concurrent.futures
-import json
 import os
 import signal
 import subprocess
@@ -15,6 +14,7 @@ from typing import Any
 
 from gcp_jax.atomic_files import write_json
 from gcp_jax.config import ConfigError
+from gcp_jax.json_files import DictOf, JsonError, Maybe, read_json
 from gcp_jax.launch import worker
 from gcp_jax.launch.launcher import Future
 from gcp_jax.launch.worker import Job, JobResult
@@ -65,7 +65,10 @@ class SlurmBackend:
     def submit(self, jobs: Sequence[Job]) -> list[Future]:
         """Queue one array of the jobs that no earlier launcher has in SLURM's queue."""
         path = self._folder / "jobs.json"
-        job_ids: dict[str, str] = json.loads(path.read_text()) if path.exists() else {}
+        job_ids: dict[str, str] = {}
+        if path.exists():
+            remedy = "delete it: jobs that are still queued are then submitted again"
+            job_ids = read_json(path, DictOf(str), error=ConfigError, remedy=remedy)
         queued = _queued_job_ids()
         new = [job for job in jobs if job_ids.get(job.folder) not in queued]
         if new:
@@ -123,7 +126,11 @@ def _resolve(future: Future, job: Any, folder: Path) -> None:
     """Set the result of a job that has left the queue, or an exception if it left none."""
     path = _result_path(folder, job.job_id)
     if path.exists():
-        future.set_result(JobResult(**json.loads(path.read_text())))
+        try:
+            content = read_json(path, {"status": str, "error": Maybe(str)})
+            future.set_result(JobResult(content["status"], content.get("error") or ""))
+        except JsonError as error:
+            future.set_exception(error)
         return
     message = f"SLURM ended job {job.job_id} without a result; see {job.paths.stderr}"
     future.set_exception(RuntimeError(message))

@@ -29,7 +29,7 @@ def check(arguments: Arguments) -> dict[str, Any]:
     """
     arguments.no_positional()
     config = arguments.run_config
-    named = {field.partition(".")[0] for field in arguments.fields}
+    named = {field.partition(".")[0] for field in arguments.explicit}
     measured: dict[str, Any] = {}
     if "algorithm" in named:
         measured |= _check_method(config)

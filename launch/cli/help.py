@@ -42,7 +42,7 @@ def command_help(name: str, summary: str, command: Command) -> str:
         parts.append(f"configuration:\n{OVERRIDES_HELP}")
     if command.has_config:
         parts.append(f"configuration:\n{FULL_HELP}")
-        parts += [_section_help(section) for section in run_sections()]
+        parts += [section_help(section, width=WIDTH) for section in run_sections()]
     return "\n\n".join(parts)
 
 
@@ -54,7 +54,7 @@ def _flag_lines(command: Command) -> Iterator[str]:
         text = flag.help.partition(REPEAT_NOTE)[0]
         if flag.default not in (None, "", False, []):
             text = f"{text} (default: {flag.default})"
-        yield from _two_columns(label, text)
+        yield from _two_columns(label, text, WIDTH)
 
 
 def _metavar(flag: Any) -> str:
@@ -62,8 +62,14 @@ def _metavar(flag: Any) -> str:
     return kinds.get(flag.flag_type(), "NAME=VALUE")
 
 
-def _section_help(section: Section) -> str:
-    lines = [f"{section.title}:"]
+def section_help(section: Section, *, width: int) -> str:
+    """A section's fields, each with its flag, what it is, its default and what is allowed.
+
+    Args:
+      section: the section.
+      width: characters of a line.
+    """
+    lines = textwrap.wrap(f"{section.title.removesuffix('.')}:", width)
     for row in section.rows:
         notes = []
         if row.default not in ("", (), {}, None):
@@ -73,13 +79,14 @@ def _section_help(section: Section) -> str:
         text = row.doc
         if notes:
             text += f" ({'; '.join(notes)})"
-        lines += _two_columns(f"--config.{section.prefix}{row.name}", text)
+        lines += _two_columns(f"--config.{section.prefix}{row.name}", text.strip(), width)
     return "\n".join(lines)
 
 
-def _two_columns(label: str, text: str) -> Iterable[str]:
-    wrapped = textwrap.wrap(text, WIDTH - COLUMN, break_on_hyphens=False)
+def _two_columns(label: str, text: str, width: int) -> Iterable[str]:
+    column = min(COLUMN, width // 2)
+    wrapped = textwrap.wrap(text, width - column, break_on_hyphens=False) or [""]
     head = f"  {label}"
-    if len(head) >= COLUMN:
-        return [head, *(" " * COLUMN + line for line in wrapped)]
-    return [head.ljust(COLUMN) + wrapped[0], *(" " * COLUMN + line for line in wrapped[1:])]
+    if len(head) >= column:
+        return [head, *(" " * column + line for line in wrapped)]
+    return [head.ljust(column) + wrapped[0], *(" " * column + line for line in wrapped[1:])]

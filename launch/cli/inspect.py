@@ -11,7 +11,6 @@ from typing import Any
 import jax
 from absl import flags
 
-from gcp_jax import envs
 from gcp_jax.config import NOISE, ConfigError
 from gcp_jax.config_fields import MAX_COUNT, refuse_fields
 from gcp_jax.envs import wrappers
@@ -71,6 +70,9 @@ def report(arguments: Arguments) -> dict[str, Any]:
     if not folders:
         raise UsageError("name at least one run folder, e.g. gcp-jax report runs/first")
     out = arguments.flags.out or None
+    if len(folders) > 1 and out is None:
+        words = " ".join(["gcp-jax report", *folders, "--out=DIR"])
+        raise UsageError(f"name the folder of the page of {len(folders)} runs: {words}")
     if len(folders) == 1 and (Path(folders[0]) / SWEEP_MANIFEST).exists():
         page = sweep_page.write(folders[0], out)
     else:
@@ -82,29 +84,22 @@ def report(arguments: Arguments) -> dict[str, Any]:
 def render(arguments: Arguments) -> dict[str, Any]:
     """Write a video or a picture of a saved policy, or of a task's demonstrator."""
     values = arguments.flags
-    target = arguments.one_positional("saved policy or task", "gcp-jax render reach")
     out = Path(values.out)
     if out.exists():
         raise FileExistsError(f"{out} exists; choose another --out.")
-    if Path(target).is_dir():
-        played = play.play(Path(target), episodes=values.grid, seed=values.seed, filmed=values.grid)
+    if arguments.positional:
+        policy = Path(arguments.one_positional("saved policy or task", "gcp-jax render reach"))
+        played = play.play(policy, episodes=values.grid, seed=values.seed, filmed=values.grid)
         env = played.env
         states = played.states
     else:
-        env = _env_to_render(target)
+        arguments.require_task("gcp-jax render reach")
+        env = assemble.make_env(arguments.run_config)
+        if env.demonstrator is None:
+            raise ConfigError(f"{env.specs.name} has no demonstrator to show.")
         states = _demonstrate(env, seed=values.seed, episodes=values.grid, noise=values.noise)
     assemble.write_video(env, states, out)
     return {"written": str(out) if out.exists() else None}
-
-
-def _env_to_render(name: str) -> Env:
-    try:
-        env = envs.make(name)
-    except ValueError as error:
-        raise ConfigError(f"{name} is no saved policy, and {error}") from error
-    if env.demonstrator is None:
-        raise ConfigError(f"{env.specs.name} has no demonstrator to show.")
-    return env
 
 
 def _demonstrate(env: Env, *, seed: int, episodes: int, noise: float) -> PyTree:
@@ -133,6 +128,7 @@ def _demonstrate(env: Env, *, seed: int, episodes: int, noise: float) -> PyTree:
 def demos(arguments: Arguments) -> dict[str, Any]:
     """Write scripted episodes of a task as a dataset."""
     arguments.no_positional()
+    arguments.require_task("gcp-jax demos reach")
     refuse_fields(arguments.explicit, SET_BY_DEMOS, "--config.")
     values = arguments.flags
     demonstrations = dataclasses.replace(
@@ -267,11 +263,12 @@ not finished are reported up to now.""",
     ),
     "render": Command(
         run=render,
-        usage="POLICY|ENV [--out=video.mp4] [--grid=4] [--noise=0] [--seed=0] [--json]",
+        usage="POLICY|ENV [--out=video.mp4] [--grid=4] [--noise=0] [--config.env.FIELD=VALUE …]",
         description="""\
-POLICY is a folder such as RUN/policy/seed_0. ENV is a task's name; its scripted demonstrator is
-shown.""",
+POLICY is a folder such as RUN/policy/seed_0. ENV is a task's name, or --config.env.module=FILE your
+own task; its scripted demonstrator is shown.""",
         json="written",
+        configuration=Configuration.OF_POLICY_OR_ENV,
         define_flags=_render_flags,
     ),
     "demos": Command(

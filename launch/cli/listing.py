@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping
+import textwrap
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,46 +14,52 @@ from gcp_jax import algorithms, envs
 from gcp_jax.console import make_console
 from gcp_jax.envs.protocol import EnvSpecs
 from gcp_jax.experiments import reference
-from gcp_jax.launch.cli.parse import Arguments, Command
+from gcp_jax.json_files import read_json
+from gcp_jax.launch.cli.help import section_help
+from gcp_jax.launch.cli.parse import Arguments, Command, Configuration
 from gcp_jax.stats.intervals import MISSING
 
+WIDE = 120  # characters of a line that a table of fields needs
+WIDE_ENVS = 160  # the same of the table of tasks
+ENV_HEADS = (
+    "task",
+    "observation",
+    "action",
+    "horizon",
+    "success",
+    "demonstrator: noise, success of 256",
+    "steps/s (of mjx.step)",
+)
 MEASURED = Path(envs.__file__).with_name("measured.json")
 
 
 def list_envs(arguments: Arguments) -> dict[str, Any]:
     """Print the tasks with what was measured of them, or the fields of one task."""
     console = make_console(stderr=arguments.flags.json)
-    if arguments.positional:
-        name = arguments.one_positional("task", "gcp-jax envs peg_insert")
-        return _print_sections(console, reference.env_sections(name))
+    arguments.no_positional()
+    if arguments.names_task:
+        env = arguments.run_config.env
+        return _print_sections(console, reference.env_sections(env.name, env.module))
     return print_envs(console)
 
 
 def print_envs(console: Console) -> dict[str, Any]:
     """Print the tasks, with what ``benchmarks/environments.py`` measured of them."""
-    table = Table(
-        "task",
-        "observation",
-        "action",
-        "horizon",
-        "success",
-        "demonstrator: noise, success of 256",
-        "steps/s (of mjx.step)",
-    )
+    rows: list[tuple[str, ...]] = []
     content: dict[str, Any] = {}
-    measured = json.loads(MEASURED.read_text()) if MEASURED.exists() else {}
+    measured = read_json(MEASURED) if MEASURED.exists() else {}
     for name in dict.fromkeys((*envs.names(), *measured)):
         facts = measured.get(name, {})
         try:
             specs = _specs(name, facts)
             levels = envs.load(name).quality
         except ImportError as missing:
-            table.add_row(name, *[MISSING] * 3, str(missing))
+            rows.append((name, *[MISSING] * 3, str(missing), MISSING, MISSING))
             content[name] = {"missing": str(missing)}
             continue
-        table.add_row(name, *_env_cells(specs, levels, facts))
+        rows.append((name, *_env_cells(specs, levels, facts)))
         content[name] = {**specs._asdict(), "quality": levels, "measured": facts}
-    console.print(table)
+    _print_records(console, ENV_HEADS, rows)
     machines = sorted({facts["machine"] for facts in measured.values()})
     if machines:
         console.print(f"measured on {'; '.join(machines)} by python -m benchmarks.environments")
@@ -62,6 +68,26 @@ def print_envs(console: Console) -> dict[str, Any]:
         "--config.env.module=FILE (docs/guides/add_an_environment.md)"
     )
     return content
+
+
+def _print_records(console: Console, heads: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """A table, or on a narrow console a paragraph for each row, whose first cell is its title."""
+    if console.width >= WIDE_ENVS:
+        table = Table(*heads)
+        for row in rows:
+            table.add_row(*row)
+        console.print(table)
+        return
+    for title, *cells in rows:
+        console.print(title)
+        for head, cell in zip(heads[1:], cells, strict=True):
+            lines = cell.split("\n")
+            for line in _indented(f"{head}: {', '.join(lines)}", console.width):
+                console.print(line)
+
+
+def _indented(text: str, width: int) -> list[str]:
+    return textwrap.wrap(text, width, initial_indent="  ", subsequent_indent="    ")
 
 
 def _specs(name: str, measured: Mapping[str, Any]) -> EnvSpecs:
@@ -113,6 +139,10 @@ def list_algorithms(arguments: Arguments) -> dict[str, Any]:
     """Print the methods with their fields, or one method."""
     console = make_console(stderr=arguments.flags.json)
     names = algorithms.names()
+    if arguments.explicit & {"algorithm.name", "algorithm.module"}:
+        chosen = arguments.run_config.algorithm
+        section = reference.algorithm_section(chosen.name, chosen.module)
+        return {chosen.name: _print_sections(console, [section])}
     if arguments.positional:
         names = (arguments.one_positional("method", "gcp-jax algorithms ogpo"),)
     content = {}
@@ -125,33 +155,39 @@ def _print_sections(console: Console, sections: list[reference.Section]) -> dict
     """Print tables of fields; {field: default}."""
     content: dict[str, Any] = {}
     for section in sections:
-        table = Table(
-            "field",
-            "default",
-            "allowed",
-            "what it is",
-            title=section.title,
-            title_justify="left",
-        )
-        for row in section.rows:
-            flag = f"--config.{section.prefix}{row.name}"
-            table.add_row(flag, str(row.default), row.allowed, row.doc)
-            content[row.name] = row.default
-        console.print(table)
+        content |= {row.name: row.default for row in section.rows}
+        if console.width >= WIDE:
+            console.print(_fields_table(section))
+        else:
+            console.print(section_help(section, width=console.width), soft_wrap=True)
     return content
+
+
+def _fields_table(section: reference.Section) -> Table:
+    """A line for each field."""
+    table = Table(title=section.title, title_justify="left", box=None, pad_edge=False)
+    table.add_column("field", no_wrap=True)
+    for head in ("default", "allowed", "what it is"):
+        table.add_column(head, overflow="fold")
+    for row in section.rows:
+        flag = f"--config.{section.prefix}{row.name}"
+        table.add_row(flag, str(row.default), row.allowed, row.doc)
+    return table
 
 
 COMMANDS = {
     "envs": Command(
         run=list_envs,
-        usage="[ENV] [--json]",
+        usage="[ENV] [--config.env.module=FILE] [--json]",
         description="A table of the tasks with what was measured of them, or the fields of one.",
         json="the tasks, or the fields of one",
+        configuration=Configuration.OF_ENV,
     ),
     "algorithms": Command(
         run=list_algorithms,
-        usage="[METHOD] [--json]",
+        usage="[METHOD] [--config.algorithm.module=FILE] [--json]",
         description="Every method, or one, with its fields and their defaults.",
         json="the fields and defaults of each method",
+        configuration=Configuration.FULL,
     ),
 }

@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 from absl import flags
 
+from gcp_jax import user_code
 from gcp_jax.config_fields import suggest
 from gcp_jax.experiments import runtime
 from gcp_jax.experiments.runtime import compilation_cache, prepare_cpu
@@ -103,6 +104,14 @@ def load_command(name: str) -> Command:
     return command
 
 
+def _working_directory() -> str:
+    try:
+        return os.getcwd()
+    except FileNotFoundError as error:
+        gone = os.environ.get("PWD", "the working directory")
+        raise FileNotFoundError(f"{gone} is gone; change to a folder that is there.") from error
+
+
 def _execute(name: str, words: list[str]) -> int:
     """Run a command and turn its errors into one line and an exit code."""
     wants_json = "--json" in words
@@ -113,7 +122,7 @@ def _execute(name: str, words: list[str]) -> int:
     try:
         with prints_aside:
             runtime.fix_numerics()
-            sys.path.append(os.getcwd())  # a user's own method or task may be there
+            sys.path.append(_working_directory())  # a user's own method or task may be there
             command = load_command(name)
             arguments = parse(name, command, words)
             prepare_cpu(arguments.config.data_parallel if arguments.config else 1)
@@ -136,6 +145,11 @@ def _execute(name: str, words: list[str]) -> int:
         return BAD_INPUT
     except EXPECTED as error:
         print(f"gcp-jax {name}: {' '.join(str(error).split())}", file=sys.stderr)
+        return BAD_INPUT
+    except Exception as error:
+        if not user_code.place_of(error):
+            raise  # a fault of this package
+        print(f"gcp-jax {name}: {user_code.describe(error)}", file=sys.stderr)
         return BAD_INPUT
     if arguments.flags.json and result is not None:
         print(json.dumps(result), flush=True)

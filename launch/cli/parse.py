@@ -9,8 +9,11 @@ from __future__ import annotations
 import ast
 import contextlib
 import enum
+import math
+import re
 import shlex
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 
@@ -18,12 +21,14 @@ import ml_collections
 from absl import flags
 from ml_collections import config_flags
 
-from gcp_jax.config import RunConfig
+from gcp_jax import envs
+from gcp_jax.config import ConfigError, RunConfig
 from gcp_jax.experiments import run_config
 
 PREFIX = "--config."
 FILE = "--config="
 POPULATION = "population."
+_FLAG = re.compile(r"--?[A-Za-z]")  # the beginning of a flag; numbers may begin with a dash
 
 
 class UsageError(ValueError):
@@ -36,7 +41,8 @@ class Configuration(enum.Enum):
     NONE = enum.auto()
     OVERRIDES = enum.auto()  # --config.FIELD=VALUE, for every run that the command starts
     FULL = enum.auto()  # --config=FILE and --config.FIELD=VALUE
-    OF_ENV = enum.auto()  # the same, and the first word is a task: short for --config.env.name
+    OF_ENV = enum.auto()  # the same, and a word is a task: short for --config.env.name
+    OF_POLICY_OR_ENV = enum.auto()  # as OF_ENV, or a word is a saved policy, which has its own task
 
 
 class Arguments(NamedTuple):
@@ -44,11 +50,11 @@ class Arguments(NamedTuple):
 
     flags: SimpleNamespace  # the value of every flag that the command declares
     positional: list[str]
-    config: RunConfig | None  # of commands that take Configuration.FULL or OF_ENV
+    config: RunConfig | None  # of commands that take a whole configuration
     overrides: dict[str, Any]  # dotted field: value, of commands that take OVERRIDES
     explicit: frozenset[str]  # dotted fields of the configuration that flags set
     command_line: str  # as the user gave it
-    fields: frozenset[str] = frozenset()  # dotted fields that --config.FIELD flags set
+    config_file: str = ""  # what --config=FILE names
 
     @property
     def run_config(self) -> RunConfig:
@@ -73,6 +79,18 @@ class Arguments(NamedTuple):
                 "one of them."
             )
         return by_flag or by_field or default
+
+    @property
+    def names_task(self) -> bool:
+        """Whether the command line says which task is meant."""
+        return bool(self.config_file or self.explicit & {"env.name", "env.module"})
+
+    def require_task(self, example: str) -> None:
+        """Raise UsageError if the command line does not say which task is meant."""
+        if not self.names_task:
+            raise UsageError(
+                f"name one task, e.g. {example}, or your own by --config.env.module=FILE"
+            )
 
     def no_positional(self) -> None:
         """Raise UsageError if a word is no flag."""
@@ -100,7 +118,12 @@ class Command(NamedTuple):
     @property
     def has_config(self) -> bool:
         """Whether it takes a whole configuration."""
-        return self.configuration in (Configuration.FULL, Configuration.OF_ENV)
+        return self.configuration not in (Configuration.NONE, Configuration.OVERRIDES)
+
+    @property
+    def takes_env(self) -> bool:
+        """Whether a word is a task."""
+        return self.configuration in (Configuration.OF_ENV, Configuration.OF_POLICY_OR_ENV)
 
 
 def declared_flags(command: Command) -> flags.FlagValues:
@@ -124,71 +147,147 @@ def parse(name: str, command: Command, words: Sequence[str]) -> Arguments:
       UsageError, ConfigError, absl.flags.Error: in one line, if they cannot be used.
     """
     command_line = shlex.join(["gcp-jax", name, *words])
-    words = _normalized(words, takes_env=command.configuration is Configuration.OF_ENV)
-    explicit = frozenset(_config_fields(words))
     declared = declared_flags(command)
-    fields = frozenset(_config_fields(words))
-    config = None
+    words = _normalized(words)
+    policy = ""
+    if command.takes_env:
+        words, policy = _take_target(words, command, declared)
+    fields = _config_fields(words)
+    file = _config_file(words)
     overrides: dict[str, Any] = {}
     if command.configuration is Configuration.OVERRIDES:
         overrides = _overrides(words)
         words = [word for word in words if not word.startswith(PREFIX)]
-    if command.has_config:
-        editable = _selected_config(words)
+    has_config = command.has_config and not policy
+    if has_config:
+        editable = _selected_config(fields, file)
         words = [word for word in words if not word.startswith(FILE)]
+        words = _with_tuples(words, editable)
         with _flag_errors():
             argv = [name, *words]
             config_flags.DEFINE_config_dict("config", editable, flag_values=declared, sys_argv=argv)
     with _flag_errors():
         positional = declared([name, *words])[1:]
     values = declared.flag_values_dict()
-    if command.has_config:
-        config = run_config.frozen_config(values.pop("config"))
+    config = run_config.frozen_config(values.pop("config")) if has_config else None
     return Arguments(
         flags=SimpleNamespace(**values),
-        positional=positional,
+        positional=[policy] if policy else positional,
         config=config,
         overrides=overrides,
-        explicit=explicit,
+        explicit=frozenset(fields),
         command_line=command_line,
-        fields=fields,
+        config_file=file,
     )
 
 
-def _normalized(words: Sequence[str], *, takes_env: bool) -> list[str]:
-    """``--config FILE`` becomes ``--config=FILE``, a first word ENV ``--config.env.name=ENV``, and
-    dashes in the names of flags underscores."""
-    joined = [*_join_config(words)]
-    if takes_env and joined and not joined[0].startswith("-"):
-        joined[0] = f"{PREFIX}env.name={joined[0]}"
-    return [_with_underscores(word) for word in joined]
+def _take_target(
+    words: Sequence[str], command: Command, declared: flags.FlagValues
+) -> tuple[list[str], str]:
+    """The words with a task as ``--config.env.name``, and a saved policy apart from them.
+
+    Raises:
+      UsageError: if a saved policy is given a configuration.
+      ConfigError: if the word is neither a saved policy nor a task.
+    """
+    index = _first_positional(words, declared)
+    if index is None:
+        return list(words), ""
+    target = words[index]
+    rest = [*words[:index], *words[index + 1 :]]
+    if command.configuration is Configuration.OF_ENV:
+        return [f"{PREFIX}env.name={target}", *rest], ""
+    if Path(target, "policy.json").exists():
+        for word in rest:
+            if word.startswith((PREFIX, FILE)):
+                raise UsageError(f"{word}: {target} is a saved policy, which has its own task.")
+        return rest, target
+    try:
+        envs.load(target)
+    except ValueError as error:
+        raise ConfigError(f"{target} is no saved policy, and {error}") from error
+    return [f"{PREFIX}env.name={target}", *rest], ""
 
 
-def _join_config(words: Iterable[str]) -> Iterator[str]:
-    rest = iter(words)
-    for word in rest:
-        yield f"{FILE}{next(rest, '')}" if word == "--config" else word
+def _first_positional(words: Sequence[str], declared: flags.FlagValues) -> int | None:
+    """The index of the first word that is neither a flag nor the value of one."""
+    takes_value = False
+    for index, word in enumerate(words):
+        if _FLAG.match(word):
+            name = word.removeprefix("--")
+            takes_value = "=" not in word and name in declared and not declared[name].boolean
+        elif takes_value:
+            takes_value = False
+        else:
+            return index
+    return None
 
 
-def _with_underscores(word: str) -> str:
-    if not word.startswith("--"):
+def _normalized(words: Sequence[str]) -> list[str]:
+    """One spelling of every flag.
+
+    ``-flag`` becomes ``--flag``, dashes in the names of flags become underscores, and
+    ``--config.FIELD VALUE`` becomes ``--config.FIELD=VALUE`` (``--config FILE`` as well).
+    """
+    return [*_join_values([_one_name(word) for word in words])]
+
+
+def _one_name(word: str) -> str:
+    if not _FLAG.match(word):
         return word
     name, equals, value = word.partition("=")
-    return f"--{name[2:].replace('-', '_')}{equals}{value}"
+    return f"--{name.lstrip('-').replace('-', '_')}{equals}{value}"
 
 
-def _selected_config(words: Sequence[str]) -> ml_collections.ConfigDict:
+def _join_values(words: Sequence[str]) -> Iterator[str]:
+    rest = [*words]
+    while rest:
+        word = rest.pop(0)
+        takes_value = word == "--config" or (word.startswith(PREFIX) and "=" not in word)
+        if takes_value and rest and not _FLAG.match(rest[0]):
+            word = f"{word}={rest.pop(0)}"
+        yield FILE if word == "--config" else word
+
+
+def _with_tuples(words: Iterable[str], config: ml_collections.ConfigDict) -> list[str]:
+    """The words, with the texts of fields that are tuples as Python literals."""
+    words = list(words)
+    fields = run_config.tuple_fields(config, _config_fields(words))
+    return [_with_tuple(word, fields) for word in words]
+
+
+def _with_tuple(word: str, fields: Collection[str]) -> str:
+    field, equals, text = word.removeprefix(PREFIX).partition("=")
+    if not word.startswith(PREFIX) or not equals or field not in fields:
+        return word
+    values = run_config.split_text(text)
+    if any(isinstance(value, float) and not math.isfinite(value) for value in values):
+        raise UsageError(f"{word}: every number must be finite.")
+    return f"{PREFIX}{field}={values!r}"
+
+
+def _config_file(words: Iterable[str]) -> str:
+    """What ``--config=FILE`` names; the last one counts.
+
+    Raises:
+      UsageError: if it names nothing.
+    """
+    files = [word.removeprefix(FILE) for word in words if word.startswith(FILE)]
+    if "" in files:
+        raise UsageError(f"{FILE} lacks its file, e.g. {FILE}{run_config.EXAMPLE}.")
+    return files[-1] if files else ""
+
+
+def _selected_config(fields: Mapping[str, str], file: str) -> ml_collections.ConfigDict:
     """The configuration that ``--config.FIELD`` flags override.
 
     It is the file's, or the defaults, with the task and the method that the flags name, so that
     their own fields can be overridden too.
     """
-    files = [word.removeprefix(FILE) for word in words if word.startswith(FILE)]
-    if files:
-        config = run_config.read_config_file(files[-1], named=f"{FILE}{files[-1]}")
+    if file:
+        config = run_config.read_config_file(file, named=f"{FILE}{file}")
     else:
         config = run_config.defaults()
-    fields = _config_fields(words)
     run_config.select(config, run_config.Selection.of(fields))
     for field in fields:
         if field.startswith(POPULATION):

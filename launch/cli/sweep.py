@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import signal
 import sys
 import time
@@ -17,7 +18,16 @@ from rich.live import Live
 from gcp_jax.config import ConfigError
 from gcp_jax.config_fields import MAX_COUNT
 from gcp_jax.console import make_console
-from gcp_jax.launch import backends, dry_run, expand, launcher, manifest, schedulers, status
+from gcp_jax.launch import (
+    backends,
+    dry_run,
+    expand,
+    launcher,
+    manifest,
+    schedulers,
+    status,
+    worker,
+)
 from gcp_jax.launch.cli.parse import Arguments, Command, Configuration
 from gcp_jax.launch.spec import Sweep
 from gcp_jax.run.errors import Interrupted
@@ -56,37 +66,42 @@ def with_overrides(declared: Sweep, overrides: Mapping[str, Any]) -> Sweep:
 def _launch(
     declared: Sweep, runs: Sequence[expand.RunSpec], folder: Path, arguments: Arguments
 ) -> dict[str, Any]:
-    """Launch what is left of a sweep, holding its folder against a second launcher."""
+    """Launch what is left of a sweep, holding its folder against a second launcher.
+
+    Everything that can be refused is refused before the folder is made.
+    """
     values = arguments.flags
     start = time.monotonic()
+    schedulers.check_packages(declared)
+    worker.load_entry_point(declared.entry_point)
     refuse_foreign_folder(folder, manifest.NAME)
+    if (folder / manifest.NAME).exists():
+        manifest.read_manifest(folder)
     launcher.check_resumable(runs, folder, declared.entry_point)
-    with run_folder_lock(folder):
+    backend = backends.make_backend(
+        values.backend,
+        folder=folder,
+        max_parallel=values.max_parallel,
+        devices=max(run.config.data_parallel for run in runs),
+        address=values.address,
+        resources=parse_resources(values.resources),
+        slurm=parse_slurm(values.slurm),
+    )
+    with _stopping(backend, folder), run_folder_lock(folder):
         manifest.write_manifest(
             [] if declared.search else runs,
             folder,
             file=arguments.positional[0],
             command=arguments.command_line,
         )
-        scheduler = schedulers.make_scheduler(declared, runs, folder)
-        backend = backends.make_backend(
-            values.backend,
-            folder=folder,
-            max_parallel=values.max_parallel,
-            devices=max(run.config.data_parallel for run in runs),
-            address=values.address,
-            resources=parse_resources(values.resources),
-            slurm=parse_slurm(values.slurm),
+        summary = launcher.launch(
+            declared,
+            schedulers.make_scheduler(declared, runs, folder),
+            folder,
+            backend,
+            retries=values.retries,
+            log=launcher.log_to_stderr,
         )
-        with _stopping(backend, folder):
-            summary = launcher.launch(
-                declared,
-                scheduler,
-                folder,
-                backend,
-                retries=values.retries,
-                log=launcher.log_to_stderr,
-            )
     states = status.sweep_status(folder)
     _print_status(states)
     return {
@@ -134,17 +149,20 @@ def show_status(arguments: Arguments) -> dict[str, Any]:
 
 
 def _watch(folder: Path, states: list[status.RunStatus]) -> list[status.RunStatus]:
-    table = status.status_table(states)
-    with Live(table, console=make_console(highlight=False), refresh_per_second=1) as live:
+    console = make_console(highlight=False)
+    table = status.status_table(states, width=console.width)
+    with Live(table, console=console, refresh_per_second=1) as live:
         while any(run.state in status.UNFINISHED for run in states):
             time.sleep(WATCH_SECONDS)
             states = status.sweep_status(folder)
-            live.update(status.status_table(states, status.count_active_clones(folder)))
+            clones = status.count_active_clones(folder)
+            live.update(status.status_table(states, clones, width=console.width))
     return states
 
 
 def _print_status(states: Sequence[status.RunStatus], active_clones: int = 0) -> None:
-    make_console(highlight=False).print(status.status_table(states, active_clones))
+    console = make_console(highlight=False)
+    console.print(status.status_table(states, active_clones, width=console.width))
 
 
 def parse_resources(words: Sequence[str]) -> dict[str, float]:
@@ -155,8 +173,10 @@ def parse_resources(words: Sequence[str]) -> dict[str, float]:
         try:
             resources[name] = float(amount)
         except ValueError:
-            example = "give NAME=AMOUNT, e.g. --resources=GPU=1"
-            raise ConfigError(f"--resources={word}; {example}.") from None
+            resources[name] = math.nan
+        if not name or not 0.0 <= resources[name] < math.inf:
+            example = "give NAME=AMOUNT, a number of at least 0, e.g. --resources=GPU=1"
+            raise ConfigError(f"--resources={word}; {example}.")
     return resources
 
 
@@ -169,7 +189,7 @@ def parse_slurm(words: Sequence[str]) -> dict[str, Any]:
     options: dict[str, Any] = {}
     for word in words:
         name, equals, value = word.partition("=")
-        if not equals:
+        if not name or not equals:
             example = "give NAME=VALUE, e.g. --slurm=partition=gpu"
             raise ConfigError(f"--slurm={word}; {example}.")
         options[name] = int(value) if value.isdigit() else value

@@ -14,7 +14,7 @@ from gcp_jax.experiments import assemble, run_config, run_inputs, runtime
 from gcp_jax.experiments.plan import plan as planning
 from gcp_jax.launch.cli.parse import Arguments, Command, Configuration
 from gcp_jax.report import read, run_page
-from gcp_jax.run import distributed, metrics, progress
+from gcp_jax.run import distributed, progress
 from gcp_jax.run.adopted_policy import adopt_policy
 from gcp_jax.run.folder import config_hash
 from gcp_jax.run.training import Training
@@ -67,7 +67,7 @@ def debug(arguments: Arguments) -> dict[str, Any]:
 
 def _print_scores(folder: Path) -> None:
     """Print the table of scores of a run, or of each point of its population."""
-    evals = metrics.rows(folder / "eval.jsonl")
+    evals = read.eval_rows(folder / "eval.jsonl")
     points = read.population_points(evals)
     for point in points:
         print(point, file=sys.stderr)

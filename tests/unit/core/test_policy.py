@@ -136,7 +136,7 @@ def test_greedy_is_the_ode_on_normalized_observations(flow):
             "give both ends of every action dimension, low below high",
         ),
         ({"low": (0.0,)}, "give both ends of every action dimension, low below high"),
-        ({"hidden": ()}, r"policy.hidden is \(\); give at least one width"),
+        ({"hidden": ()}, r"policy.hidden is \(\); give at least one value"),
         ({"hidden": (16, 0)}, r"policy.hidden is \(16, 0\); it must be at least 1"),
     ],
 )

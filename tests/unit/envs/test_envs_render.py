@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from gcp_jax import envs
-from gcp_jax.envs.rendering.render import RenderingUnavailable, frames, video
+from gcp_jax.envs.rendering.render import RenderingUnavailable, SceneError, frames, video
 from gcp_jax.experiments import assemble
 
 
@@ -63,7 +63,7 @@ def test_missing_opengl_names_the_package(env, states, monkeypatch):
     monkeypatch.setenv("MUJOCO_GL", "none")
     with pytest.raises(
         RenderingUnavailable,
-        match=r"tried none\): apt-get install libegl1 libgl1-mesa-dri, or .*libosmesa6$",
+        match=r"tried MUJOCO_GL=none\): apt-get install libegl1 .* libosmesa6; unset MUJOCO_GL",
     ):
         frames(env, states)
 
@@ -71,6 +71,57 @@ def test_missing_opengl_names_the_package(env, states, monkeypatch):
 def test_task_without_scene_is_refused(env, states):
     with pytest.raises(ValueError, match="'peg_insert' has no scene"):
         frames(env._replace(scene=None), states)
+
+
+def test_no_display_is_no_library(env, states, monkeypatch):
+    monkeypatch.delenv("DISPLAY", raising=False)
+    monkeypatch.setenv("MUJOCO_GL", "glfw")
+    with pytest.raises(
+        RenderingUnavailable, match=r"MUJOCO_GL=glfw.*unset MUJOCO_GL to try"
+    ) as one:
+        frames(env, states)
+    assert "\n" not in str(one.value)
+
+
+def with_scene(env, **changes):
+    scene = env.scene()._replace(**changes)
+    return env._replace(scene=lambda: scene)
+
+
+def test_a_camera_that_is_not_there_is_named_with_those_that_are(env, states):
+    message = r"the scene of peg_insert names the camera 'front', but its model has 'main'"
+    with pytest.raises(SceneError, match=message):
+        frames(with_scene(env, camera="front"), states)
+
+
+@pytest.mark.parametrize(
+    ("pose", "words"),
+    [
+        ({"qposs": np.zeros(3)}, "its pose gives 'qposs': .* has no attribute 'qposs'"),
+        ({"qpos": np.zeros(99)}, "its pose gives 'qpos': could not broadcast"),
+    ],
+)
+def test_a_pose_that_does_not_fit_is_named(env, states, pictures, pose, words):
+    with pytest.raises(SceneError, match=f"scene of peg_insert does not fit its model: {words}"):
+        frames(with_scene(env, pose=lambda state: pose), states)
+
+
+def test_a_film_that_fails_is_said_once_and_stops_nothing(env, states, tmp_path, capsys):
+    def pose(state):
+        raise ZeroDivisionError("division by zero")
+
+    film = jax.tree.map(lambda x: x[:, None], states._replace(key=states.time))
+    for changes, words in [
+        ({"camera": "front"}, "names the camera 'front'"),
+        ({"pose": pose}, "ZeroDivisionError: division by zero"),
+    ]:
+        camera = assemble.Camera(with_scene(env, **changes))
+        for name in ("before", "after"):
+            camera.film(film, tmp_path / "report" / f"{name}.mp4")
+        shown = capsys.readouterr().err.splitlines()
+        assert len(shown) == 1 and shown[0].startswith("no video: ") and words in shown[0]
+        assert words in (tmp_path / "report" / "video.txt").read_text()
+        assert not list(tmp_path.glob("report/*.mp4"))
 
 
 @pytest.mark.process

@@ -108,7 +108,7 @@ def test_a_file_that_gives_no_configuration_is_refused_in_one_line(tmp_path):
     file = tmp_path / "mine.py"
     for text, message in [
         (None, "cannot read --config=mine: there is no such file; give one such as experiments/"),
-        ("get_config = dict", r"its get_config\(\) returns no ConfigDict"),
+        ("get_config = dict", r"its get_config\(\) returns dict, no ConfigDict"),
         ("", "cannot read --config=mine: .*get_config"),
     ]:
         if text is not None:

@@ -161,6 +161,33 @@ def test_a_task_whose_package_is_not_installed_stays_in_the_table(capsys, monkey
     [
         (["report"], "name at least one run folder"),
         (["report", "nowhere"], "nowhere"),
+        (["report", "a", "b"], "gcp-jax report a b --out=DIR"),
+        (["demos", "--episodes=2"], "name one task, e.g. gcp-jax demos reach, or your own by"),
+        (["render"], "name one task, e.g. gcp-jax render reach"),
+        (["render", "--config.env.module=gone.py"], "env.module='gone.py': there is no such file"),
+        (["plan", "--config.algorithm.module=a/b.py"], "algorithm.module='a/b.py': there is no"),
+        (["plan", "--config="], "--config= lacks its file, e.g. --config=experiments/"),
+        (["plan", "--config=docs"], "cannot read --config=docs: it is a folder; give a file in it"),
+        (
+            ["plan", "--config=experiments/configs/none.py"],
+            "run the command in the folder of the repository, or give the file's whole path",
+        ),
+        (["plan", "--config.nope=1"], "there is no field 'nope'; allowed: algorithm, checkpoint"),
+        (["plan", "--config.seed_=1"], "there is no field 'seed_'; did you mean 'seed'"),
+        (["plan", "--config.population.actor_lr=nan"], "actor_lr=nan: every number must be finite"),
+        (
+            ["plan", "--config.population.actor_lr=1e-4,inf"],
+            "actor_lr=1e-4,inf: every number must be finite",
+        ),
+        (
+            ["plan", "--config.population.actor_lr=a,b"],
+            "population.actor_lr is 'a'; a value of type float is expected",
+        ),
+        (["plan", "--config.env.name="], "env.name is missing; e.g. env.name='reach'"),
+        (
+            ["plan", "--config.algorithm.name="],
+            "algorithm.name is missing; e.g. algorithm.name='ogpo'",
+        ),
         (["evaluate"], "name one saved policy"),
         (["evaluate", "nowhere"], "not a saved policy"),
         (

@@ -114,7 +114,7 @@ def test_invalid_runs_are_refused_in_one_line(sweep, message):
     ("text", "message"),
     [
         (None, "is not a Python file"),
-        ("x = 1", "has no get_sweep"),
+        ("x = 1", "there is no get_sweep"),
         ("def get_sweep(): return 3", "returns int; it must return a gcp_jax.launch.Sweep"),
     ],
 )

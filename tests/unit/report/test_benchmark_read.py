@@ -68,13 +68,13 @@ def test_without_a_settled_task_those_that_some_method_finished_are_compared(tmp
     [
         (
             {"seeds": "3"},
-            "benchmark.json: 'seeds' is '3', not a positive whole number; restore the file",
+            "benchmark.json: 'seeds' is '3'; a whole number is expected; restore the file",
         ),
         ({"seeds": 0}, "benchmark.json: 'seeds' is 0, not a positive"),
-        ({"tasks": []}, "benchmark.json: 'tasks' must be a list of objects with a 'label' each"),
+        ({"tasks": []}, "benchmark.json: 'tasks' is empty; restore the file"),
         (
             {"methods": ["ogpo"]},
-            "benchmark.json: 'methods' must be a list of objects with a 'label' each",
+            "benchmark.json: 'methods.0' is 'ogpo'; an object is expected; restore the file",
         ),
         (
             {"tasks": [{"label": "a"}] * 2},
@@ -94,6 +94,6 @@ def test_a_folder_without_a_plan_and_a_malformed_one_are_refused(tmp_path):
     with pytest.raises(ReportError, match=message):
         benchmark_page.write(tmp_path)
     (planned(tmp_path / "bench") / "benchmark.json").write_text("{")
-    message = r"benchmark.json: not JSON \(.*\); restore the file"
+    message = r"benchmark.json is not JSON \(.*\); restore the file"
     with pytest.raises(ReportError, match=message):
         benchmark_page.write(tmp_path / "bench")

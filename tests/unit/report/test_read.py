@@ -13,15 +13,15 @@ GOOD = json.dumps(evaluation("base", 0, 0, 3))
 @pytest.mark.parametrize(
     ("file", "content", "message"),
     [
-        ("config.json", "{", r"config.json: not JSON \(.*\); restore the file"),
-        ("config.json", "[]", "config.json: not a JSON object; restore the file"),
-        ("config.json", "{}", "config.json: no 'config' object; restore the file"),
+        ("config.json", "{", r"config.json is not JSON \(.*\); restore the file"),
+        ("config.json", "[]", r"config.json: the content is \[\]; an object is expected; restore"),
+        ("config.json", '{"format": 3}', "config.json: 'config' is missing; restore the file"),
         (
             "config.json",
             '{"format": 2, "config": {}}',
             "run holds a run of format 2, this version reads 3; report on it with the version",
         ),
-        ("summary.json", "nope", "summary.json: not JSON"),
+        ("summary.json", "nope", "summary.json is not JSON"),
         (
             "metrics.jsonl",
             "nope\n{}\n",
@@ -30,22 +30,22 @@ GOOD = json.dumps(evaluation("base", 0, 0, 3))
         (
             "metrics.jsonl",
             '{"stage": "warmup"}\n',
-            "row 1: 'stage' must be one of pretrain, base, finetune",
+            "line 1: 'stage' is 'warmup'; one of pretrain, base, finetune is expected; mend or",
         ),
         (
             "eval.jsonl",
             GOOD.replace("40", '"x"') + "\n",
-            "eval.jsonl, row 1: 'eval/episodes' must be a number",
+            "eval.jsonl, row 1: 'eval/episodes' is 'x'; a whole number is expected",
         ),
         (
             "eval.jsonl",
             GOOD.replace("40", "2") + "\n",
-            "eval.jsonl: seed 0 has 3 successes of 2 episodes",
+            "eval.jsonl, row 1: seed 0 has 3 successes of 2 episodes",
         ),
         (
             "eval.jsonl",
             GOOD.replace('"eval/success": 0.075', '"eval/success": null') + "\n",
-            "eval.jsonl, row 1: 'eval/success' must be a number",
+            "eval.jsonl, row 1: 'eval/success' must be a finite number",
         ),
     ],
 )

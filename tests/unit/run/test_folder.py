@@ -193,3 +193,11 @@ def test_only_a_whole_summary_is_one(tmp_path, content):
     (tmp_path / "summary.json").write_text(content)
     expected = {"success": 1.0} if "success" in content else {}
     assert folder_lib.finished_summary(tmp_path) == expected
+
+
+def test_a_finished_run_that_shall_continue_names_its_clone(begun):
+    (begun / "summary.json").write_text("{}")
+    message = f"it is finished; .* --config.pretrain.saved_policy={begun}/policy/base"
+    with pytest.raises(RunError, match=message):
+        other = small_config(**{"finetune.env_steps": 77_777})
+        open_folder(begun, other, COMMAND, CADENCES, {})
