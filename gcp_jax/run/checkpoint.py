@@ -20,7 +20,6 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import jax
@@ -194,15 +193,13 @@ def _keep_failures_quiet() -> None:
     """
     for name in ("absl", "asyncio"):
         logging.getLogger(name).addFilter(_hide_logged_errors)
-    excepthook = sys.excepthook
+    previous = sys.unraisablehook
 
-    def hide_closed_loops(
-        kind: type[BaseException], error: BaseException, trace: TracebackType | None
-    ) -> None:
-        if not (kind is RuntimeError and str(error) == "Event loop is closed"):
-            excepthook(kind, error, trace)
+    def hide_closed_loops(unraisable: sys.UnraisableHookArgs) -> None:
+        if str(unraisable.exc_value) != "Event loop is closed":
+            previous(unraisable)
 
-    sys.excepthook = hide_closed_loops
+    sys.unraisablehook = hide_closed_loops
 
 
 class Checkpoints:
