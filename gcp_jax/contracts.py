@@ -125,7 +125,8 @@ def changes(before: PyTree, after: PyTree) -> list[str]:
     found = [
         f"{path} was {old.get(path, 'absent')} and is {new.get(path, 'absent')}" for path in paths
     ]
-    if not found and jax.tree.structure(before) != jax.tree.structure(after):
+    structures: list[Any] = [jax.tree.structure(before), jax.tree.structure(after)]
+    if not found and structures[0] != structures[1]:
         found.append(" has other containers inside")
     return found
 
