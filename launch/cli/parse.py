@@ -197,7 +197,7 @@ def _take_target(
     rest = [*words[:index], *words[index + 1 :]]
     if command.configuration is Configuration.OF_ENV:
         return [f"{PREFIX}env.name={target}", *rest], ""
-    if Path(target, "policy.json").exists():
+    if "/" in target or Path(target, "policy.json").exists():
         for word in rest:
             if word.startswith((PREFIX, FILE)):
                 raise UsageError(f"{word}: {target} is a saved policy, which has its own task.")
