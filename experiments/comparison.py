@@ -4,8 +4,7 @@ A benchmark file has ``get_config() -> dict`` with
 
     tasks    {label: {"config": a file in experiments/configs or a task, FIELD: VALUE, …}}
     methods  {label: {"algorithm": name, "module": optional, FIELD: VALUE, …}}
-    seeds    of every run
-    steps    environment steps of every run
+    seeds, steps    seeds, and environment steps, of every run
     common   {FIELD: VALUE, …} for every run
 
 FIELD is dotted, e.g. "pretrain.stop_at_success". Fields of a task are set before the method is
@@ -15,7 +14,6 @@ chosen, fields of a method after it.
 from __future__ import annotations
 
 import dataclasses
-import importlib
 import importlib.util
 import sys
 import time
@@ -29,9 +27,9 @@ import ml_collections
 from gcp_jax.atomic_files import write_json, write_text
 from gcp_jax.config import ConfigError, RunConfig, clone_config, to_dict
 from gcp_jax.config_fields import refuse_fields
-from gcp_jax.experiments import assemble, run_config, run_inputs, user_files
+from gcp_jax.experiments import assemble, benchmark_file, run_config, run_inputs
 from gcp_jax.experiments.plan import plan
-from gcp_jax.json_files import DictOf, Maybe, problem_of, read_json
+from gcp_jax.json_files import read_json
 from gcp_jax.report import benchmark_page, benchmark_read
 from gcp_jax.run import provenance, run_policies
 from gcp_jax.run.adopted_policy import adopt_policy, check_same_network
@@ -42,15 +40,7 @@ from gcp_jax.run.sizes import run_sizes
 from gcp_jax.run.task import TaskInterface
 from gcp_jax.run.training import Training
 
-EXAMPLE = "experiments/comparisons/clones.py"
 DEFAULT_SEEDS = 3
-DECLARATION = {  # what get_config() returns
-    "tasks": Maybe(DictOf({"config": str})),
-    "methods": Maybe(DictOf({"algorithm": str, "module": Maybe(str)})),
-    "seeds": Maybe(int),
-    "steps": Maybe(int),
-    "common": Maybe(dict),
-}
 MANIFEST = "benchmark.json"
 CLONE = "base"  # the folder of a task's clone
 
@@ -112,7 +102,7 @@ def choose(
     Raises:
       ConfigError: in one line.
     """
-    declared = _read_declaration(file) if file else {}
+    declared = benchmark_file.read_declaration(file) if file else {}
     tasks = _narrowed(declared.get("tasks", {}), envs, key="config")
     methods = _narrowed(declared.get("methods", {}), algorithms, key="algorithm")
     if not tasks or not methods:
@@ -133,26 +123,6 @@ def choose(
         data_parallel=first.data_parallel,
         runs=runs,
     )
-
-
-def _read_declaration(file: str) -> dict[str, Any]:
-    """What ``get_config()`` of a benchmark file returns, without the keys that are None.
-
-    Raises:
-      ConfigError: in one line, if it is no benchmark.
-    """
-    named = f"--file={file}"
-    declared = user_files.call_user_file(file, "get_config", named=named, example=EXAMPLE)
-    problem = problem_of(declared, DECLARATION)
-    if problem:
-        raise ConfigError(
-            f"{named}: get_config() returns something else: {problem}; see {EXAMPLE}."
-        )
-    for key in ("tasks", "methods", "common"):
-        wrong = [name for name in declared.get(key) or {} if not isinstance(name, str) or not name]
-        if wrong:
-            raise ConfigError(f"{named}: {wrong[0]!r} in {key!r} is no name; see {EXAMPLE}.")
-    return {key: value for key, value in declared.items() if value is not None}
 
 
 def _narrowed(declared: Mapping[str, Fields], names: Sequence[str], key: str) -> dict[str, Fields]:

@@ -28,7 +28,7 @@ from gcp_jax.run.sizes import Cadences
 FORMAT = metrics.RUN_FORMAT
 RECORD = {  # config.json
     "config": dict,
-    "versions": DictOf(str),
+    "versions": Maybe(DictOf(str)),
     "code": Maybe(DictOf(str)),
     "inputs": Maybe(DictOf(str)),
     "earlier_code": Maybe(list),
@@ -146,7 +146,7 @@ def open_folder(
     distributed.wait("config.json")
     check_resumable(folder, config, code, inputs)
     saved = read_json(path, RECORD, error=RunError)
-    _warn_of_versions(saved["versions"], provenance.package_versions())
+    _warn_of_versions(saved.get("versions") or {}, provenance.package_versions())
     if (changed := _changed_modules(saved, code)) and distributed.is_primary():
         print(f"{changed} changed since this run began (allow_changed_code)", file=sys.stderr)
         earlier = [*saved.get("earlier_code", []), saved["code"]]

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from gcp_jax.config import Member
-from gcp_jax.json_files import DictOf, ListOf, Maybe, read_json
+from gcp_jax.json_files import DictOf, ListOf, read_json
 from gcp_jax.run import checkpoint, metrics
 from gcp_jax.run.folder import finished_summary
 from gcp_jax.run.sizes import Cadence
@@ -19,7 +19,7 @@ from gcp_jax.run.sizes import Cadence
 CADENCE = dict.fromkeys(Cadence._fields, int) | {"name": str}
 RECORD = {  # what is read of config.json
     "config": {"seed": int, "seeds": int, "population": DictOf(ListOf(float))},
-    "cadences": Maybe({"pretrain": CADENCE, "finetune": CADENCE}),
+    "cadences": {"pretrain": CADENCE, "finetune": CADENCE},
 }
 Place = tuple[str, str, int, int, int]  # stage, population, seed, env_steps, updates
 
@@ -49,9 +49,10 @@ def find_gaps(folder: Path) -> list[Gap]:
     Raises:
       ValueError: a file of rows is malformed.
     """
-    record = read_json(folder / "config.json", RECORD)
-    if not record.get("cadences"):  # begun by an earlier version
+    record = read_json(folder / "config.json")
+    if "cadences" not in record:  # begun by an earlier version
         return []
+    record = read_json(folder / "config.json", RECORD)
     gaps = []
     for file, in_file in (("metrics.jsonl", _metrics_places), ("eval.jsonl", _eval_places)):
         present = {_place(row) for row in metrics.rows(folder / file, metrics.ROW)}

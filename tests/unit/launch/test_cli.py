@@ -172,7 +172,7 @@ def test_a_task_whose_package_is_not_installed_stays_in_the_table(capsys, monkey
             ["plan", "--config=experiments/configs/none.py"],
             "run the command in the folder of the repository, or give the file's whole path",
         ),
-        (["plan", "--config.nope=1"], "there is no field 'nope'; allowed: algorithm, checkpoint"),
+        (["plan", "--config.nope=1"], "there is no field 'nope'; allowed: algorithm, allow_"),
         (["plan", "--config.seed_=1"], "there is no field 'seed_'; did you mean 'seed'"),
         (["plan", "--config.population.actor_lr=nan"], "actor_lr=nan: every number must be finite"),
         (

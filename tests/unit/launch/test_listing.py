@@ -53,7 +53,7 @@ def test_every_field_has_its_flag_its_default_and_what_it_is(section, width):
         assert flag in text
         if width == 200:  # a line a field
             [line] = [line for line in text.splitlines() if line.startswith(f"{flag} ")]
-            assert row.doc in line and str(row.default) in line and row.allowed in line
+            assert row.doc[:60] in line and str(row.default) in line and row.allowed in line
         elif width == 80:
             assert row.doc in words_of(text)
 

@@ -107,6 +107,8 @@ def test_a_damaged_list_of_runs_is_left_as_it_is(refused, tmp_path, content):
 def test_a_damaged_journal_of_a_search_is_one_line(refused, tmp_path):
     pytest.importorskip("optuna")
     (tmp_path / "sweep").mkdir()
+    content = '{"format": 1, "file": "mine.py", "commands": [], "runs": {}}'
+    (tmp_path / "sweep" / "sweep.json").write_text(content)
     (tmp_path / "sweep" / "optuna.journal").write_text("nonsense\n{}\n")
     line = refused(arguments="search=search")
     assert f"{tmp_path}/sweep/optuna.journal is damaged" in line
