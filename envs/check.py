@@ -264,7 +264,7 @@ def demonstrator(probe: Probe) -> str:
         noise, probe.keys, probe.starts
     )
 
-    def one(noise: Array, memory: Any, state: State, key: Array) -> tuple[Array, Any]:
+    def one(noise: Any, memory: Any, state: State, key: Array) -> tuple[Array, Any]:
         return make(noise).act(memory, state, key)
 
     act = jax.jit(jax.vmap(one))
