@@ -52,18 +52,27 @@ class Trial(NamedTuple):
     updates: int
     env_steps: int
 
+    @property
+    def learned(self) -> bool:
+        """Whether the policy is better than the one it started from."""
+        return self.end > self.base + SPREAD * self.error
+
     def __str__(self) -> str:
+        verdict = "" if self.learned else "NOT better than the policy it started from: "
         return (
-            f"reward {self.base:.3f} → {self.end:.3f} (± {self.error:.3f}; the optimum is 0) after "
-            f"{self.updates} updates and {self.env_steps:,} steps"
+            f"{verdict}reward {self.base:.3f} → {self.end:.3f} (± {self.error:.3f}; "
+            f"the optimum is 0) after {self.updates} updates and {self.env_steps:,} steps"
         )
 
 
 def try_method(config: RunConfig) -> Trial:
     """Finetune an untrained policy with the configured method.
 
+    Returns:
+      What came of it. Not to be better is no error: a method may need more steps than a trial has.
+
     Raises:
-      MethodError: the method does not improve the policy.
+      MethodError: the policy became worse.
     """
     setup = assemble_finetuning(_trial_config(config), _task())
     learner = loop.build_learner(
@@ -89,11 +98,11 @@ def try_method(config: RunConfig) -> Trial:
         updates=learning_segments * setup.sizes.updates,
         env_steps=setup.sizes.segments * setup.sizes.env_steps,
     )
-    if not trial.end > trial.base + SPREAD * trial.error:
+    if not trial.end >= trial.base - SPREAD * trial.error:
         name = config.algorithm.module or config.algorithm.name
         raise MethodError(
-            f"the method {name!r} does not learn a one-step task: {trial}; its sign, its targets "
-            "or its learning rates (--config.algorithm.FIELD=VALUE) may be wrong"
+            f"the method {name!r} makes a policy worse on a task of one step: {trial}; its sign, "
+            "its targets or its learning rates (--config.algorithm.FIELD=VALUE) may be wrong"
         )
     return trial
 
