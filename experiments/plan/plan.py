@@ -151,7 +151,8 @@ def batches(
         item = loop.segment_item(specs, lambda obs: algorithm.act(state, obs, key), columns)
         segment = jax.tree.map(lambda x: jnp.broadcast_to(x, (rows, *x.shape[1:])), item)
         _, segment = algorithm.preprocess_segment(state, segment)
-        return algorithm.source.step(algorithm.source.init(item), segment, key, jnp.int32(0))[1]
+        source = algorithm.source
+        return source.step(source.init(item), source.data, segment, key, jnp.int32(0))[1]
 
     return jax.eval_shape(first_batches, state, jax.random.key(0))
 

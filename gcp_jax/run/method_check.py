@@ -179,7 +179,9 @@ def _one_batch(case: Case, segment: PyTree) -> PyTree:
     clock = jax.ShapeDtypeStruct((), jnp.int32)
     one_row = jax.tree.map(lambda x: jax.ShapeDtypeStruct((1, *x.shape[1:]), x.dtype), segment)
     buffer = contracts.shapes_of("source.init", source.init, one_row)
-    _, batches = contracts.shapes_of("source.step", source.step, buffer, segment, case.key, clock)
+    _, batches = contracts.shapes_of(
+        "source.step", source.step, buffer, source.data, segment, case.key, clock
+    )
     return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), batches)
 
 

@@ -33,6 +33,8 @@ def check(arguments: Arguments) -> dict[str, Any]:
     measured: dict[str, Any] = {}
     if "algorithm" in named:
         measured |= _check_method(config)
+    if "algorithm" not in named:
+        arguments.require_task("gcp-jax check reach")
     if "env" in named or "algorithm" not in named:
         measured |= _check_env(config, arguments.flags.seed)
     return measured
