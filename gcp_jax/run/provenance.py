@@ -33,8 +33,11 @@ def package_versions() -> dict[str, str]:
 
 
 def git_commit() -> str | None:
-    """The git commit of this source tree, "-dirty" if files differ; None outside a checkout."""
-    command = ["git", "describe", "--always", "--dirty", "--abbrev=40"]
+    """The git commit of this source tree, "-dirty" if files differ; None outside a checkout.
+
+    Git takes no lock: a run that is killed here must not leave one behind.
+    """
+    command = ["git", "--no-optional-locks", "describe", "--always", "--dirty", "--abbrev=40"]
     try:
         done = subprocess.run(
             command, cwd=Path(__file__).parent, capture_output=True, text=True, check=True

@@ -323,18 +323,22 @@ def _read_arrays(path: Path) -> dict[str, np.ndarray]:
     """The arrays of an archive, which must not be compressed: no array is larger than the file.
 
     Raises:
-      ValueError: the file is empty, larger than ``MAX_BYTES``, or compressed.
+      ValueError: the file is empty, larger than ``MAX_BYTES``, compressed, or holds something else.
     """
     size = path.stat().st_size
     if not 0 < size <= MAX_BYTES:
         raise ValueError(f"{path.name} has {size:,} bytes, allowed are 1 to {MAX_BYTES:,}")
     content = path.read_bytes()
-    with zipfile.ZipFile(io.BytesIO(content)) as archive:
-        for entry in archive.infolist():
+    with zipfile.ZipFile(io.BytesIO(content)) as zipped:
+        for entry in zipped.infolist():
             if entry.compress_type != zipfile.ZIP_STORED:
                 raise ValueError(f"{entry.filename} is compressed, which a saved policy never is")
-    with np.load(io.BytesIO(content), allow_pickle=False) as arrays:
-        return {name: arrays[name] for name in arrays.files}
+    with np.load(io.BytesIO(content), allow_pickle=False) as archive:
+        arrays = {name: archive[name] for name in archive.files}
+    for name, x in arrays.items():
+        if not (isinstance(x, np.ndarray) and np.issubdtype(x.dtype, np.number)):
+            raise ValueError(f"{path.name} holds {name!r}, which is no array of numbers")
+    return arrays
 
 
 def _function_and_shapes(policy: Policy, facts: Mapping[str, Any]) -> tuple[EvalPolicy, PyTree]:
