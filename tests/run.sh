@@ -17,7 +17,7 @@ bin=$venv/bin
 "$bin/python" -m ruff check .
 "$bin/python" -m ruff format --check .
 "$bin/python" -m mypy
-"$bin/lint-imports"
+"$bin/lint-imports" --no-logo
 workers=$(($(getconf _NPROCESSORS_ONLN) + 1))
 pytest=("$bin/python" -m pytest --numprocesses="$workers" --maxprocesses=4 --dist=loadfile
   --no-loadscope-reorder)

@@ -451,9 +451,20 @@ def population_outcomes(function, config, changes):
     }
 
 
-def assert_every_switch_is_tested(switches, config):
-    """gamma is folded into the transitions, so the replay is told of it."""
-    assert switches.keys() | {"gamma"} == {field.name for field in dataclasses.fields(config)}
+def assert_every_switch_is_tested(switches, config, elsewhere=("gamma",)):
+    """Every field of a method's configuration is a switch with a test.
+
+    Fields named ``elsewhere`` have other tests: gamma acts in the replay, which folds it into the
+    transitions.
+    """
+    fields = {field.name for field in dataclasses.fields(config)}
+    untested = sorted(fields - switches.keys() - set(elsewhere))
+    assert not untested, (
+        f"SWITCHES in this file lacks {', '.join(untested)}: add a row with another value of the "
+        "field and the part of the state that this value changes"
+    )
+    unknown = sorted(switches.keys() - fields)
+    assert not unknown, f"SWITCHES in this file has {', '.join(unknown)}, no field of {config}"
 
 
 def assert_refused(config, settings, message):

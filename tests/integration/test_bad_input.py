@@ -11,7 +11,7 @@ CASES = {case.what: case for case in bad_input.CASES}
 
 
 @pytest.fixture(scope="module")
-def told(tmp_path_factory):
+def messages(tmp_path_factory):
     """What every case says."""
     folder = tmp_path_factory.mktemp("bad") / "samples"
     bad_input.samples(folder)
@@ -27,14 +27,14 @@ def told(tmp_path_factory):
 
 
 @pytest.mark.parametrize("what", CASES)
-def test_it_is_one_line_and_exit_code_2_before_anything_is_written(told, what):
-    said = told[what]
+def test_it_is_one_line_and_exit_code_2_before_anything_is_written(messages, what):
+    said = messages[what]
     assert said.code == 2 and not said.wrote
     assert said.lines[-1].startswith("gcp-jax")
     assert not [line for line in said.lines if "Traceback" in line or "compiling" in line]
 
 
-def test_the_page_is_what_is_said(told):
+def test_the_page_lists_what_is_printed(messages):
     assert bad_input.PAGE.read_text() == bad_input.table(
-        [(CASES[what], said) for what, said in told.items()]
+        [(CASES[what], said) for what, said in messages.items()]
     )

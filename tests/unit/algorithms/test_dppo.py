@@ -11,7 +11,7 @@ import numpy as np
 import optax
 import pytest
 from helpers.by_hand import vector
-from helpers.off_policy import population_outcomes
+from helpers.off_policy import assert_every_switch_is_tested, population_outcomes
 from jax.sharding import PartitionSpec as P
 from scipy import stats
 
@@ -773,10 +773,10 @@ def test_every_switch_changes_what_it_governs(field):
 
 
 def test_every_switch_has_its_test():
-    assert SWITCHES.keys() == {field.name for field in dataclasses.fields(dppo.Config)}
+    assert_every_switch_is_tested(SWITCHES, dppo.Config, elsewhere=())
 
 
-def test_the_rollout_is_told_what_it_needs():
+def test_what_the_rollout_needs():
     assert dppo.rollout_needs(dppo.Config(gamma=0.9, epochs=3, minibatches=2)) == {
         "gamma": 0.9,
         "epochs": 3,

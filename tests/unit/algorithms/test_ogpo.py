@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from helpers.off_policy import assert_every_switch_is_tested
 from scipy import stats
 
 from gcp_jax.algorithms import ogpo
@@ -600,8 +601,7 @@ def test_every_switch_changes_what_it_governs(field, batch, usual):
 
 
 def test_every_switch_has_its_test():
-    """gamma is folded into the transitions, so the replay is told of it."""
-    assert SWITCHES.keys() | {"gamma"} == {field.name for field in dataclasses.fields(ogpo.Config)}
+    assert_every_switch_is_tested(SWITCHES, ogpo.Config)
 
 
 @pytest.mark.parametrize(

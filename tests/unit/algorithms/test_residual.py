@@ -349,7 +349,7 @@ def test_the_diagnostics_are_shown_the_average_critics():
 # Configuration.
 
 
-def test_the_replay_is_told_of_gamma_alone():
+def test_the_replay_needs_gamma_alone():
     assert algorithms.replay_needs(residual, changed(gamma=0.9)) == {"gamma": 0.9}
 
 

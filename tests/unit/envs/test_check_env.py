@@ -308,9 +308,9 @@ def test_sound_environment_passes_every_contract():
 
 @pytest.mark.parametrize("case", BROKEN)
 def test_broken_contract_is_caught(case):
-    env, contract, told = BROKEN[case]
+    env, contract, complaint = BROKEN[case]
     with pytest.raises(
-        EnvError, match=rf"^point breaks the contract '{contract}': .*{told}"
+        EnvError, match=rf"^point breaks the contract '{contract}': .*{complaint}"
     ) as caught:
         check_env(env, jax.random.key(0), n=4, steps=60)
     assert "\n" not in str(caught.value)

@@ -70,7 +70,7 @@ def test_names_are_made():
     assert all(envs.make(name).specs.name == name for name in envs.names())
 
 
-def test_unknown_name_is_told_with_what_is_allowed():
+def test_an_unknown_name_is_refused_with_what_is_allowed():
     with pytest.raises(
         ValueError,
         match=r"no environment is called 'peg_inset'; "
@@ -79,7 +79,7 @@ def test_unknown_name_is_told_with_what_is_allowed():
         envs.make("peg_inset")
 
 
-def test_unknown_setting_is_told_with_what_is_allowed():
+def test_an_unknown_setting_is_refused_with_what_is_allowed():
     with pytest.raises(
         ValueError,
         match=r"'reach' has no setting 'horizn'; did you mean 'horizon'\? allowed: .*tolerance",
@@ -115,12 +115,12 @@ def test_no_setting_takes_what_is_no_number_of_its_kind(name):
         ("ur5e_insert", "grip_friction", 0.0, "positive"),
     ],
 )
-def test_a_setting_out_of_its_range_is_told_with_what_is_allowed(name, field, value, allowed):
+def test_a_setting_out_of_its_range_is_refused_with_what_is_allowed(name, field, value, allowed):
     with pytest.raises(ValueError, match=rf"env.{field} is .*; it must be {allowed}"):
         envs.make(name, **{field: value})
 
 
-def test_unknown_peg_is_told_with_what_is_allowed():
+def test_an_unknown_peg_is_refused_with_what_is_allowed():
     with pytest.raises(ValueError, match="env.peg is 'hexagonal'; allowed: square, round"):
         envs.make("peg_insert", peg="hexagonal")
 

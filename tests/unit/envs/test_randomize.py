@@ -162,7 +162,7 @@ def test_nothing_turned_on_changes_nothing(block):
         ({"mass": 0.1}, "reach has no MuJoCo model"),
     ],
 )
-def test_what_cannot_be_randomized_is_told(fields, complaint):
+def test_what_cannot_be_randomized_is_refused(fields, complaint):
     with pytest.raises(ValueError, match=complaint):
         envs.make("reach", randomize=fields)
 

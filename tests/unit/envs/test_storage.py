@@ -198,7 +198,7 @@ def _description(folder, **changes):
         ),
     ],
 )
-def test_damage_is_told(folder, damage, complaint):
+def test_damage_is_reported(folder, damage, complaint):
     damage(folder)
     with pytest.raises(storage.DatasetError, match=complaint):
         storage.read(folder)

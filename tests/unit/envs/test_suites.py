@@ -33,7 +33,7 @@ def test_contracts(adapted):
     check_env(adapted, jax.random.key(0), n=2, steps=50)
 
 
-def test_specs_are_told(adapted):
+def test_specs_are_those_of_the_suite(adapted):
     specs = adapted.specs
     assert (
         specs.horizon == 40
@@ -95,12 +95,12 @@ def test_rewards_and_observations_are_the_suites_own():
         ("hoper", "no environment is called 'hoper'"),
     ],
 )
-def test_a_name_that_is_not_there_is_told(name, complaint):
+def test_a_name_that_is_not_there_is_refused(name, complaint):
     with pytest.raises(ValueError, match=complaint):
         envs.make(name)
 
 
-def test_a_suite_that_is_not_installed_is_told(monkeypatch):
+def test_a_suite_that_is_not_installed_is_named(monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "brax.envs", None)
     monkeypatch.setitem(__import__("sys").modules, "mujoco_playground", None)
     for name, extra in (("brax:ant", "brax"), ("playground:CheetahRun", "playground")):

@@ -66,7 +66,7 @@ def test_a_range_holds_what_is_between_its_ends():
         -1e300 in FINITE and math.nan not in FINITE and math.inf not in FINITE and "1" not in FINITE
     )
     assert 0.9 in Bounds(0, 1, high_open=True) and 1 not in Bounds(0, 1, high_open=True)
-    told = [
+    messages = [
         str(x)
         for x in (
             POSITIVE_INT,
@@ -78,7 +78,7 @@ def test_a_range_holds_what_is_between_its_ends():
             Bounds(high=3, high_open=True),
         )
     ]
-    assert told == [
+    assert messages == [
         "at least 1",
         "positive",
         "in (0, 1]",

@@ -324,9 +324,9 @@ def test_demonstrations_are_written_and_cloned_from_disk(tmp_path, capsys):
     plan = ["plan", "--config.env.name=reach", f"--config.demonstrations.path={out}"]
     assert main.main([*plan, "--config.demonstrations.episodes=6"]) == 0
     run = run_config.frozen_config(_reading(out, episodes=4))
-    read, told = assemble.make_task(run).demonstrate(jax.random.key(0))
+    read, facts = assemble.make_task(run).demonstrate(jax.random.key(0))
     dataset = storage.read(out)
-    assert told["episodes"] == 4 and len(read.start) == 4
+    assert facts["episodes"] == 4 and len(read.start) == 4
     np.testing.assert_array_equal(read.steps.obs, dataset.steps["obs"][: dataset.start[4]])
     assert f"{out} was recorded with env.horizon=12, not 24\n" in capsys.readouterr().err
     assert main.main([*plan, "--config.demonstrations.episodes=7"]) == 2

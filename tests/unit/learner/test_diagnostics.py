@@ -169,7 +169,7 @@ def test_kl_of_each_step_is_that_of_two_gaussians_deployed_from_base(perturbed):
 
 
 def test_a_policy_far_from_its_base_has_a_bounded_ratio():
-    """Its KL is told, and no number that is not finite stops the run."""
+    """Its KL is reported, and no number that is not finite stops the run."""
     for metrics in (
         diagnose(deployed(BIAS + 100.0)),
         diagnose(deployed(), base=deployed(BIAS + 100.0)),

@@ -50,5 +50,7 @@ def test_a_report_on_a_full_disk_names_the_file_that_it_could_not_write(tmp_path
     ]
     found = subprocess.run(limited, capture_output=True, text=True, cwd=ROOT)
     assert found.returncode == 2
-    told = f"gcp-jax report: [Errno 27] cannot write {tmp_path}/report/curves.png: File too large"
-    assert found.stderr.splitlines()[-1] == told
+    expected = (
+        f"gcp-jax report: [Errno 27] cannot write {tmp_path}/report/curves.png: File too large"
+    )
+    assert found.stderr.splitlines()[-1] == expected
