@@ -26,7 +26,6 @@ from gcp_jax.config import (
     RunConfig,
     build_algorithm_choice,
     build_population,
-    split_name,
     to_dict,
 )
 from gcp_jax.config_fields import build_config, suggest
@@ -71,7 +70,7 @@ def build_env_choice(section: Any) -> EnvChoice:
     Raises:
       ConfigError: in one line, for an unknown task or field, or a value that is not allowed.
     """
-    name, module, fields = split_name(section, "env")
+    name, module, fields = user_code.split_name(section, "env")
     randomize = build_config(Randomize, fields.pop("randomize", {}), "env.randomize.")
     try:
         definition = envs.load(name, module)

@@ -198,12 +198,6 @@ class EnvChoice:
         }
 
 
-def shortest(value: float) -> str:
-    """A number as text: in six digits if they are exact, otherwise in all that it needs."""
-    text = f"{value:g}"
-    return text if float(text) == value else repr(value)
-
-
 class Member(NamedTuple):
     """One of the trainings that share a program: its seed and the values that vary."""
 
@@ -216,7 +210,9 @@ class Member(NamedTuple):
 
         Labels differ whenever values do.
         """
-        return ",".join(f"{name}={shortest(value)}" for name, value in self.values.items())
+        return ",".join(
+            f"{name}={config_fields.shortest(value)}" for name, value in self.values.items()
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -329,34 +325,13 @@ def clone_config(config: RunConfig) -> RunConfig:
     )
 
 
-def split_name(section: Any, where: str) -> tuple[str, str, dict[str, Any]]:
-    """Split {"name": …, "module": …, **fields} into these three.
-
-    Raises:
-      ConfigError: if the name is missing or the module is not a string.
-    """
-    if not isinstance(section, Mapping):
-        raise ConfigError(f"{where} is {section!r}; a section with {where}.name is expected.")
-    fields = dict(section)
-    module = fields.pop("module", "")
-    if not isinstance(module, str):
-        expected = "the name of an importable module is expected"
-        raise ConfigError(f"{where}.module is {module!r}; {expected}.")
-    module = user_code.module_name(module, f"{where}.module={module!r}")
-    name = fields.pop("name", None)
-    if not isinstance(name, str) or not name:
-        example = {"env": "reach", "algorithm": "ogpo"}[where]
-        raise ConfigError(f"{where}.name is missing; e.g. {where}.name={example!r}.")
-    return name, module, fields
-
-
 def build_algorithm_choice(section: Any) -> AlgorithmChoice:
     """A method with its settings from {"name": …, "module": …, **settings}.
 
     Raises:
       ConfigError: in one line, for an unknown method or field, or a value that is not allowed.
     """
-    name, module, fields = split_name(section, "algorithm")
+    name, module, fields = user_code.split_name(section, "algorithm")
     try:
         config = algorithms.load(name, module).Config
     except ConfigError:

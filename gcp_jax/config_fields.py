@@ -361,3 +361,9 @@ def _to_float(value: int, where: str) -> float:
         return float(value)
     except OverflowError as error:
         raise ConfigError(f"{where} is {value}; it is too large for a float.") from error
+
+
+def shortest(value: float) -> str:
+    """A number as text: in six digits if they are exact, otherwise in all that it needs."""
+    text = f"{value:g}"
+    return text if float(text) == value else repr(value)

@@ -13,7 +13,7 @@ import importlib.util
 import linecache
 import sys
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -148,6 +148,27 @@ def place_of(error: BaseException) -> str:
 
 def _is_users(frame: traceback.FrameSummary) -> bool:
     return frame.filename in _files
+
+
+def split_name(section: Any, where: str) -> tuple[str, str, dict[str, Any]]:
+    """Split {"name": …, "module": …, **fields} into these three.
+
+    Raises:
+      ConfigError: if the name is missing or the module is not a string.
+    """
+    if not isinstance(section, Mapping):
+        raise ConfigError(f"{where} is {section!r}; a section with {where}.name is expected.")
+    fields = dict(section)
+    module = fields.pop("module", "")
+    if not isinstance(module, str):
+        expected = "the name of an importable module is expected"
+        raise ConfigError(f"{where}.module is {module!r}; {expected}.")
+    module = module_name(module, f"{where}.module={module!r}")
+    name = fields.pop("name", None)
+    if not isinstance(name, str) or not name:
+        example = {"env": "reach", "algorithm": "ogpo"}[where]
+        raise ConfigError(f"{where}.name is missing; e.g. {where}.name={example!r}.")
+    return name, module, fields
 
 
 def describe(error: BaseException) -> str:

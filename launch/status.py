@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from rich.table import Table
 
-from gcp_jax.config import shortest
+from gcp_jax.config_fields import shortest
 from gcp_jax.json_files import JsonError, Maybe, parse_json, problem_of, read_json
 from gcp_jax.launch.axes import Point
 from gcp_jax.launch.launcher import is_finished, run_folder

@@ -17,7 +17,7 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import NullLocator
 
 from gcp_jax.atomic_files import write_bytes, write_text
-from gcp_jax.config import shortest
+from gcp_jax.config_fields import shortest
 from gcp_jax.launch import status
 from gcp_jax.launch.sweep_results import Setting, SweepResults, read_sweep, settings_csv
 from gcp_jax.report import html
