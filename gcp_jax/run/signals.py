@@ -39,7 +39,8 @@ def stop_requests() -> Iterator[StopRequest]:
             raise KeyboardInterrupt
         request.signum = signum
         print(
-            "saving at the end of this segment; a second signal ends at once, without saving …",
+            "stopping when this segment, evaluation or compilation has ended, and saving; a second "
+            "signal ends at once, without saving …",
             file=sys.stderr,
         )
 

@@ -199,17 +199,20 @@ class Cadence(NamedTuple):
           goal_reached: the last evaluation ends the stage.
         """
         stop: RunError | None = None
-        done = f"{self.progress(clock)} {self.unit}"
         if self.pauses(clock, pause_at):
-            stop = Paused(f"paused at {done}.")
+            stop = Paused(f"paused at {self.progress(clock)} {self.unit}.")
         elif signum:
-            stop = Interrupted(
-                f"stopped by {signal.Signals(signum).name}; saved at {done} of {self.name}. "
-                "The same command continues from there.",
-                signum,
-            )
+            stop = self.interruption(clock, signum)
         due = clock == self.segments or clock % self.checkpoint_every == 0
         return Decision(save=due or goal_reached or stop is not None, stop=stop)
+
+    def interruption(self, clock: int, signum: int) -> Interrupted:
+        """The error that ends a run which is saved after segment ``clock``, because of a signal."""
+        return Interrupted(
+            f"stopped by {signal.Signals(signum).name}; saved at {self.progress(clock)} "
+            f"{self.unit} of {self.name}. The same command continues from there.",
+            signum,
+        )
 
 
 class Cadences(NamedTuple):

@@ -28,6 +28,7 @@ from gcp_jax.run.nonfinite_budget import NonfiniteBudget
 from gcp_jax.run.progress import Progress
 from gcp_jax.run.saved_policy import EvalPolicy
 from gcp_jax.run.session import Session
+from gcp_jax.run.signals import StopRequest
 from gcp_jax.run.sizes import Cadence
 from gcp_jax.types import Algorithm, PyTree, Train
 
@@ -169,7 +170,9 @@ def run_stage(stage: Stage, session: Session) -> StageResult:
             return StageResult(
                 distributed.fetch(stage.export(restored.train)), rows, budget.given_up
             )
+        stop_before_segment(session.stop_request, cadence, clock)
         train, segment = _compile(stage, restored, progress)
+        stop_before_segment(session.stop_request, cadence, clock)
         while not stage.is_over(clock, rows):
             train, numbers, seconds = _time_segment(segment, train)
             clock += 1
@@ -191,6 +194,15 @@ def run_stage(stage: Stage, session: Session) -> StageResult:
     session.timer.compile_seconds += progress.compile_seconds
     checkpoints.close()
     return StageResult(distributed.fetch(stage.export(train)), rows, budget.given_up)
+
+
+def stop_before_segment(request: StopRequest, cadence: Cadence, clock: int) -> None:
+    """Raise Interrupted if a signal came during what precedes a stage's segments.
+
+    That is the evaluation of the base policy, or compiling; the run is on disk as it was.
+    """
+    if signum := distributed.largest(request.signum):
+        raise cadence.interruption(clock, signum)
 
 
 def _begin(

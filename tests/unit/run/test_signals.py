@@ -15,7 +15,8 @@ def test_the_first_signal_is_recorded_and_the_second_raises(capsys):
         signal.raise_signal(signal.SIGTERM)
         assert request.signum == signal.SIGTERM
         assert capsys.readouterr().err == (
-            "saving at the end of this segment; a second signal ends at once, without saving …\n"
+            "stopping when this segment, evaluation or compilation has ended, and saving; a second "
+            "signal ends at once, without saving …\n"
         )
         with pytest.raises(KeyboardInterrupt):
             signal.raise_signal(signal.SIGINT)

@@ -1,15 +1,17 @@
 """Numbers of a stage: means over episodes, and the score that ends cloning."""
 
 import math
+import signal
 
 import pytest
 
 from gcp_jax.learner import loop
 from gcp_jax.run.episode_cohorts import EpisodeCohorts
-from gcp_jax.run.errors import RunError
+from gcp_jax.run.errors import Interrupted, RunError
 from gcp_jax.run.evaluator import format_mean_score, mean_score
+from gcp_jax.run.signals import StopRequest
 from gcp_jax.run.sizes import Cadence
-from gcp_jax.run.stage import DataId, Stage, episode_columns
+from gcp_jax.run.stage import DataId, Stage, episode_columns, stop_before_segment
 from gcp_jax.types import LearnerState, Train
 
 CADENCE = Cadence("pretrain", 3, 0, 10, 0, 1, 1)
@@ -101,3 +103,14 @@ def test_a_checkpoint_holds_everything_but_the_data():
     learner = LearnerState(*range(len(LearnerState._fields)))
     kept = loop.without_data(Train(env_state=7, learner=learner))
     assert kept == Train(env_state=7, learner=learner._replace(data=None))
+
+
+def test_a_signal_before_the_first_segment_stops_the_stage_there():
+    """It may come while the base policy is evaluated, minutes before the segment is compiled."""
+    request = StopRequest()
+    stop_before_segment(request, CADENCE, clock=1)
+    request.signum = signal.SIGINT
+    message = "stopped by SIGINT; saved at 10 updates of pretrain. The same command continues"
+    with pytest.raises(Interrupted, match=message) as error:
+        stop_before_segment(request, CADENCE, clock=1)
+    assert error.value.code == 128 + signal.SIGINT
