@@ -20,7 +20,6 @@ SHORTER = {
     "demonstrations.episodes": 16,
     "pretrain.updates": 50,
     "evaluation.every": 768,
-    "video": False,
 }
 
 
