@@ -43,15 +43,15 @@ class LocalBackend:
             process.terminate()
         self._threads.shutdown(wait=True)
         for process in self._processes:
-            process.pool.shutdown()
+            process.shutdown()
 
 
 class _SlotProcess:
-    """One worker process on its share of the machine."""
+    """One worker process on its share of the machine; the first job starts it."""
 
     def __init__(self, slot: WorkerSlot, devices: int) -> None:
         self._arguments = (slot.environment, devices, slot.cores)
-        self.pool = self._start()
+        self._pool: concurrent.futures.ProcessPoolExecutor | None = None
 
     def _start(self) -> concurrent.futures.ProcessPoolExecutor:
         return concurrent.futures.ProcessPoolExecutor(
@@ -63,17 +63,25 @@ class _SlotProcess:
 
     def run(self, job: Job) -> JobResult:
         """Make one attempt. Raises BrokenProcessPool if the process died during it."""
+        if self._pool is None:
+            self._pool = self._start()
         try:
-            return self.pool.submit(_run_unless_orphaned, job, os.getpid()).result()
+            return self._pool.submit(_run_unless_orphaned, job, os.getpid()).result()
         except BrokenProcessPool:
-            self.pool.shutdown()
-            self.pool = self._start()
+            self._pool.shutdown()
+            self._pool = None
             raise
 
     def terminate(self) -> None:
         """Send SIGTERM: a run saves first."""
-        for process in list((self.pool._processes or {}).values()):
+        processes = self._pool._processes if self._pool else None
+        for process in list((processes or {}).values()):
             process.terminate()
+
+    def shutdown(self) -> None:
+        """End the process when its job is done."""
+        if self._pool:
+            self._pool.shutdown()
 
 
 def _run_unless_orphaned(job: Job, launcher_pid: int) -> JobResult:
