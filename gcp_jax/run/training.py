@@ -135,8 +135,8 @@ class Training:
                     require_last_checkpoint(self.folder, self.cadences.finetune)
                 policy, deployed = self._base_policy(session)
                 summary = self._finetune(session, policy, deployed) | finished
-            require_policies(self.folder, self.config.members)
-            if distributed.is_primary():
+            if distributed.is_primary():  # it alone saves; others may be here before it has
+                require_policies(self.folder, self.config.members)
                 write_json(self.folder / "summary.json", summary)
             return summary
 
