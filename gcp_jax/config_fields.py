@@ -181,7 +181,7 @@ def check(config: Any, section: str) -> None:
         allowed = declared.metadata.get("allowed")
         if value is None and (default is None or _may_be_none(type(config), declared.name)):
             continue
-        if value == () and default and allowed is not None:
+        if isinstance(value, tuple) and not value and default and allowed is not None:
             raise ConfigError(
                 f"{section}{declared.name} is (); give at least one value, e.g. {default}."
             )
