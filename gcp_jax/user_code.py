@@ -88,6 +88,9 @@ def import_module(name: str, named: str) -> ModuleType:
       ConfigError: it raises an error.
     """
     with user_errors(named, unknown=name):
+        loaded = sys.modules.get(name)
+        if loaded is not None and loaded.__spec__ is None:  # made by code, without a file
+            return loaded
         spec = importlib.util.find_spec(name)
         is_pythons = name.partition(".")[0] in sys.stdlib_module_names
         if spec is not None and spec.origin and not is_pythons:
