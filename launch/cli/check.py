@@ -9,6 +9,7 @@ import jax
 from absl import flags
 
 from gcp_jax.config import RunConfig
+from gcp_jax.config_fields import MAX_COUNT
 from gcp_jax.envs.check import check_env
 from gcp_jax.envs.protocol import NO_SUCCESS, EnvSpecs
 from gcp_jax.experiments import assemble, method_trial
@@ -68,7 +69,14 @@ def _print(measured: dict[str, str]) -> None:
 
 
 def _flags(declared: flags.FlagValues) -> None:
-    flags.DEFINE_integer("seed", 0, "seed of the episodes", flag_values=declared, lower_bound=0)
+    flags.DEFINE_integer(
+        "seed",
+        0,
+        "seed of the episodes",
+        flag_values=declared,
+        lower_bound=0,
+        upper_bound=MAX_COUNT,
+    )
 
 
 COMMANDS = {
