@@ -37,8 +37,9 @@ from gcp_jax.algorithms.qc import Config
 def make(config, policy, source):
     algorithm = qc.make(config, policy, source)
     def update(state, batch, key):
-        state, metrics = algorithm.update(state, batch, key)
-        return state, {**metrics, "q": metrics["q"] * jnp.nan}
+        reward = batch.transitions.reward * jnp.nan
+        batch = batch._replace(transitions=batch.transitions._replace(reward=reward))
+        return algorithm.update(state, batch, key)
     return algorithm._replace(update=update)
 """
 
@@ -79,7 +80,7 @@ def file(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def whole(file, tmp_path_factory):
-    """A benchmark of two methods that work and one whose numbers become NaN."""
+    """A benchmark of two methods that work and one whose rewards are NaN."""
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(file.parent)
         chosen = comparison.choose(
@@ -112,9 +113,9 @@ def test_every_method_starts_from_one_clone_and_is_evaluated_alike(whole):
 def test_a_failure_is_noted_and_the_others_go_on(whole):
     _, folder, result = whole
     assert list(result["failed"]) == ["near/broken"]
-    assert "q was not finite" in (folder / "near" / "broken" / "failed.txt").read_text()
+    assert "critic_loss was not finite" in (folder / "near" / "broken" / "failed.txt").read_text()
     page = (folder / "report" / "report.html").read_text()
-    assert "q was not finite" in page
+    assert "critic_loss was not finite" in page
     assert (folder / "report" / "table.tex").is_file()
 
 
