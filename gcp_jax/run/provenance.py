@@ -35,13 +35,19 @@ def package_versions() -> dict[str, str]:
 def git_commit() -> str | None:
     """The git commit of this source tree, "-dirty" if files differ; None outside a checkout.
 
-    Git takes no lock: a run that is killed here must not leave one behind.
+    Git takes no lock, as ``git describe`` would: a run that is killed here leaves none behind.
     """
-    command = ["git", "--no-optional-locks", "describe", "--always", "--dirty", "--abbrev=40"]
     try:
-        done = subprocess.run(
-            command, cwd=Path(__file__).parent, capture_output=True, text=True, check=True
-        )
+        commit = _git("rev-parse", "HEAD")
+        changed = _git("status", "--porcelain", "--untracked-files=no")
     except (OSError, subprocess.CalledProcessError):
         return None
+    return f"{commit}-dirty" if changed else commit
+
+
+def _git(*words: str) -> str:
+    command = ["git", "--no-optional-locks", *words]
+    done = subprocess.run(
+        command, cwd=Path(__file__).parent, capture_output=True, text=True, check=True
+    )
     return done.stdout.strip()
