@@ -32,7 +32,7 @@ from gcp_jax.experiments.plan import plan
 from gcp_jax.json_files import read_json
 from gcp_jax.report import benchmark_page, benchmark_read
 from gcp_jax.run import provenance, run_policies
-from gcp_jax.run.adopted_policy import adopt_policy, check_same_network
+from gcp_jax.run.adopted_policy import adopt_policy, check_same_network, policy_differences
 from gcp_jax.run.code_digests import code_digests
 from gcp_jax.run.errors import Interrupted
 from gcp_jax.run.folder import check_path, check_resumable, differences, refuse_foreign_folder
@@ -232,12 +232,8 @@ def run(comparison: Comparison, folder: Path, command: str) -> dict[str, Any]:
 
 def _changed_policy_fields(clone: RunConfig, config: RunConfig) -> list[str]:
     """The fields of the policy that a method sets otherwise than the clone of its task."""
-    names = [each.name for each in dataclasses.fields(config.policy)]
-    return [
-        f"policy.{name}"
-        for name in names
-        if getattr(config.policy, name) != getattr(clone.policy, name)
-    ]
+    changed = policy_differences(clone.policy, config.policy)
+    return [f"policy.{name}" for name, _, _ in changed]
 
 
 def _check_comparable(comparison: Comparison, tasks: Mapping[str, TaskInterface]) -> None:

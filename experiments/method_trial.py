@@ -15,6 +15,7 @@ import numpy as np
 
 from gcp_jax import mesh as mesh_lib
 from gcp_jax.config import Evaluation, Finetune, RunConfig
+from gcp_jax.envs.physics.common import initial_state
 from gcp_jax.envs.protocol import NO_SUCCESS, Env, EnvSpecs, State
 from gcp_jax.envs.wrappers import training
 from gcp_jax.learner import loop
@@ -140,18 +141,7 @@ def _trial_config(config: RunConfig) -> RunConfig:
 
 def _task() -> TaskInterface:
     def reset(key: Array) -> State:
-        no = jnp.bool_(False)
-        return State(
-            physics=(),
-            obs=jnp.zeros(1),
-            reward=jnp.float32(0),
-            terminated=no,
-            truncated=no,
-            success=no,
-            diverged=no,
-            time=jnp.int32(0),
-            key=key,
-        )
+        return initial_state((), jnp.zeros(1), key)
 
     def step(state: State, action: Array) -> State:
         return state._replace(reward=_reward(action[0]), terminated=jnp.bool_(True))

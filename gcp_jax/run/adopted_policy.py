@@ -14,7 +14,7 @@ from pathlib import Path
 
 from gcp_jax.config import ConfigError, RunConfig
 from gcp_jax.core.policy import PolicyConfig
-from gcp_jax.run import saved_policy
+from gcp_jax.run import run_policies, saved_policy
 
 SECTION = "policy."
 
@@ -47,7 +47,7 @@ def adopt_policy(config: RunConfig, explicit: Collection[str], folder: Path) -> 
     path = config.pretrain.saved_policy
     if not path:
         return config
-    copy = folder / "policy" / "base"
+    copy = run_policies.policy_folder(folder, run_policies.BASE)
     source = copy if copy.exists() and not Path(path).exists() else Path(path)
     saved = saved_policy.saved_policy_config(source)
     by_hand = {name.removeprefix(SECTION) for name in explicit if name.startswith(SECTION)}
@@ -59,9 +59,9 @@ def adopt_policy(config: RunConfig, explicit: Collection[str], folder: Path) -> 
     except ValueError as error:
         raise ConfigError(f"{error} (with {source} as pretrain.saved_policy)") from error
     check_same_network(policy, saved, str(source))
-    for name, old, new in _differences(config.policy, policy):
+    for name, old, new in policy_differences(config.policy, policy):
         print(f"note: {SECTION}{name} is {new}, that of {source}, not {old}", file=sys.stderr)
-    for name, old, new in _differences(saved, policy):
+    for name, old, new in policy_differences(saved, policy):
         print(f"note: {SECTION}{name} is {new}; {source} had {old}", file=sys.stderr)
     return dataclasses.replace(config, policy=policy)
 
@@ -72,7 +72,7 @@ def check_same_network(policy: PolicyConfig, saved: PolicyConfig, path: str) -> 
     Raises:
       ConfigError: for the first setting that cannot change.
     """
-    for name, old, new in _differences(saved, policy):
+    for name, old, new in policy_differences(saved, policy):
         if name not in sampling_settings(saved):
             raise ConfigError(
                 f"{SECTION}{name} is {new}, but the policy of {path} was trained with {old}, which "
@@ -80,8 +80,8 @@ def check_same_network(policy: PolicyConfig, saved: PolicyConfig, path: str) -> 
             )
 
 
-def _differences(old: PolicyConfig, new: PolicyConfig) -> list[tuple[str, object, object]]:
-    """The settings that differ: (name, value in old, value in new)."""
+def policy_differences(old: PolicyConfig, new: PolicyConfig) -> list[tuple[str, object, object]]:
+    """The settings in which two policies differ: (name, value in old, value in new)."""
     names = [each.name for each in dataclasses.fields(PolicyConfig)]
     pairs = [(name, getattr(old, name), getattr(new, name)) for name in names]
     return [(name, before, after) for name, before, after in pairs if before != after]

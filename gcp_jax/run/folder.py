@@ -20,7 +20,14 @@ from typing import Any, NamedTuple
 from gcp_jax.atomic_files import write_json
 from gcp_jax.config import RunConfig, to_dict
 from gcp_jax.json_files import DictOf, Maybe, problem_of, read_json
-from gcp_jax.run import checkpoint, distributed, metrics, provenance, saved_policy
+from gcp_jax.run import (
+    checkpoint,
+    distributed,
+    metrics,
+    provenance,
+    run_policies,
+    saved_policy,
+)
 from gcp_jax.run.code_digests import code_digests
 from gcp_jax.run.errors import RunError
 from gcp_jax.run.sizes import Cadences
@@ -144,8 +151,7 @@ def open_folder(
         }
         write_json(path, record)
     distributed.wait("config.json")
-    check_resumable(folder, config, code, inputs)
-    saved = read_json(path, RECORD, error=RunError)
+    saved = check_resumable(folder, config, code, inputs)
     _warn_of_versions(saved.get("versions") or {}, provenance.package_versions())
     if (changed := _changed_modules(saved, code)) and distributed.is_primary():
         print(f"{changed} changed since this run began (allow_changed_code)", file=sys.stderr)
@@ -168,7 +174,7 @@ def check_folder(folder: Path, config: RunConfig, inputs: Mapping[str, str]) -> 
 
 def check_resumable(
     folder: Path, config: RunConfig, code: Mapping[str, str], inputs: Mapping[str, str]
-) -> None:
+) -> dict[str, Any]:
     """Check that a folder's run, if it holds one, is the given one; nothing is written.
 
     Args:
@@ -177,14 +183,17 @@ def check_resumable(
       code: what ``code_digests`` gives for it.
       inputs: digests of what it reads from disk, as far as that is there.
 
+    Returns:
+      The content of ``config.json``; {} if there is none.
+
     Raises:
       RunError: the folder holds a run of another format, configuration, code or data.
     """
     path = folder / "config.json"
     if not path.exists():
-        return
+        return {}
     remedy = "restore it, or choose another --run_dir"
-    saved = read_json(path, error=RunError, remedy=remedy)
+    saved: dict[str, Any] = read_json(path, error=RunError, remedy=remedy)
     if saved.get("format") != FORMAT:
         raise RunError(
             f"{folder} holds a run of format {saved.get('format')!r}, this version reads {FORMAT}; "
@@ -213,6 +222,7 @@ def check_resumable(
             "it, choose another --run_dir, or continue with the new code by "
             "--config.allow_changed_code=True."
         )
+    return saved
 
 
 def _is_same_input(
@@ -359,7 +369,7 @@ def drop_late_rows(folder: Path, cadences: Cadences) -> None:
     clock = checkpoint.latest(folder / "checkpoints" / "finetune")
     if clock is not None:
         keep = metrics.until("finetune", **cadences.finetune.counters(clock))
-    elif saved_policy.is_intact(folder / "policy" / "base"):
+    elif saved_policy.is_intact(run_policies.policy_folder(folder, run_policies.BASE)):
         keep = metrics.until("base", env_steps=0, updates=0)
     else:
         clock = checkpoint.latest(folder / "checkpoints" / "pretrain") or 0

@@ -55,20 +55,7 @@ def interquartile_mean(
         ValueError: the scores are not finite, or of another shape.
     """
     table = _score_table(scores, "interquartile_mean")
-    rng = np.random.default_rng(rng_seed)
-    estimate = float(_middle_mean(table.reshape(-1)))
-    if episodes is not None and (table == table[0]).all():
-        return _interval_of_episodes(
-            table[0],
-            len(table) * np.asarray(episodes),
-            estimate,
-            _middle_mean,
-            confidence,
-            resamples,
-            rng,
-        )
-    resampled = _resample(table, resamples, rng)
-    return _percentiles(estimate, _middle_mean(resampled.reshape(resamples, -1)), confidence)
+    return _interval_of_all(table, _middle_mean, confidence, resamples, rng_seed, episodes)
 
 
 def mean_score(
@@ -85,20 +72,7 @@ def mean_score(
     such as success rates, one minus the mean is the optimality gap.
     """
     table = _score_table(scores, "mean_score")
-    rng = np.random.default_rng(rng_seed)
-    estimate = float(table.mean())
-    if episodes is not None and (table == table[0]).all():
-        return _interval_of_episodes(
-            table[0],
-            len(table) * np.asarray(episodes),
-            estimate,
-            _row_mean,
-            confidence,
-            resamples,
-            rng,
-        )
-    resampled = _resample(table, resamples, rng)
-    return _percentiles(estimate, resampled.mean(axis=(1, 2)), confidence)
+    return _interval_of_all(table, _row_mean, confidence, resamples, rng_seed, episodes)
 
 
 def performance_profile(
@@ -232,6 +206,29 @@ def _resample(table: Floats, resamples: int, rng: np.random.Generator) -> Floats
     if runs == 1:
         return np.full((resamples, runs, tasks), np.nan)
     return table[rng.integers(runs, size=(resamples, runs, tasks)), np.arange(tasks)]
+
+
+def _interval_of_all(
+    table: Floats,
+    statistic: Callable[[Floats], Floats],
+    confidence: float,
+    resamples: int,
+    rng_seed: int,
+    episodes: ArrayLike | None,
+) -> Interval:
+    """A statistic, over the last axis, of all scores [R, M], with the interval of its runs.
+
+    It is the interval of their episodes instead if these are known and the runs scored alike.
+    """
+    rng = np.random.default_rng(rng_seed)
+    estimate = float(statistic(table.reshape(-1)))
+    if episodes is not None and (table == table[0]).all():
+        behind = len(table) * np.asarray(episodes)
+        return _interval_of_episodes(
+            table[0], behind, estimate, statistic, confidence, resamples, rng
+        )
+    resampled = _resample(table, resamples, rng).reshape(resamples, -1)
+    return _percentiles(estimate, statistic(resampled), confidence)
 
 
 def _interval_of_episodes(

@@ -6,14 +6,12 @@ import sys
 from typing import Any
 
 import jax
-from absl import flags
 
 from gcp_jax.config import RunConfig
-from gcp_jax.config_fields import MAX_COUNT
 from gcp_jax.envs.check import check_env
 from gcp_jax.envs.protocol import NO_SUCCESS, EnvSpecs
 from gcp_jax.experiments import assemble, method_trial
-from gcp_jax.launch.cli.parse import Arguments, Command, Configuration
+from gcp_jax.launch.cli.parse import Arguments, Command, Configuration, define_seed
 from gcp_jax.run.method_check import check_method
 
 SIZES = EnvSpecs(
@@ -68,17 +66,6 @@ def _print(measured: dict[str, str]) -> None:
         print(f"  {contract:<14} {value}", file=sys.stderr)
 
 
-def _flags(declared: flags.FlagValues) -> None:
-    flags.DEFINE_integer(
-        "seed",
-        0,
-        "seed of the episodes",
-        flag_values=declared,
-        lower_bound=0,
-        upper_bound=MAX_COUNT,
-    )
-
-
 COMMANDS = {
     "check": Command(
         run=check,
@@ -91,6 +78,6 @@ successors, resets under random actions, the demonstrator, the scene and its cam
 whether it learns a task of one step whose optimum is known.""",
         json="env or method, and what was measured of each contract",
         configuration=Configuration.OF_ENV,
-        define_flags=_flags,
+        define_flags=define_seed,
     ),
 }

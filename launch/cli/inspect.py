@@ -19,7 +19,7 @@ from gcp_jax.envs.protocol import Env
 from gcp_jax.envs.shapes import check_shapes
 from gcp_jax.experiments import assemble, play
 from gcp_jax.launch import sweep_page
-from gcp_jax.launch.cli.parse import Arguments, Command, Configuration, UsageError
+from gcp_jax.launch.cli.parse import Arguments, Command, Configuration, UsageError, define_seed
 from gcp_jax.launch.manifest import NAME as SWEEP_MANIFEST
 from gcp_jax.report import run_page
 from gcp_jax.run import provenance
@@ -168,22 +168,11 @@ def demos(arguments: Arguments) -> dict[str, Any]:
     return {"dataset": str(out), **dataset.facts, "seconds": seconds}
 
 
-def _seed_flag(declared: flags.FlagValues) -> None:
-    flags.DEFINE_integer(
-        "seed",
-        0,
-        "seed of the episodes",
-        flag_values=declared,
-        lower_bound=0,
-        upper_bound=MAX_COUNT,
-    )
-
-
 def _evaluate_flags(declared: flags.FlagValues) -> None:
     flags.DEFINE_integer(
         "episodes", 256, "start states", flag_values=declared, lower_bound=1, upper_bound=MAX_COUNT
     )
-    _seed_flag(declared)
+    define_seed(declared)
 
 
 def _report_flags(declared: flags.FlagValues) -> None:
@@ -215,7 +204,7 @@ def _render_flags(declared: flags.FlagValues) -> None:
         lower_bound=NOISE.low,
         upper_bound=NOISE.high,
     )
-    _seed_flag(declared)
+    define_seed(declared)
 
 
 def _demos_flags(declared: flags.FlagValues) -> None:
@@ -239,7 +228,7 @@ def _demos_flags(declared: flags.FlagValues) -> None:
     flags.DEFINE_string(
         "out", "", "the folder of the dataset (default: demos/ENV-QUALITY)", flag_values=declared
     )
-    _seed_flag(declared)
+    define_seed(declared)
 
 
 COMMANDS = {

@@ -23,6 +23,7 @@ from ml_collections import config_flags
 
 from gcp_jax import envs
 from gcp_jax.config import ConfigError, RunConfig
+from gcp_jax.config_fields import MAX_COUNT
 from gcp_jax.experiments import run_config
 
 PREFIX = "--config."
@@ -138,6 +139,18 @@ def declared_flags(command: Command) -> flags.FlagValues:
         flag_values=declared,
     )
     return declared
+
+
+def define_seed(declared: flags.FlagValues) -> None:
+    """Declare ``--seed`` of the commands that play episodes."""
+    flags.DEFINE_integer(
+        "seed",
+        0,
+        "seed of the episodes",
+        flag_values=declared,
+        lower_bound=0,
+        upper_bound=MAX_COUNT,
+    )
 
 
 def parse(name: str, command: Command, words: Sequence[str]) -> Arguments:
