@@ -9,13 +9,14 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import importlib
+import importlib.machinery
 import importlib.util
 import linecache
 import sys
 import traceback
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from types import ModuleType
+from types import CodeType, ModuleType
 from typing import Any
 
 from gcp_jax.config_fields import ConfigError
@@ -23,8 +24,21 @@ from gcp_jax.config_fields import ConfigError
 _files: set[str] = set()  # files of the user that were loaded, as their frames name them
 
 
+class _SourceLoader(importlib.machinery.SourceFileLoader):
+    """Reads a file's source each time.
+
+    Cached bytecode is recognized by the second and the size of the source: a file that was edited
+    twice within a second, to the same length, would be the older one.
+    """
+
+    def get_code(self, fullname: str) -> CodeType:
+        path = self.get_filename(fullname)
+        code: CodeType = self.source_to_code(self.get_data(path), path)
+        return code
+
+
 def load_file(path: str | Path, named: str) -> ModuleType:
-    """The module of a Python file.
+    """The module of a Python file, as the file is now.
 
     Args:
       path: the file, which exists.
@@ -35,14 +49,17 @@ def load_file(path: str | Path, named: str) -> ModuleType:
     """
     path = Path(path).absolute()
     digest = hashlib.sha256(str(path).encode()).hexdigest()[:10]
-    spec = importlib.util.spec_from_file_location(f"gcp_jax_user_file_{digest}", path)
-    if spec is None or spec.loader is None:
+    if path.suffix != ".py":
         raise ConfigError(f"{named} is not a Python file; its name must end in .py.")
+    name = f"gcp_jax_user_file_{digest}"
+    loader = _SourceLoader(name, str(path))
+    spec = importlib.util.spec_from_file_location(name, path, loader=loader)
+    assert spec is not None  # a loader was given
     _files.add(str(path))
     module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # dataclasses look themselves up there
+    sys.modules[name] = module  # dataclasses look themselves up there
     with user_errors(named):
-        spec.loader.exec_module(module)
+        loader.exec_module(module)
     return module
 
 

@@ -1,7 +1,11 @@
 """A user's file that raises is one line with the file, the line and the user's own error."""
 
+import os
+import sys
+
 import pytest
 
+from gcp_jax import user_code
 from gcp_jax.config import ConfigError
 from gcp_jax.experiments import run_config
 from gcp_jax.launch.cli import main
@@ -136,3 +140,14 @@ def test_a_dataclass_in_a_users_file_finds_its_module(tmp_path):
     )
     config = run_config.read_config_file(str(path), named="mine")
     assert config.policy.steps == 3
+
+
+def test_a_file_edited_within_a_second_is_the_new_one(tmp_path, monkeypatch):
+    """Bytecode of the first would pass for the second: its size and its second are the same."""
+    monkeypatch.setattr(sys, "dont_write_bytecode", False)
+    path = tmp_path / "sweep.py"
+    for seeds in (3, 5):
+        path.write_text(f"seeds = {seeds}\n")
+        os.utime(path, (1_000_000_000, 1_000_000_000))
+        assert user_code.load_file(path, "sweep.py").seeds == seeds
+    assert [file.name for file in tmp_path.iterdir()] == ["sweep.py"]
