@@ -36,6 +36,7 @@ from gcp_jax.run.adopted_policy import adopt_policy, check_same_network, policy_
 from gcp_jax.run.code_digests import code_digests
 from gcp_jax.run.errors import Interrupted
 from gcp_jax.run.folder import check_path, check_resumable, differences, refuse_foreign_folder
+from gcp_jax.run.requirements import require_packages_and_devices
 from gcp_jax.run.sizes import run_sizes
 from gcp_jax.run.task import TaskInterface
 from gcp_jax.run.training import Training
@@ -242,6 +243,8 @@ def _check_comparable(comparison: Comparison, tasks: Mapping[str, TaskInterface]
     Raises:
       ConfigError: if a task is scored by return, if methods of a task would be evaluated at
         different environment steps or need different networks, or if the sizes of a run do not fit.
+      ImportError: a package that writes metrics is missing.
+      ValueError: there are too few devices.
     """
     for task, methods in comparison.runs.items():
         specs = tasks[task].env.specs
@@ -266,6 +269,7 @@ def _check_comparable(comparison: Comparison, tasks: Mapping[str, TaskInterface]
         for name, config in methods.items():
             _check_clone(f"{task}: {name}", comparison.first_runs[task], config)
             plan.plan(config, tasks[task])
+            require_packages_and_devices(config)
 
 
 def _make_task(comparison: Comparison, task: str, folder: Path) -> TaskInterface:

@@ -43,7 +43,7 @@ def make_mesh(seeds: int, *, data: int = 1) -> Mesh:
     devices = jax.devices()
     if data < 1 or len(devices) % data:
         raise ValueError(
-            f"mesh.data is {data}, but {len(devices)} devices are visible; "
+            f"data_parallel is {data}, but {len(devices)} devices are visible; "
             f"choose a divisor of {len(devices)}."
         )
     places = len(devices) // data

@@ -1,4 +1,4 @@
-"""What must be on disk before a run begins, continues or counts as finished."""
+"""What must be there before a run begins, continues or counts as finished."""
 
 from __future__ import annotations
 
@@ -6,11 +6,30 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from gcp_jax import mesh
 from gcp_jax.config import Member, RunConfig
-from gcp_jax.run import adopted_policy, checkpoint, distributed, run_policies, saved_policy
+from gcp_jax.run import (
+    adopted_policy,
+    checkpoint,
+    distributed,
+    metrics,
+    run_policies,
+    saved_policy,
+)
 from gcp_jax.run.errors import RunError
 from gcp_jax.run.sizes import Cadence
 from gcp_jax.types import Specs
+
+
+def require_packages_and_devices(config: RunConfig) -> None:
+    """Check what a run needs of this process.
+
+    Raises:
+      ImportError: a package that writes metrics is missing.
+      ValueError: there are too few devices.
+    """
+    metrics.check_writers(config.writers)
+    mesh.make_mesh(len(config.members), data=config.data_parallel)
 
 
 def require_fitting_policy(config: RunConfig, specs: Specs) -> None:

@@ -15,7 +15,6 @@ from typing import Any
 
 import jax
 
-from gcp_jax import mesh as mesh_lib
 from gcp_jax.atomic_files import write_json
 from gcp_jax.config import Member, RunConfig, to_dict
 from gcp_jax.core.policy import Policy, make_policy
@@ -56,6 +55,7 @@ from gcp_jax.run.requirements import (
     require_checkpoint_of_clone,
     require_fitting_policy,
     require_last_checkpoint,
+    require_packages_and_devices,
     require_policies,
 )
 from gcp_jax.run.row_gaps import find_gaps
@@ -96,10 +96,9 @@ class Training:
         self.task = task
         self.folder = folder
         self.command = command
-        metrics.check_writers(config.writers)
+        require_packages_and_devices(config)
         self.sizes = run_sizes(config, task.env.specs)
         self.cadences = stage_cadences(config, self.sizes)
-        mesh_lib.make_mesh(len(config.members), data=config.data_parallel)
         if config.population:
             population.check_population(config, partial(trace_first_segment, config, task))
         if config.pretrain.saved_policy and not saved_policy.is_intact(self._base_folder):

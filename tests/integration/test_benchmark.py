@@ -8,9 +8,10 @@ from gcp_jax import envs
 from gcp_jax.config import ConfigError
 from gcp_jax.envs.protocol import NO_SUCCESS
 from gcp_jax.experiments import assemble, comparison
+from gcp_jax.run import metrics
 from gcp_jax.run.metrics import rows
 
-pytestmark = [pytest.mark.slow, pytest.mark.unmeasured]
+pytestmark = pytest.mark.slow
 
 TINY = {
     "env.horizon": 16,
@@ -164,6 +165,23 @@ def test_methods_that_would_be_evaluated_at_other_steps_are_refused(tmp_path):
         ConfigError,
         match="on reach the methods would not be evaluated at the same environment steps",
     ):
+        comparison.run(chosen, tmp_path / "b", "gcp-jax benchmark")
+    assert not (tmp_path / "b").exists()
+
+
+@pytest.mark.parametrize(
+    ("overrides", "error", "message"),
+    [
+        ({"writers": ("wandb",)}, ImportError, "wandb"),
+        ({"data_parallel": 16}, ValueError, "data_parallel is 16, but 8 devices are visible"),
+    ],
+)
+def test_what_no_run_could_do_here_is_refused_before_anything_is_written(
+    overrides, error, message, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(metrics, "_PACKAGES", {"wandb": "no_such_package"})
+    chosen = from_flags(steps=8192, overrides=overrides)
+    with pytest.raises(error, match=message):
         comparison.run(chosen, tmp_path / "b", "gcp-jax benchmark")
     assert not (tmp_path / "b").exists()
 

@@ -18,7 +18,7 @@ from gcp_jax.experiments import run_config
 from gcp_jax.experiments.plan import peak_memory
 from gcp_jax.launch.cli import listing, main
 
-pytestmark = [pytest.mark.slow, pytest.mark.unmeasured]
+pytestmark = pytest.mark.slow
 
 
 def test_environments_are_measured_and_shown(tmp_path, monkeypatch, capsys):

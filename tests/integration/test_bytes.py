@@ -11,7 +11,7 @@ from benchmarks.equality import unequal_parts
 from gcp_jax import algorithms
 
 # Two benchmarks of all methods, compiled once: minutes, and more beside other tests.
-pytestmark = [pytest.mark.process, pytest.mark.unmeasured, pytest.mark.timeout(1800)]
+pytestmark = [pytest.mark.process, pytest.mark.timeout(1800)]
 
 METHODS = algorithms.names()
 SHORTER = {

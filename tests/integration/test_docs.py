@@ -18,7 +18,7 @@ from gcp_jax.experiments import api
 from gcp_jax.run import saved_policy
 from gcp_jax.types import Specs
 
-pytestmark = [pytest.mark.process, pytest.mark.unmeasured]
+pytestmark = pytest.mark.process
 
 ROOT = Path(__file__).parent.parent.parent
 GUIDES = ROOT / "docs" / "guides"

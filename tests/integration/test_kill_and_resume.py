@@ -105,7 +105,6 @@ def test_a_killed_run_with_a_damaged_checkpoint_resumes_to_equal_the_undisturbed
     assert_equal_to(undisturbed, folder, last_json(resumed))
 
 
-@pytest.mark.unmeasured
 def test_a_full_disk_ends_a_run_in_one_line_and_the_same_command_resumes_it(undisturbed, tmp_path):
     """No file may exceed 40 KiB: rows fit, a checkpoint does not.
 
@@ -144,7 +143,6 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-@pytest.mark.unmeasured
 def test_two_hosts_of_which_one_was_killed_resume_to_equal_one_process(undisturbed, tmp_path):
     """Each host has a seed; they start from the policy that the one process cloned.
 
@@ -192,7 +190,6 @@ def row_places(folder: Path) -> list[tuple[str, int, int]]:
     return [(row["stage"], row["seed"], row["updates"]) for row in rows]
 
 
-@pytest.mark.unmeasured
 def test_sigterm_saves_a_run_and_its_configuration_cannot_change(tmp_path):
     folder = tmp_path / "run"
     process = start(train_command(folder, **{"finetune.env_steps": "1280000"}))
@@ -209,7 +206,6 @@ def test_sigterm_saves_a_run_and_its_configuration_cannot_change(tmp_path):
     assert again.returncode == 2 and "finetune.env_steps=1280000" in again.stderr
 
 
-@pytest.mark.unmeasured
 def test_a_run_of_a_sweep_that_was_paused_equals_the_run_alone(undisturbed, tmp_path):
     reference, _ = undisturbed
     fields = {name: ast.literal_eval(value) for name, value in TINY.items() if name != "seeds"}
@@ -230,7 +226,6 @@ def test_a_run_of_a_sweep_that_was_paused_equals_the_run_alone(undisturbed, tmp_
         assert untimed_rows(job / name) == untimed_rows(reference / name)
 
 
-@pytest.mark.unmeasured
 def test_a_finished_run_is_left_alone(undisturbed):
     folder, summary = undisturbed
     before = {path: path.stat().st_mtime_ns for path in folder.glob("policy/*/*")}
@@ -238,7 +233,6 @@ def test_a_finished_run_is_left_alone(undisturbed):
     assert {path: path.stat().st_mtime_ns for path in folder.glob("policy/*/*")} == before
 
 
-@pytest.mark.unmeasured
 def test_a_saved_policy_evaluates_to_what_was_recorded(undisturbed):
     folder, summary = undisturbed
     policy = str(folder / "policy" / "seed_1")

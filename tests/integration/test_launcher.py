@@ -45,7 +45,7 @@ def get_sweep():
     )
 """
 
-pytestmark = [pytest.mark.unmeasured, pytest.mark.process]
+pytestmark = pytest.mark.process
 
 
 @pytest.fixture(scope="module")

@@ -109,7 +109,6 @@ def test_without_a_fault_there_is_nothing_to_debug(tmp_path, capsys):
         replay_fault.load_fault(tmp_path)
 
 
-@pytest.mark.unmeasured
 def test_a_member_that_is_given_up_does_not_stop_the_others(tmp_path, capsys):
     config = make_config(**{"population.critic_lr": (1e-3, TOO_LARGE)})
     summary = make_training(config, tmp_path).run()

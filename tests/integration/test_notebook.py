@@ -25,7 +25,6 @@ def test_the_notebook_is_saved_without_outputs():
 
 @pytest.mark.slow
 @pytest.mark.process
-@pytest.mark.unmeasured
 def test_the_notebook_runs_and_its_policy_plays_in_the_example(tmp_path, monkeypatch):
     run_dir = tmp_path / "reach"
     notebook = nbformat.read(NOTEBOOK, as_version=4)

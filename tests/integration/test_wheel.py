@@ -28,7 +28,7 @@ DATA = (
     "gcp_jax/envs/tasks/reach.py",
 )
 
-pytestmark = [pytest.mark.process, pytest.mark.unmeasured]
+pytestmark = pytest.mark.process
 
 
 def pip(*words) -> None:

@@ -21,7 +21,7 @@ from gcp_jax.learner import batch_sources, loop
 from gcp_jax.learner.loop import CollectConfig
 from gcp_jax.types import Step
 
-pytestmark = [pytest.mark.slow, pytest.mark.unmeasured]
+pytestmark = pytest.mark.slow
 
 ENVS, LENGTH, SAMPLES = 64, 4, 2000
 

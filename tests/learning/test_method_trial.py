@@ -11,7 +11,7 @@ from gcp_jax.config import AlgorithmChoice
 from gcp_jax.experiments import method_trial, run_config
 from gcp_jax.run.method_check import MethodError
 
-pytestmark = [pytest.mark.slow, pytest.mark.unmeasured]
+pytestmark = pytest.mark.slow
 
 
 def default_config(name):

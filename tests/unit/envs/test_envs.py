@@ -129,7 +129,6 @@ def _slow_unless_everyday(name):
     return pytest.param(name, marks=() if name in EVERYDAY else pytest.mark.slow)
 
 
-@pytest.mark.unmeasured
 @pytest.mark.parametrize("name", [_slow_unless_everyday(name) for name in envs.names()])
 def test_contracts(name):
     env, programs = made(name)
@@ -265,7 +264,6 @@ def test_noise_costs_success(task):
     assert 0.2 < solved[CLEAN:].mean() < solved[:CLEAN].mean()
 
 
-@pytest.mark.unmeasured
 def test_fidelity(task):
     """The same actions give the same motion in C MuJoCo and in MJX, for most episodes."""
     name, shown = task

@@ -28,7 +28,6 @@ def adapted(request):
 
 
 @pytest.mark.slow
-@pytest.mark.unmeasured
 def test_contracts(adapted):
     check_env(adapted, jax.random.key(0), n=2, steps=50)
 

@@ -130,7 +130,6 @@ def of_seed(train, index):
 
 
 @pytest.mark.slow
-@pytest.mark.unmeasured
 @pytest.mark.parametrize(("other", "index"), [("eight", 3), ("square", 0), ("four", 0)])
 def test_a_seed_is_the_same_run_alone_among_others_and_over_devices(other, index, lone, request):
     """Keys and the beginning exactly; all the rest up to rounding, since XLA fuses the programs

@@ -118,7 +118,8 @@ def test_make_uses_the_most_devices_that_divide_the_seeds(seeds, data, shape):
 @pytest.mark.parametrize("data", [0, 3, 16])
 def test_make_refuses_what_does_not_divide_the_devices(data):
     with pytest.raises(
-        ValueError, match=f"mesh.data is {data}, but 8 devices are visible; choose a divisor of 8"
+        ValueError,
+        match=f"data_parallel is {data}, but 8 devices are visible; choose a divisor of 8",
     ):
         mesh_lib.make_mesh(1, data=data)
 

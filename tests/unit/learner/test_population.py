@@ -257,7 +257,6 @@ def command(folder, **fields):
 
 
 @pytest.mark.slow
-@pytest.mark.unmeasured
 def test_a_population_by_command_has_a_row_a_policy_and_a_column_for_each_member(
     tmp_path, monkeypatch, capsys
 ):

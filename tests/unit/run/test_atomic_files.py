@@ -35,7 +35,6 @@ def test_a_full_disk_leaves_what_was_there_and_names_the_file(tmp_path):
 
 
 @pytest.mark.process
-@pytest.mark.unmeasured
 def test_a_report_on_a_full_disk_names_the_file_that_it_could_not_write(tmp_path):
     (tmp_path / "config.json").write_text(
         '{"format": 3, "config": {"env": {"name": "reach"}, "algorithm": {"name": "ogpo"}}}'
