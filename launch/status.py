@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import time
 from collections import Counter
@@ -20,7 +21,7 @@ from gcp_jax.launch.schedulers import DROPPED
 from gcp_jax.report.read import eval_rows
 from gcp_jax.run import metrics
 from gcp_jax.stats.eval_rows import pooled_score, score_name_of
-from gcp_jax.stats.intervals import MISSING
+from gcp_jax.stats.intervals import MISSING, Interval
 
 SILENT_SECONDS = 90.0  # without a heartbeat, after which a run no longer counts as running
 STATES = ("running", "waiting", "paused", "finished", "dropped", "failed")
@@ -217,13 +218,27 @@ def _total_env_steps(folder: Path) -> int:
 
 
 def _latest_score(evals: list[dict[str, Any]], stage: str) -> str:
-    """Return the latest score of a stage over all seeds and members, with its interval."""
+    """Return the latest score of a stage over all seeds, with its interval.
+
+    Of a population it is the lowest and the highest score of its members.
+    """
     rows = [row for row in evals if row["stage"] == stage]
     latest = [row for row in rows if row["env_steps"] == rows[-1]["env_steps"]]
-    interval = pooled_score(latest)
-    if interval is None:
+    members: dict[Any, list[dict[str, Any]]] = {}
+    for row in latest:
+        members.setdefault(row.get("population"), []).append(row)
+    intervals = [interval for interval in map(pooled_score, members.values()) if interval]
+    if not intervals:
         return MISSING
-    return interval.format(score_name_of(latest[0]))
+    score_name = score_name_of(latest[0])
+    if len(intervals) == 1:
+        return intervals[0].format(score_name)
+    estimates = sorted(interval.estimate for interval in intervals)
+    lowest, highest = (
+        Interval(estimate=end, low=math.nan, high=math.nan).format(score_name)
+        for end in (estimates[0], estimates[-1])
+    )
+    return f"{lowest} – {highest} ({len(estimates)} members)"
 
 
 def _last_row(path: Path) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from gcp_jax.stats.intervals import Floats, Interval, wilson
+from gcp_jax.stats.intervals import Floats, Interval, wilson, wilson_bounds
 
 
 class Profile(NamedTuple):
@@ -153,7 +153,9 @@ def probability_of_improvement(
     """P(a run of ``first`` scores higher than one of ``second``), averaged over tasks.
 
     The Mann–Whitney statistic U/(R₁·R₂): ties count half. The interval resamples the runs of both
-    within each task; it has no bounds if either has one run.
+    within each task; it has no bounds if either has one run. If the runs are fully apart, or all
+    alike, resampling changes nothing: the interval is then Wilson's for min(R₁, R₂)·M independent
+    pairs.
 
     Args:
         first: [R₁, M], or [R₁] for one task.
@@ -176,7 +178,12 @@ def probability_of_improvement(
     our_resamples = _resample(ours, resamples, rng)
     their_resamples = _resample(theirs, resamples, rng)
     estimate = float(_superiority(ours[None], theirs[None])[0])
-    return _percentiles(estimate, _superiority(our_resamples, their_resamples), confidence)
+    resampled = _superiority(our_resamples, their_resamples)
+    if (resampled == estimate).all():
+        pairs = min(len(ours), len(theirs)) * ours.shape[1]
+        low, high = wilson_bounds(estimate, pairs, confidence)
+        return Interval(estimate=estimate, low=low, high=high)
+    return _percentiles(estimate, resampled, confidence)
 
 
 def _middle_mean(scores: Floats) -> Floats:

@@ -99,6 +99,14 @@ class Returns(NamedTuple):
         return cls(mean=mean, std=std, episodes=int(total))
 
 
+def wilson_bounds(rate: float, episodes: float, confidence: float) -> tuple[float, float]:
+    """Wilson's bounds of a rate among so many independent episodes, which need be no integer."""
+    z2 = special.ndtri((1 + confidence) / 2) ** 2 / episodes
+    centre = (rate + z2 / 2) / (1 + z2)
+    half = np.sqrt(rate * (1 - rate) * z2 + z2**2 / 4) / (1 + z2)
+    return max(0.0, float(centre - half)), min(1.0, float(centre + half))
+
+
 def wilson(successes: int, episodes: int, confidence: float = 0.95) -> Interval:
     """Wilson's score interval of a binomial proportion.
 
@@ -109,7 +117,7 @@ def wilson(successes: int, episodes: int, confidence: float = 0.95) -> Interval:
     """
     _check_counts(successes, episodes)
     rate = successes / episodes
-    low, high = _wilson_bounds(rate, episodes, confidence)
+    low, high = wilson_bounds(rate, episodes, confidence)
     return Interval(estimate=rate, low=low, high=high)
 
 
@@ -181,7 +189,7 @@ def pooled_success(counts: Sequence[Success], confidence: float = 0.95) -> Inter
     total = episodes.sum()
     rate = float(successes.sum() / total)
     effective = total / max(1.0, _design_effect(successes, episodes, confidence))
-    low, high = _wilson_bounds(rate, float(effective), confidence)
+    low, high = wilson_bounds(rate, float(effective), confidence)
     return Interval(estimate=rate, low=low, high=high)
 
 
@@ -242,13 +250,6 @@ def _check_counts(successes: int, episodes: int) -> None:
             f"success counts: {successes} of {episodes} episodes; "
             "need episodes > 0 and 0 <= successes <= episodes"
         )
-
-
-def _wilson_bounds(rate: float, episodes: float, confidence: float) -> tuple[float, float]:
-    z2 = special.ndtri((1 + confidence) / 2) ** 2 / episodes
-    centre = (rate + z2 / 2) / (1 + z2)
-    half = np.sqrt(rate * (1 - rate) * z2 + z2**2 / 4) / (1 + z2)
-    return max(0.0, float(centre - half)), min(1.0, float(centre + half))
 
 
 def _design_effect(successes: Floats, episodes: Floats, confidence: float) -> float:

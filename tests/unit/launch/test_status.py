@@ -6,6 +6,7 @@ import json
 import os
 import time
 
+from helpers.run_folders import evaluation
 from helpers.sweeps import counting_sweep, describe, launch
 
 from gcp_jax.launch import grid, status
@@ -59,6 +60,18 @@ def test_status_is_read_from_the_folders(tmp_path):
     silent_since = time.time() - status.SILENT_SECONDS - 1
     os.utime(folder / "alive", (silent_since, silent_since))
     assert status.sweep_status(tmp_path)[0].state == "waiting"
+
+
+def test_members_of_a_population_are_not_pooled(tmp_path):
+    """Their settings differ, so a mean over them is the score of none."""
+    rows = [
+        {**evaluation("finetune", seed, 640, successes), "population": member}
+        for member, successes in (("clip=0.1", 10), ("clip=0.2", 38))
+        for seed in (0, 1)
+    ]
+    (tmp_path / "eval.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    found = status.run_status(tmp_path, {})
+    assert found.score == "25.0 % – 95.0 % (2 members)"
 
 
 def test_a_failed_run_shows_its_error(tmp_path):

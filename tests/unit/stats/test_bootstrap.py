@@ -131,9 +131,20 @@ def test_probability_of_improvement_is_the_mann_whitney_statistic():
 
 
 def test_probability_of_improvement_counts_ties_half_and_averages_tasks():
-    assert probability_of_improvement([1, 1], [1, 1, 1]) == Interval(0.5, 0.5, 0.5)
-    assert probability_of_improvement([2, 3], [0, 1]) == Interval(1, 1, 1)
+    assert probability_of_improvement([1, 1], [1, 1, 1]).estimate == 0.5
+    assert probability_of_improvement([2, 3], [0, 1]).estimate == 1.0
     assert probability_of_improvement([[2, 0]], [[1, 1]]).estimate == 0.5
+
+
+def test_runs_that_are_fully_apart_are_as_certain_as_their_pairs():
+    """Resampling changes nothing there, and two pairs say less than twenty."""
+    found = probability_of_improvement([2, 3], [0, 1, 1])
+    assert found == wilson(2, 2)
+    assert found.low < 0.4
+    apart = probability_of_improvement(np.ones((10, 2)), np.zeros((12, 2)))
+    assert apart == wilson(20, 20)
+    alike = probability_of_improvement(np.ones(4), np.ones(4))
+    assert alike == wilson(2, 4)
 
 
 @pytest.mark.parametrize("scores", [[], [math.nan], np.zeros((2, 2, 2))])
