@@ -13,8 +13,11 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import functools
 import io
+import sys
 from collections.abc import Callable
+from types import ModuleType
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -22,9 +25,6 @@ import jax.numpy as jnp
 import mujoco
 import numpy as np
 from jax.extend.core import jaxpr_as_fun
-
-with contextlib.redirect_stdout(io.StringIO()):  # it prints that the optional warp is not installed
-    from mujoco import mjx
 
 Array = jax.Array
 
@@ -213,8 +213,34 @@ def traced_once(function: Callable[..., Any]) -> Callable[..., Any]:
     return evaluate
 
 
+@functools.cache
+def load_mjx() -> ModuleType:
+    """Import MJX when it is first used, and its Warp backend only on a machine that can run it.
+
+    Warp needs a CUDA device, and importing its kernels takes longer than importing JAX and MJX.
+    """
+    leave_out_warp = "warp" not in sys.modules and not _has_cuda()
+    if leave_out_warp:
+        sys.modules["warp"] = None  # type: ignore[assignment]  # an import raises ImportError
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):  # it prints that Warp is not installed
+            from mujoco import mjx
+    finally:
+        if leave_out_warp:
+            del sys.modules["warp"]
+    return mjx
+
+
+def _has_cuda() -> bool:
+    try:
+        return bool(jax.devices("cuda"))
+    except RuntimeError:  # there is no such platform
+        return False
+
+
 def _mjx_functions(model: mujoco.MjModel, substeps: int) -> tuple[Callable, Callable]:
     """(step, frames) of ``Simulation`` by MJX."""
+    mjx = load_mjx()
     host_model = _on_host(mjx.put_model(model, impl="jax"))
     host_data = _on_host(mjx.make_data(model, impl="jax"))
 

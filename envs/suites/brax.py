@@ -22,6 +22,7 @@ from gcp_jax import config_fields
 from gcp_jax.config_fields import NON_NEGATIVE, POSITIVE_INT, field
 from gcp_jax.envs import TaskDefinition
 from gcp_jax.envs.physics.common import add_action_noise
+from gcp_jax.envs.physics.mjx import load_mjx
 from gcp_jax.envs.protocol import Demonstrator, Env, State
 from gcp_jax.envs.suites.adapter import adapt
 
@@ -52,6 +53,7 @@ class Config:
 
 
 def _brax() -> Any:
+    load_mjx()  # else brax would import it, with Warp
     try:
         import brax.envs
     except ImportError as error:

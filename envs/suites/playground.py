@@ -13,6 +13,7 @@ from typing import Any
 from gcp_jax import config_fields
 from gcp_jax.config_fields import POSITIVE_INT, field
 from gcp_jax.envs import TaskDefinition
+from gcp_jax.envs.physics.mjx import load_mjx
 from gcp_jax.envs.protocol import Env
 from gcp_jax.envs.suites.adapter import adapt
 
@@ -28,6 +29,7 @@ class Config:
 
 
 def _suite() -> Any:
+    load_mjx()  # else playground would import it, with Warp
     try:
         from mujoco_playground import dm_control_suite
     except ImportError as error:
