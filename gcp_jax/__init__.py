@@ -16,8 +16,9 @@ launch       the command line and sweeps
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from gcp_jax.lazy_names import lazy_names
 
 if TYPE_CHECKING:
     from gcp_jax.config import ConfigError, RunConfig
@@ -87,16 +88,7 @@ _MODULES = {
         "Transition",
     ),
 }
-_MODULE_OF = {name: module for module, names in _MODULES.items() for name in names}
-
-
-def __getattr__(name: str) -> Any:
-    """Import a name of the API when it is first used."""
-    if name not in _MODULE_OF:
-        raise AttributeError(f"module 'gcp_jax' has no attribute {name!r}")
-    value = getattr(importlib.import_module(_MODULE_OF[name]), name)
-    globals()[name] = value
-    return value
+__getattr__ = lazy_names(__name__, _MODULES)
 
 
 def __dir__() -> list[str]:

@@ -16,8 +16,23 @@ backend, ``status`` and ``sweep_page`` read the folder. What one run does belong
 ``gcp_jax.run``, and nothing below this package imports it.
 """
 
-from gcp_jax.launch.axes import choice, drawn, grid, integers, log_uniform, uniform, zipped
-from gcp_jax.launch.spec import Halving, Search, Sweep
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from gcp_jax.lazy_names import lazy_names
+
+if TYPE_CHECKING:
+    from gcp_jax.launch.axes import (
+        choice,
+        drawn,
+        grid,
+        integers,
+        log_uniform,
+        uniform,
+        zipped,
+    )
+    from gcp_jax.launch.spec import Halving, Search, Sweep
 
 __all__ = [
     "Halving",
@@ -31,3 +46,21 @@ __all__ = [
     "uniform",
     "zipped",
 ]
+
+_MODULES = {
+    "gcp_jax.launch.axes": (
+        "choice",
+        "drawn",
+        "grid",
+        "integers",
+        "log_uniform",
+        "uniform",
+        "zipped",
+    ),
+    "gcp_jax.launch.spec": ("Halving", "Search", "Sweep"),
+}
+__getattr__ = lazy_names(__name__, _MODULES)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

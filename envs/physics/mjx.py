@@ -17,7 +17,6 @@ import functools
 import io
 import sys
 from collections.abc import Callable
-from types import ModuleType
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -214,7 +213,7 @@ def traced_once(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 @functools.cache
-def load_mjx() -> ModuleType:
+def load_mjx() -> Any:
     """Import MJX when it is first used, and its Warp backend only on a machine that can run it.
 
     Warp needs a CUDA device, and importing its kernels takes longer than importing JAX and MJX.

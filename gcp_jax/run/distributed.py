@@ -17,6 +17,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from gcp_jax.run.errors import HostLost
 from gcp_jax.types import PyTree
 
 HEARTBEAT_TIMEOUT = 30  # seconds after which a silent host counts as lost
@@ -24,10 +25,6 @@ HEARTBEAT_TIMEOUT = 30  # seconds after which a silent host counts as lost
 
 class HostsError(ValueError):
     """The other hosts cannot be joined; the message is one line with the expected form."""
-
-
-class HostLost(RuntimeError):
-    """Another host died, so that this one cannot continue; the message is one line."""
 
 
 @contextlib.contextmanager

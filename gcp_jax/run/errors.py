@@ -21,3 +21,7 @@ class Interrupted(RunError):
 
 class Paused(RunError):
     """The run reached the step at which it was to pause; it was evaluated, saved and can resume."""
+
+
+class HostLost(RuntimeError):
+    """Another host died, so that this one cannot continue; the message is one line."""

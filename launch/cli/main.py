@@ -10,7 +10,7 @@ import os
 import signal
 import sys
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from absl import flags
 
@@ -18,9 +18,10 @@ from gcp_jax import user_code
 from gcp_jax.config_fields import suggest
 from gcp_jax.experiments import runtime
 from gcp_jax.experiments.runtime import compilation_cache, prepare_cpu
-from gcp_jax.launch.cli.parse import Command, parse
-from gcp_jax.run.distributed import HostLost
-from gcp_jax.run.errors import Interrupted
+from gcp_jax.run.errors import HostLost, Interrupted
+
+if TYPE_CHECKING:  # else "gcp-jax --help" would wait for JAX
+    from gcp_jax.launch.cli.parse import Command
 
 BAD_INPUT = 2  # exit code
 HOST_LOST = 3  # exit code
@@ -121,6 +122,8 @@ def _execute(name: str, words: list[str]) -> int:
     )
     try:
         with prints_aside:
+            from gcp_jax.launch.cli.parse import parse
+
             runtime.fix_numerics()
             sys.path.append(_working_directory())  # a user's own method or task may be there
             command = load_command(name)

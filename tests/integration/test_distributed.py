@@ -7,6 +7,7 @@ import pytest
 from gcp_jax import mesh as mesh_lib
 from gcp_jax.launch.cli import main
 from gcp_jax.run import distributed
+from gcp_jax.run.errors import HostLost
 
 pytestmark = pytest.mark.process
 
@@ -44,7 +45,7 @@ def test_an_error_of_the_device_means_a_lost_host_only_if_there_are_several(monk
         fail()
     monkeypatch.setattr(distributed, "count", lambda: 2)
     message = "another host has gone .*closed by peer.; start them all again"
-    with pytest.raises(distributed.HostLost, match=message):
+    with pytest.raises(HostLost, match=message):
         fail()
 
 

@@ -8,7 +8,7 @@ import pytest
 from gcp_jax import user_code
 from gcp_jax.config import ConfigError
 from gcp_jax.experiments import run_config
-from gcp_jax.launch.cli import main
+from gcp_jax.launch.cli import main, parse
 from gcp_jax.launch.expand import load_sweep
 
 FAULTS = {
@@ -119,7 +119,7 @@ def test_an_error_inside_a_users_function_is_one_line(tmp_path, capsys, monkeypa
 
 def test_an_error_of_this_package_keeps_its_traceback(capsys, monkeypatch):
     monkeypatch.setattr(main, "compilation_cache", lambda: None)
-    monkeypatch.setattr(main, "parse", lambda *arguments: {}["ours"])
+    monkeypatch.setattr(parse, "parse", lambda *arguments: {}["ours"])
     with pytest.raises(KeyError, match="ours"):
         main.main(["envs"])
 
