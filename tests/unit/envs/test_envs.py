@@ -44,9 +44,7 @@ DEVIATION = {
     "ur5e_pick_place": (1e-3, 3e-2),
 }
 
-# Hundreds of steps of many contacts: where the step is worth optimizing
-OPTIMISED = {"xla_backend_optimization_level": 1}
-OPTIONS = {"adroit_door": OPTIMISED, "adroit_relocate": OPTIMISED, "ur5e_insert": OPTIMISED}
+OPTIMIZED = {"xla_backend_optimization_level": 1}  # hundreds of steps of many contacts
 
 OTHER = {
     bool: lambda value: not value,
@@ -63,7 +61,7 @@ OTHER = {
 def made(name):
     """A task and its programs: contracts and demonstrations share one compile."""
     env = envs.make(name)
-    return env, compiled(env, env.specs.horizon + 20, OPTIONS.get(name))
+    return env, compiled(env, env.specs.horizon + 20, OPTIMIZED if name in SIMULATED else None)
 
 
 def test_names_are_made():
