@@ -31,6 +31,9 @@ def test_the_notebook_runs_and_its_policy_plays_in_the_example(tmp_path, monkeyp
     temporary = 'Path(tempfile.mkdtemp()) / "reach"'
     [training] = [cell for cell in notebook.cells if temporary in cell.source]
     training.source = training.source.replace(temporary, f"Path({str(run_dir)!r})")
+    for long, short in (("16_384", "6_144"), ("4_096", "2_048")):  # steps: all, and every
+        assert long in training.source
+        training.source = training.source.replace(long, short)
     monkeypatch.setenv("MPLBACKEND", "agg")
     resources = {"metadata": {"path": str(ROOT)}}
     client = nbclient.NotebookClient(

@@ -58,7 +58,7 @@ def test_the_page_shows_the_tables(partial):
     assert "dp&po_<i> running" not in page.text
     assert "flow_grpo running 55.0 % – – – – –" in page.text
     assert "flow_grpo 0 · 0.0 s – – 25 50 110 30.0 s" in page.text
-    assert "P(row beats column) ogpo flow_grpo ogpo – 100.0 % [100.0, 100.0]" in page.text
+    assert "P(row beats column) ogpo flow_grpo ogpo – 100.0 % [43.9, 100.0]" in page.text
 
 
 def test_the_csv_of_a_task_holds_its_rows_of_the_table(partial):
