@@ -43,6 +43,8 @@ def prepare_cpu(devices: int = 1) -> None:
     Raises:
       ConfigError: NPROC is no number of threads.
     """
+    from gcp_jax.learner.xla_options import OWN_FLAGS
+
     flags = {}
     if devices > 1:
         flags["xla_force_host_platform_device_count"] = str(devices)
@@ -51,6 +53,7 @@ def prepare_cpu(devices: int = 1) -> None:
     present = os.environ.get("XLA_FLAGS", "")
     added = [f"--{name}={value}" for name, value in flags.items() if name not in present]
     os.environ["XLA_FLAGS"] = " ".join([present, *added]).strip()
+    os.environ[OWN_FLAGS] = " ".join([os.environ.get(OWN_FLAGS, ""), *added]).strip()
     os.environ["NPROC"] = str(max(MIN_THREADS, 2 * devices, _threads()))
     if "MALLOC_ARENA_MAX" not in os.environ:
         _keep_few_arenas()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import json
 import os
 import subprocess
@@ -36,6 +37,8 @@ TINY = {
 
 # These runs mostly compile: let XLA optimize less.
 QUICK_COMPILATION = "--xla_backend_optimization_level=0 --xla_cpu_parallel_codegen_split_count=1"
+if tuple(map(int, importlib.metadata.version("jax").split(".")[:2])) < (0, 11):
+    QUICK_COMPILATION += " --xla_cpu_use_fusion_emitters=false"
 
 
 def train_flags(folder: Path, **fields: str | None) -> list[str]:

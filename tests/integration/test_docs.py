@@ -3,7 +3,6 @@ word but shorter.
 """
 
 import json
-import os
 import re
 import shlex
 import subprocess
@@ -12,6 +11,7 @@ from pathlib import Path
 
 import jax
 import pytest
+from helpers.runs import environment
 
 from gcp_jax.core.policy import PolicyConfig, make_policy
 from gcp_jax.experiments import api
@@ -79,7 +79,7 @@ def follow(folder: Path, guide: str, *further: str) -> dict[str, dict]:
 def gcp_jax(folder: Path, *words: str) -> dict:
     """Run a command from ``folder``; its JSON object."""
     command = [sys.executable, "-m", "gcp_jax.launch.cli.main", *words, "--json"]
-    env = {**os.environ, "PYTHONPATH": str(ROOT), "XLA_FLAGS": "--xla_backend_optimization_level=0"}
+    env = {**environment(), "PYTHONPATH": str(ROOT)}
     done = subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
     return json.loads(done.stdout.splitlines()[-1])

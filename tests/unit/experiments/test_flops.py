@@ -74,9 +74,8 @@ def test_every_program_is_run_in_turn():
 
 @pytest.mark.parametrize("name", ["ogpo 64×16", "dppo 5000×10"])
 def test_an_update_is_made_up_and_its_products_found(name):
-    """On and off policy; traced only, with a small policy."""
-    case = update.CASES[name]._replace(policy=update.QUICK, batch=8)
-    function, inputs = update.make_update(case)
+    """On and off policy; traced only, with small networks."""
+    function, inputs = update.make_update(update.shrink(update.CASES[name]))
     found = flops.count(function, *inputs)
     assert flops.flops(found) > 0 and all(
         np.isfinite(leaf).all() for leaf in jax.tree.leaves(inputs[1])

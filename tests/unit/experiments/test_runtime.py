@@ -25,6 +25,7 @@ from gcp_jax.run.saved_policy import save_policy
 @pytest.fixture
 def environ(monkeypatch):
     monkeypatch.setenv("XLA_FLAGS", "--xla_dump_to=somewhere")
+    monkeypatch.setenv(xla_options.OWN_FLAGS, "")
     monkeypatch.delenv("NPROC")
     monkeypatch.setattr(importlib.metadata, "version", lambda name: "0.10.2")
     return os.environ
@@ -101,6 +102,19 @@ def test_a_program_s_own_options_leave_to_xla_flags_what_they_set(monkeypatch):
     assert xla_options.physics_options().items() < xla_options.learning_options().items()
 
 
+@pytest.mark.skipif(jax.__version_info__ >= (0, 11), reason="there is no such option")
+def test_programs_that_learn_leave_out_the_package_s_own_flags_but_not_the_user_s(monkeypatch):
+    name = "xla_cpu_use_fusion_emitters"
+    monkeypatch.setenv("XLA_FLAGS", "")
+    monkeypatch.delenv(xla_options.OWN_FLAGS, raising=False)
+    monkeypatch.setenv("NPROC", "4")
+    runtime.prepare_cpu()
+    assert f"--{name}=false" in os.environ["XLA_FLAGS"].split()
+    assert xla_options.learning_options()[name] is True
+    monkeypatch.delenv(xla_options.OWN_FLAGS)  # as if the user had set it
+    assert name not in xla_options.learning_options()
+
+
 @given(st.text(st.characters(blacklist_characters="\0", blacklist_categories=["Cs"])))
 @example("abc")
 @example("-1")
@@ -109,6 +123,7 @@ def test_a_program_s_own_options_leave_to_xla_flags_what_they_set(monkeypatch):
 def test_any_number_of_threads_is_taken_or_refused_in_one_line(text):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XLA_FLAGS", os.environ["XLA_FLAGS"])
+        patch.setenv(xla_options.OWN_FLAGS, "")
         patch.setenv("NPROC", text)
         try:
             runtime.prepare_cpu()
