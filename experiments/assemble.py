@@ -28,6 +28,8 @@ from gcp_jax.types import PyTree
 
 Demonstrate = Callable[[jax.Array], tuple[Demonstrations, dict[str, Any]]]
 
+FILM_SUFFIXES = (".mp4", ".gif", ".png")  # of ``write_video``
+
 
 def make_env(config: RunConfig) -> Env:
     """The configured task, not vectorized.
@@ -228,8 +230,8 @@ def write_video(env: Env, states: PyTree, path: Path) -> bool:
     Args:
       env: the task.
       states: states [T, F, ...] of F episodes.
-      path: a video of every other control step; with the suffix ``.png`` a picture of the middle
-        of each episode.
+      path: a video of every other control step, with the suffix ``.mp4`` or ``.gif``; with
+        ``.png`` a picture of the middle of each episode.
 
     Returns:
       Whether there is something to draw with.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
@@ -12,7 +13,7 @@ import numpy as np
 
 from gcp_jax.envs.demos import quality
 from gcp_jax.envs.protocol import Demonstrator, Env, State
-from gcp_jax.envs.shapes import check_modes, run_contract
+from gcp_jax.envs.shapes import EnvError, check_modes, run_contract
 from gcp_jax.envs.wrappers import guard, recorded, time_limit
 from gcp_jax.types import Step
 
@@ -59,7 +60,7 @@ def collect(env: Env, noise: float, key: Array, episodes: int) -> Collected:
       episodes: of the demonstrator.
 
     Raises:
-      EnvError: if the demonstrator reports a mode that it does not have.
+      EnvError: if the demonstrator reports a mode that it does not have, or every episode diverged.
       ValueError: if the task has no demonstrator.
     """
     make = env.demonstrator
@@ -81,6 +82,7 @@ def collect(env: Env, noise: float, key: Array, episodes: int) -> Collected:
     is_random = np.arange(len(noises)) >= clean_end
     steps, info = program(jnp.concatenate(keys), noises, is_random)
     run_contract(env, "demonstrator", lambda: check_modes(info.mode, make(0.0).modes))
+    _check_diverged(env, np.asarray(info.diverged[:episodes]))
 
     def episodes_between(first: int, end: int) -> Step:
         episodes: Step = jax.tree.map(lambda x: x[:, first:end], steps)
@@ -92,6 +94,20 @@ def collect(env: Env, noise: float, key: Array, episodes: int) -> Collected:
         clean=episodes_between(episodes, clean_end),
         random=episodes_between(clean_end, clean_end + references),
     )
+
+
+def _check_diverged(env: Env, diverged: np.ndarray) -> None:
+    """Print how many episodes [E] diverged; raise EnvError if all did."""
+    count = int(diverged.sum())
+    if not count:
+        return
+    found = (
+        f"{count} of {len(diverged)} demonstrations of {env.specs.name} diverged: an observation, "
+        "a reward or the physics became NaN or infinite; gcp-jax check finds the first such step"
+    )
+    if count == len(diverged):
+        raise EnvError(f"{found}.")
+    print(f"note: {found}", file=sys.stderr)
 
 
 def facts(info: Info) -> dict[str, Any]:

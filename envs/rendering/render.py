@@ -111,7 +111,7 @@ def picture(path: str | Path, pixels: np.ndarray) -> None:
 
 
 def video(path: str | Path, pictures: np.ndarray, fps: float) -> None:
-    """Write ``pictures`` uint8 [T, height, width, 3] as a video.
+    """Write ``pictures`` uint8 [T, height, width, 3] as a video, H.264 or, in a ``.gif``, GIF.
 
     Raises:
       RenderingUnavailable: without ffmpeg.
@@ -120,7 +120,8 @@ def video(path: str | Path, pictures: np.ndarray, fps: float) -> None:
 
     mediapy.set_ffmpeg(_ffmpeg())
     absolute = str(Path(path).absolute())  # ffmpeg takes "a:b" for a protocol and "-a" for a flag
-    mediapy.write_video(absolute, pictures, fps=fps)
+    codec = "gif" if absolute.endswith(".gif") else "h264"
+    mediapy.write_video(absolute, pictures, fps=fps, codec=codec)
 
 
 def _ffmpeg() -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -128,3 +129,16 @@ def format_mean_score(rows: Sequence[Row]) -> str:
     if score_name_of(rows[0]) == "success":
         return f"{mean:.1%} success"
     return f"return {mean:,.1f}"
+
+
+def note_diverged(rows: Sequence[Row], stage: str) -> None:
+    """Print how many episodes of an evaluation diverged, if any did."""
+    diverged = sum(int(row["eval/diverged"]) for row in rows)
+    if diverged and distributed.is_primary():
+        episodes = sum(int(row["eval/episodes"]) for row in rows)
+        print(
+            f"note: {diverged} of the {episodes} episodes of the last evaluation of {stage} "
+            "diverged: an observation, a reward or the physics became NaN or infinite; "
+            "gcp-jax check finds the first such step",
+            file=sys.stderr,
+        )

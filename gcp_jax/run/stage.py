@@ -23,7 +23,7 @@ from gcp_jax.learner import loop, nonfinite
 from gcp_jax.run import checkpoint, distributed, metrics
 from gcp_jax.run.episode_cohorts import EpisodeCohorts
 from gcp_jax.run.errors import RunError
-from gcp_jax.run.evaluator import Row, mean_score, member_columns
+from gcp_jax.run.evaluator import Row, mean_score, member_columns, note_diverged
 from gcp_jax.run.nonfinite_budget import NonfiniteBudget
 from gcp_jax.run.progress import Progress
 from gcp_jax.run.saved_policy import EvalPolicy
@@ -193,6 +193,7 @@ def run_stage(stage: Stage, session: Session) -> StageResult:
                 raise decision.stop
     session.timer.compile_seconds += progress.compile_seconds
     checkpoints.close()
+    note_diverged(rows, cadence.name)
     return StageResult(distributed.fetch(stage.export(train)), rows, budget.given_up)
 
 

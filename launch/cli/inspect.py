@@ -87,6 +87,9 @@ def render(arguments: Arguments) -> dict[str, Any]:
     out = Path(values.out)
     if out.exists():
         raise FileExistsError(f"{out} exists; choose another --out.")
+    if out.suffix not in assemble.FILM_SUFFIXES:
+        allowed = ", ".join(assemble.FILM_SUFFIXES)
+        raise ConfigError(f"--out={out} must end in one of {allowed}.")
     if arguments.positional:
         policy = Path(arguments.one_positional("saved policy or task", "gcp-jax render reach"))
         played = play.play(policy, episodes=values.grid, seed=values.seed, filmed=values.grid)
@@ -185,7 +188,7 @@ def _render_flags(declared: flags.FlagValues) -> None:
     flags.DEFINE_string(
         "out",
         "video.mp4",
-        "the file; with the suffix .png a picture of the middle of each episode",
+        "the file: .mp4, .gif, or .png for a picture of the middle of each episode",
         flag_values=declared,
     )
     flags.DEFINE_integer(

@@ -237,12 +237,18 @@ def _first_positional(words: Sequence[str], declared: flags.FlagValues) -> int |
 
 
 def _normalized(words: Sequence[str]) -> list[str]:
-    """One spelling of every flag.
+    """One spelling of every flag, and of a field that is given several times the last.
 
     ``-flag`` becomes ``--flag``, dashes in the names of flags become underscores, and
     ``--config.FIELD VALUE`` becomes ``--config.FIELD=VALUE`` (``--config FILE`` as well).
     """
-    return [*_join_values([_one_name(word) for word in words])]
+    joined = [*_join_values([_one_name(word) for word in words])]
+    last = {word.partition("=")[0]: index for index, word in enumerate(joined)}
+    return [
+        word
+        for index, word in enumerate(joined)
+        if not word.startswith(PREFIX) or last[word.partition("=")[0]] == index
+    ]
 
 
 def _one_name(word: str) -> str:

@@ -1,11 +1,13 @@
 """Demonstrations of the smallest task: shapes, freezing, repeatability, quality levels."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from gcp_jax import envs
 from gcp_jax.envs.demos.collect import collect
+from gcp_jax.envs.shapes import EnvError
 from gcp_jax.envs.tasks import reach
 
 EPISODES = 256
@@ -86,3 +88,29 @@ def test_both_ways_are_drawn_equally_and_go_different_ways(mixed):
 def test_environment_without_demonstrator_is_refused(env):
     with pytest.raises(ValueError, match="'reach' has no demonstrator"):
         collect(env._replace(demonstrator=None), 0.0, jax.random.key(0), 2)
+
+
+def with_reward(env, reward):
+    """The task with another reward of the first step, a function of the new state."""
+
+    def step(state, action):
+        new = env.step(state, action)
+        return new._replace(reward=jnp.where(new.time == 1, reward(new), new.reward))
+
+    return env._replace(step=step)
+
+
+def test_demonstrations_that_all_diverge_are_refused_and_some_are_noted(env, capsys):
+    short = env._replace(specs=env.specs._replace(horizon=3))
+    key = jax.random.key(0)
+    message = "8 of 8 demonstrations of reach diverged: an observation, a reward or the physics"
+    with pytest.raises(EnvError, match=message):
+        collect(with_reward(short, lambda state: jnp.inf), 0.0, key, 8)
+    assert capsys.readouterr().err == ""
+    collect(
+        with_reward(short, lambda state: jnp.where(state.obs[-1] > 0, jnp.nan, 0.0)), 0.0, key, 8
+    )
+    [line] = capsys.readouterr().err.splitlines()
+    assert line.startswith("note: ") and " of 8 demonstrations of reach diverged" in line
+    collect(short, 0.0, key, 8)
+    assert capsys.readouterr().err == ""

@@ -40,9 +40,10 @@ def test_frames_are_pictures_of_what_moves(pictures):
     assert (pictures[0] != pictures[1]).any()
 
 
-def test_video_is_written(pictures, tmp_path):
-    video(tmp_path / "peg.mp4", pictures, fps=10)
-    assert (tmp_path / "peg.mp4").stat().st_size > 0
+@pytest.mark.parametrize(("name", "at", "magic"), [("peg.mp4", 4, b"ftyp"), ("peg.gif", 0, b"GIF")])
+def test_video_is_written(name, at, magic, pictures, tmp_path):
+    video(tmp_path / name, pictures, fps=10)
+    assert (tmp_path / name).read_bytes()[at:].startswith(magic)
 
 
 def test_a_png_shows_each_episode_half_way(env, states, pictures, tmp_path, monkeypatch):

@@ -213,6 +213,19 @@ def test_the_demonstrator_of_an_own_task_is_shown(own_task, monkeypatch):
     assert films[0].specs.horizon == 3
 
 
+def test_a_film_of_another_kind_is_refused_before_anything_is_compiled(own_task, capsys):
+    assert main.main(["render", "reach", "--out=film.avi"]) == 2
+    assert "--out=film.avi must end in one of .mp4, .gif, .png" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("words", [("(8,)", "(16, 4)"), ("8", "16,4")])
+def test_of_a_field_that_is_given_twice_the_last_counts(words):
+    """absl would put the two tuples together."""
+    first, last = words
+    flags = [f"--config.policy.hidden={first}", "--config.policy.hidden", last]
+    assert parsed("plan", *flags).run_config.policy.hidden == (16, 4)
+
+
 def test_a_task_may_follow_the_flags(own_task):
     for words in (["reach", "--episodes=3"], ["--episodes", "3", "reach"], ["--json", "reach"]):
         arguments = parsed("demos", *words)

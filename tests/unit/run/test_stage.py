@@ -8,7 +8,7 @@ import pytest
 from gcp_jax.learner import loop
 from gcp_jax.run.episode_cohorts import EpisodeCohorts
 from gcp_jax.run.errors import Interrupted, RunError
-from gcp_jax.run.evaluator import format_mean_score, mean_score
+from gcp_jax.run.evaluator import format_mean_score, mean_score, note_diverged
 from gcp_jax.run.signals import StopRequest
 from gcp_jax.run.sizes import Cadence
 from gcp_jax.run.stage import DataId, Stage, episode_columns, stop_before_segment
@@ -114,3 +114,12 @@ def test_a_signal_before_the_first_segment_stops_the_stage_there():
     with pytest.raises(Interrupted, match=message) as error:
         stop_before_segment(request, CADENCE, clock=1)
     assert error.value.code == 128 + signal.SIGINT
+
+
+def test_diverged_episodes_of_the_last_evaluation_are_noted(capsys):
+    rows = [{"eval/diverged": count, "eval/episodes": 16} for count in (0, 3)]
+    note_diverged(rows[:1], "finetune")
+    assert capsys.readouterr().err == ""
+    note_diverged(rows, "finetune")
+    [line] = capsys.readouterr().err.splitlines()
+    assert line.startswith("note: 3 of the 32 episodes of the last evaluation of finetune diverged")
