@@ -72,6 +72,42 @@ def test_every_program_is_run_in_turn():
     )
 
 
+class Clock:
+    """A process of which the first ``busy`` looks find a thread at work."""
+
+    def __init__(self, busy):
+        self.busy = busy
+        self.now = 0.0
+        self.processor = 0.0
+        self.looks = 0
+
+    def perf_counter(self):
+        return self.now
+
+    def process_time(self):
+        return self.processor
+
+    def sleep(self, seconds):
+        self.now += seconds
+        self.processor += seconds if self.looks < self.busy else 0.01 * seconds
+        self.looks += 1
+
+
+@pytest.mark.parametrize(("busy", "looks"), [(0, 1), (3, 4)])
+def test_a_program_is_timed_when_the_threads_of_the_last_one_have_ended(busy, looks, monkeypatch):
+    clock = Clock(busy)
+    monkeypatch.setattr(timing, "time", clock)
+    timing.wait_until_idle()
+    assert clock.looks == looks
+
+
+def test_a_process_that_is_never_idle_is_timed_after_a_while(monkeypatch):
+    clock = Clock(busy=10**9)
+    monkeypatch.setattr(timing, "time", clock)
+    timing.wait_until_idle()
+    assert clock.now == pytest.approx(timing.LONGEST_WAIT, abs=2 * timing.POLL_SECONDS)
+
+
 @pytest.mark.parametrize("name", ["ogpo 64×16", "dppo 5000×10"])
 def test_an_update_is_made_up_and_its_products_found(name):
     """On and off policy; traced only, with small networks."""
