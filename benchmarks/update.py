@@ -2,7 +2,8 @@
 
 A program's products are counted in its own jaxpr (XLA's estimate counts the body of a loop once),
 and each is timed alone, in the same process. ``of_products`` is the time that they would take by
-themselves over the time of the update.
+themselves over the time of the update. ``of_plain`` is the time of OGPO's update over that of the
+same update written plainly (``benchmarks.plain``) and compiled with XLA's own options.
 """
 
 from __future__ import annotations
@@ -13,8 +14,9 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from benchmarks import timing
+from benchmarks import plain, timing
 from gcp_jax import algorithms
+from gcp_jax.algorithms import ogpo
 from gcp_jax.core.policy import PolicyConfig, make_policy
 from gcp_jax.experiments.plan import flops, plan
 from gcp_jax.learner import batch_sources, xla_options
@@ -79,12 +81,21 @@ def measure(case: Case, *, repeats: int) -> dict[str, Any]:
     programs = {"update": lambda: compiled(*inputs)}
     for product, program in flops.alone(products, options).items():
         programs[str(product)] = program
+    if case.method == "ogpo":
+        compiled_plain = jax.jit(make_plain_update(case)).lower(*inputs).compile()
+        programs["plain"] = lambda: compiled_plain(*inputs)
     seconds = timing.measure(programs, repeats)
     whole = seconds["update"]
     weighted = [(times, seconds[str(product)]) for product, times in products.items()]
     wall = [sum(times * each.wall[i] for times, each in weighted) for i in range(repeats)]
     cpu = [sum(times * each.cpu[i] for times, each in weighted) for i in range(repeats)]
     costs = compiled.cost_analysis() or {}
+    of_plain = {}
+    if "plain" in seconds:
+        of_plain = {
+            "of_plain": timing.paired_ratio(whole.wall, seconds["plain"].wall).figures(),
+            "of_plain_cpu": timing.paired_ratio(whole.cpu, seconds["plain"].cpu).figures(),
+        }
     return {
         "ms": round(1e3 * whole.median_wall, 2),
         "cpu_ms": round(1e3 * whole.median_cpu, 2),
@@ -93,7 +104,15 @@ def measure(case: Case, *, repeats: int) -> dict[str, Any]:
         "of_products": timing.paired_ratio(wall, whole.wall).figures(),
         "of_products_cpu": timing.paired_ratio(cpu, whole.cpu).figures(),
         "products": sum(products.values()),
+        **of_plain,
     }
+
+
+def make_plain_update(case: Case) -> Any:
+    """OGPO's update of a case, written plainly: (state, batch, key) -> state."""
+    config = ogpo.Config(**case.fields)
+    policy = make_policy(case.policy, SPECS)
+    return plain.PlainOGPO(config, policy, case.batch).update
 
 
 def make_update(case: Case) -> tuple[Any, tuple[Any, ...]]:
