@@ -6,19 +6,33 @@ unnoticed.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from gcp_jax import algorithms
 from gcp_jax.config import RunConfig
 from gcp_jax.run.sizes import RunSizes, stage_cadences
 
 
 def size_notes(config: RunConfig, sizes: RunSizes) -> list[str]:
-    """One line about the fields that are rounded, and one for each member that cannot improve."""
+    """Lines about fields that are rounded, and one for each member that cannot improve."""
     rounded = rounded_fields(config, sizes)
+    of_cloning = [field for field in rounded if field[0].startswith("pretrain.")]
+    of_finetuning = [field for field in rounded if field not in of_cloning]
     notes = []
-    if rounded:
-        listed = ", ".join(f"{name} {asked} becomes {used}" for name, asked, used in rounded)
-        notes.append(f"in whole segments of {sizes.env_steps} env steps: {listed}")
+    if of_cloning:
+        every = config.pretrain.evaluate_every
+        notes.append(
+            f"in whole multiples of pretrain.evaluate_every={every}: {_listed(of_cloning)}"
+        )
+    if of_finetuning:
+        segments = f"whole segments of {sizes.env_steps} env steps"
+        notes.append(f"in {segments}: {_listed(of_finetuning)}")
     return notes + _frozen_policies(config, sizes)
+
+
+def _listed(rounded: Sequence[tuple[str, float, float]]) -> str:
+    """``finetune.env_steps 100 becomes 128, …``."""
+    return ", ".join(f"{name} {asked} becomes {used}" for name, asked, used in rounded)
 
 
 def rounded_fields(config: RunConfig, sizes: RunSizes) -> list[tuple[str, float, float]]:

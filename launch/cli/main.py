@@ -140,14 +140,15 @@ def _execute(name: str, words: list[str]) -> int:
     except HostLost as error:
         print(f"gcp-jax {name}: {error}", file=sys.stderr, flush=True)
         os._exit(HOST_LOST)  # a normal exit would wait for the lost host and then abort
-    except AssertionError:
+    except AssertionError:  # JAX's, for a platform that has no device
         reason = runtime.missing_devices()
         if not reason:
             raise
         print(f"gcp-jax {name}: {reason}", file=sys.stderr)
         return BAD_INPUT
     except EXPECTED as error:
-        print(f"gcp-jax {name}: {' '.join(str(error).split())}", file=sys.stderr)
+        message = _missing_devices(error) or " ".join(str(error).split())
+        print(f"gcp-jax {name}: {message}", file=sys.stderr)
         return BAD_INPUT
     except Exception as error:
         if not user_code.place_of(error):
@@ -157,6 +158,16 @@ def _execute(name: str, words: list[str]) -> int:
     if arguments.flags.json and result is not None:
         print(json.dumps(result), flush=True)
     return 0
+
+
+def _missing_devices(error: BaseException) -> str:
+    """Why JAX has no device, if that is what made a user's function fail; "" otherwise."""
+    cause = error.__cause__
+    while cause is not None:
+        if isinstance(cause, AssertionError):
+            return runtime.missing_devices()
+        cause = cause.__cause__
+    return ""
 
 
 if __name__ == "__main__":

@@ -196,6 +196,22 @@ def test_a_platform_that_is_not_there_is_one_line(monkeypatch, capsys):
     assert last.startswith("gcp-jax train: JAX has no device (JAX_PLATFORMS='cuda')")
 
 
+@pytest.mark.process
+@pytest.mark.parametrize("words", [["plan", "--config.env.name=reach"], ["check", "reach"]])
+def test_a_missing_platform_is_not_taken_for_a_fault_of_the_task(words):
+    """The first use of a device is inside a contract, which reports what the task's code raises."""
+    done = subprocess.run(
+        [sys.executable, "-m", "gcp_jax.launch.cli.main", *words],
+        env={**os.environ, "JAX_PLATFORMS": "cuda"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 2
+    last = done.stderr.strip().splitlines()[-1]
+    assert last.startswith(f"gcp-jax {words[0]}: JAX has no device (JAX_PLATFORMS='cuda')")
+
+
 @pytest.mark.parametrize("words", [["--help"], ["algorithms"], ["envs"], ["train", "--help"]])
 @pytest.mark.parametrize("encoding", ["ascii", "latin-1", "utf-8"])
 def test_a_stream_of_any_encoding_is_printed_on(monkeypatch, words, encoding):

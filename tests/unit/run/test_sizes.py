@@ -157,6 +157,12 @@ def test_what_is_rounded_is_named_with_the_value_that_is_used():
     )
     [note] = size_notes(config, sizes_of(config))
     assert note == "in whole segments of 32 env steps: finetune.env_steps 5000 becomes 5024"
+    changes = {"pretrain.updates": 120, "pretrain.evaluate_every": 50}
+    config = small_config(**changes)
+    assert (
+        "in whole multiples of pretrain.evaluate_every=50: pretrain.updates 120 becomes 100"
+        in size_notes(config, sizes_of(config))
+    )
 
 
 def test_counters_follow_from_the_clock():
