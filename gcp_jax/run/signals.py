@@ -1,8 +1,9 @@
-"""Ctrl-C and SIGTERM: save first, then stop."""
+"""Ctrl-C and SIGTERM: save first, then stop; a second one stops at once."""
 
 from __future__ import annotations
 
 import contextlib
+import os
 import signal
 import sys
 import threading
@@ -10,6 +11,10 @@ from collections.abc import Iterator
 from typing import Any
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
+FIRST = (
+    "stopping when this segment, evaluation or compilation has ended, and saving; a second signal "
+    "ends at once, without saving …"
+)
 
 
 class StopRequest:
@@ -22,12 +27,29 @@ class StopRequest:
     def __init__(self) -> None:
         self.signum = 0
 
+    def record(self, signum: int) -> None:
+        """Note the first signal and say what follows."""
+        self.signum = signum
+        print(FIRST, file=sys.stderr, flush=True)
+
+
+class _Watch:
+    """Whether a thread watches this process's signals, and for whom."""
+
+    is_running = False
+    request: StopRequest | None = None
+
+
+_watch = _Watch()  # signals belong to the process
+
 
 @contextlib.contextmanager
 def stop_requests() -> Iterator[StopRequest]:
-    """Record the first Ctrl-C or SIGTERM in the block; a second one raises KeyboardInterrupt.
+    """Record the first Ctrl-C or SIGTERM in the block.
 
-    Outside the main thread, where Python allows no handlers, signals are left alone.
+    A second one raises KeyboardInterrupt, or ends the process within
+    ``second_signal_ends_process``. Outside the main thread, where Python allows no handlers,
+    signals are left alone.
     """
     request = StopRequest()
     if threading.current_thread() is not threading.main_thread():
@@ -35,18 +57,56 @@ def stop_requests() -> Iterator[StopRequest]:
         return
 
     def handle(signum: int, frame: Any) -> None:
+        if _watch.is_running:
+            return
         if request.signum:
             raise KeyboardInterrupt
-        request.signum = signum
-        print(
-            "stopping when this segment, evaluation or compilation has ended, and saving; a second "
-            "signal ends at once, without saving …",
-            file=sys.stderr,
-        )
+        request.record(signum)
 
     previous = {signum: signal.signal(signum, handle) for signum in SIGNALS}
+    _watch.request = request
     try:
         yield request
     finally:
+        _watch.request = None
         for signum, handler in previous.items():
             signal.signal(signum, handler)
+
+
+@contextlib.contextmanager
+def second_signal_ends_process() -> Iterator[None]:
+    """Have a second signal in ``stop_requests`` end this process at once, with 128 + its number.
+
+    A thread sees the signals as they arrive: Python's own handlers wait while XLA compiles, and
+    what they raise is lost if it is raised inside a weak reference's callback. Nothing that was
+    saved is lost, because every file is written beside its place and then renamed.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
+    previous = signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
+    thread = threading.Thread(target=_read_signals, args=(reader,), daemon=True)
+    thread.start()
+    _watch.is_running = True
+    try:
+        yield
+    finally:
+        _watch.is_running = False
+        signal.set_wakeup_fd(previous)
+        os.close(writer)  # ends the thread
+        thread.join()
+        os.close(reader)
+
+
+def _read_signals(reader: int) -> None:
+    while numbers := os.read(reader, 64):
+        for signum in numbers:
+            if _watch.request is None or signum not in SIGNALS:
+                continue
+            if _watch.request.signum:
+                message = f"ended by a second signal ({signal.Signals(signum).name})"
+                print(f"gcp-jax: {message}; what was saved is kept.", file=sys.stderr, flush=True)
+                os._exit(128 + signum)
+            _watch.request.record(signum)

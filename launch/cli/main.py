@@ -19,6 +19,7 @@ from gcp_jax.config_fields import suggest
 from gcp_jax.experiments import runtime
 from gcp_jax.experiments.runtime import compilation_cache, prepare_cpu
 from gcp_jax.run.errors import HostLost, Interrupted
+from gcp_jax.run.signals import second_signal_ends_process
 
 if TYPE_CHECKING:  # else "gcp-jax --help" would wait for JAX
     from gcp_jax.launch.cli.parse import Command
@@ -130,7 +131,8 @@ def _execute(name: str, words: list[str]) -> int:
             arguments = parse(name, command, words)
             prepare_cpu(arguments.config.data_parallel if arguments.config else 1)
             compilation_cache()
-            result = command.run(arguments)
+            with second_signal_ends_process():
+                result = command.run(arguments)
     except Interrupted as stop:
         print(f"gcp-jax: {stop}", file=sys.stderr)
         return stop.code
