@@ -77,7 +77,7 @@ def test_a_dataset_may_move_and_its_path_be_spelled_otherwise(demos, tmp_path, m
 def test_other_data_are_refused_at_any_path(demos, recorded, tmp_path):
     run = tmp_path / "run"
     begin(run, config_of(demos))
-    with pytest.raises(RunError, match="holds a run with demonstrations.path="):
+    with pytest.raises(RunError, match="began with other data at demonstrations.path"):
         check(run, config_of(recorded[1]))
     shutil.rmtree(demos)
     shutil.copytree(recorded[1], demos)
