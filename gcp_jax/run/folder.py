@@ -203,76 +203,19 @@ def check_resumable(
     if problem:
         raise RunError(f"{path}: {problem}; {remedy}.")
     saved_inputs = saved.get("inputs") or {}
-    for difference in differences(saved["config"], to_dict(config)):
-        if _is_same_input(difference, saved_inputs, inputs):
-            continue
-        raise RunError(
-            f"{folder} holds a run with {difference.field}={difference.saved!r}, "
-            f"not {difference.current!r}; {_way_on(folder)}."
-        )
-    if (changed := _changed_modules(saved, code)) and distributed.is_primary():
-        print(f"{changed} changed since this run began (allow_changed_code)", file=sys.stderr)
-        earlier = [*saved.get("earlier_code", []), saved["code"]]
-        write_json(path, {**saved, "code": code, "earlier_code": earlier})
-
-
-def check_folder(folder: Path, config: RunConfig, inputs: Mapping[str, str]) -> None:
-    """Check that a run can begin or continue in a folder; nothing is written.
-
-    Raises:
-      RunError: a run cannot be kept at this path, or it holds something else or another run.
-    """
-    check_path(folder)
-    if (folder / "config.json").exists():
-        check_resumable(folder, config, code_digests(config), inputs)
-    else:
-        _refuse_other_content(folder)
-
-
-def check_resumable(
-    folder: Path, config: RunConfig, code: Mapping[str, str], inputs: Mapping[str, str]
-) -> dict[str, Any]:
-    """Check that a folder's run, if it holds one, is the given one; nothing is written.
-
-    Args:
-      folder: the run's folder.
-      config: the run.
-      code: what ``code_digests`` gives for it.
-      inputs: digests of what it reads from disk, as far as that is there.
-
-    Returns:
-      The content of ``config.json``; {} if there is none.
-
-    Raises:
-      RunError: the folder holds a run of another format, configuration, code or data.
-    """
-    path = folder / "config.json"
-    if not path.exists():
-        return {}
-    remedy = "restore it, or choose another --run_dir"
-    saved: dict[str, Any] = read_json(path, error=RunError, remedy=remedy)
-    if saved.get("format") != FORMAT:
-        raise RunError(
-            f"{folder} holds a run of format {saved.get('format')!r}, this version reads {FORMAT}; "
-            "finish it with the version that began it, or choose another --run_dir."
-        )
-    problem = problem_of(saved, RECORD)
-    if problem:
-        raise RunError(f"{path}: {problem}; {remedy}.")
-    saved_inputs = saved.get("inputs") or {}
-    for difference in differences(saved["config"], to_dict(config)):
-        if _is_same_input(difference, saved_inputs, inputs):
-            continue
-        raise RunError(
-            f"{folder} holds a run with {difference.field}={difference.saved!r}, "
-            f"not {difference.current!r}; {_way_on(folder)}."
-        )
     for field, digest in inputs.items():
         if saved_inputs.get(field, digest) != digest:
             raise RunError(
                 f"{folder} holds a run that began with other data at {field}; give it the same "
                 "data to resume it, or choose another --run_dir."
             )
+    for difference in differences(saved["config"], to_dict(config)):
+        if _is_same_input(difference, saved_inputs, inputs):
+            continue
+        raise RunError(
+            f"{folder} holds a run with {difference.field}={difference.saved!r}, "
+            f"not {difference.current!r}; {_way_on(folder)}."
+        )
     if (changed := _changed_modules(saved, code)) and not config.allow_changed_code:
         raise RunError(
             f"{folder} holds a run with other code: {changed} changed since it began. Restore "

@@ -121,7 +121,7 @@ def test_a_policy_to_start_from_may_move_and_may_not_change(tmp_path):
     text = (policy / "policy.json").read_text()
     (policy / "policy.json").write_text(text.replace('"steps": 3', '"steps": 4'))
     assert (policy / "policy.json").read_text() != text
-    with pytest.raises(RunError, match="holds a run with pretrain.saved_policy="):
+    with pytest.raises(RunError, match="began with other data at pretrain.saved_policy"):
         check(run, config(policy))
     save_tiny_policy(run / "policy" / "base")
     shutil.rmtree(policy)
