@@ -16,14 +16,18 @@ fi
 bin=$venv/bin
 "$bin/python" -m ruff check .
 "$bin/python" -m ruff format --check .
-"$bin/python" -m mypy
+"$bin/python" -m mypy &
+types=$!
 "$bin/lint-imports" --no-logo
+if [ "${1:-}" = "--all" ]; then
+  "$bin/mkdocs" build --strict --quiet --site-dir build/site
+fi
+wait "$types"
 workers=$(($(getconf _NPROCESSORS_ONLN) + 1))
 pytest=("$bin/python" -m pytest --numprocesses="$workers" --maxprocesses=4 --dist=loadfile
   --no-loadscope-reorder)
 if [ "${1:-}" = "--all" ]; then
   shift
-  "$bin/mkdocs" build --strict --quiet --site-dir build/site
   exec "${pytest[@]}" -m "" --cov --cov-report=term "$@"
 fi
 exec "${pytest[@]}" "$@"
