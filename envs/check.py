@@ -18,6 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from gcp_jax.contracts import as_numpy
 from gcp_jax.contracts import require as _require
 from gcp_jax.envs import scenes
 from gcp_jax.envs.probe import Probe, Programs, compiled, make_probe
@@ -62,13 +63,7 @@ def check_env(
 
 
 def _as_numpy(tree: Any) -> list[np.ndarray]:
-    """Leaves as numpy, keys as their data."""
-
-    def convert(leaf: Array) -> np.ndarray:
-        is_key = jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
-        return np.asarray(jax.random.key_data(leaf) if is_key else leaf)
-
-    return [convert(leaf) for leaf in jax.tree.leaves(tree)]
+    return [as_numpy(leaf) for leaf in jax.tree.leaves(tree)]
 
 
 def _equal(a: Any, b: Any) -> bool:

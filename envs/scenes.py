@@ -51,7 +51,7 @@ def check_scene(env: Env, states: State) -> str:
 
 def _check_pose(scene: Scene, states: State) -> None:
     """Every field of a pose is one of MjData, of its shape, and finite."""
-    host = jax.tree.map(lambda x: np.asarray(x)[0], states._replace(key=states.time))
+    host = jax.tree.map(lambda x: contracts.as_numpy(x)[0], states)
     pose: Any = contracts.call("scene().pose", scene.pose, host)
     require(isinstance(pose, dict), f"scene().pose returns a {type(pose).__name__}, must be a dict")
     data = mujoco.MjData(scene.model)

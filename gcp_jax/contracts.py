@@ -212,14 +212,14 @@ def _generators() -> dict[str, Any]:
 def _fingerprint(jaxpr: Any, rows: list[Any]) -> list[Any]:
     """The equations of a jaxpr and of those inside it: operations, wiring, literals, constants."""
     if hasattr(jaxpr, "consts"):
-        rows += [_bytes_of(array) for array in jaxpr.consts]
+        rows += [as_numpy(array).tobytes() for array in jaxpr.consts]
         jaxpr = jaxpr.jaxpr
     numbers: dict[Any, int] = {}
     for variable in (*jaxpr.constvars, *jaxpr.invars):
         numbers[variable] = len(numbers)
     for equation in jaxpr.eqns:
         for x in equation.invars:
-            rows.append(_bytes_of(x.val) if hasattr(x, "val") else numbers[x])
+            rows.append(as_numpy(x.val).tobytes() if hasattr(x, "val") else numbers[x])
         rows.append(equation.primitive.name)
         for variable in equation.outvars:
             numbers[variable] = len(numbers)
@@ -229,9 +229,10 @@ def _fingerprint(jaxpr: Any, rows: list[Any]) -> list[Any]:
     return rows
 
 
-def _bytes_of(value: Any) -> bytes:
+def as_numpy(value: Any) -> np.ndarray:
+    """A number or an array in numpy; of random keys their words."""
     is_key = hasattr(value, "dtype") and jax.dtypes.issubdtype(value.dtype, jax.dtypes.prng_key)
-    return np.asarray(jax.random.key_data(value) if is_key else value).tobytes()
+    return np.asarray(jax.random.key_data(value) if is_key else value)
 
 
 def _equations(jaxpr: Any) -> Iterator[Any]:

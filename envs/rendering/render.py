@@ -18,6 +18,7 @@ import jax
 import mujoco
 import numpy as np
 
+from gcp_jax.contracts import as_numpy
 from gcp_jax.envs.protocol import Env, Scene, State
 from gcp_jax.envs.rendering import worker
 
@@ -66,11 +67,8 @@ def check_camera(task: str, scene: Scene) -> None:
 
 
 def _poses(scene: Scene, states: State) -> dict[str, np.ndarray]:
-    """The MjData fields of each drawn state, stacked.
-
-    Random keys, which cannot go through numpy, are dropped: rendering does not use them.
-    """
-    states = jax.tree.map(np.asarray, states._replace(key=states.time))
+    """The MjData fields of each drawn state, stacked."""
+    states = jax.tree.map(as_numpy, states)
     count = len(states.time)
     poses = [scene.pose(jax.tree.map(lambda x, t=t: x[t], states)) for t in range(count)]
     return {field: np.stack([pose[field] for pose in poses]) for field in poses[0]}
