@@ -46,11 +46,21 @@ LONGEST_FIRST = (
     "test_envs",
     "test_kill_and_resume",
     "test_learning",
-    "test_launcher",
     "test_bytes",
-    "test_population",
+    "test_dppo",
     "test_docs",
+    "test_population",
+    "test_method_trial",
+    "test_loop",
     "test_ogpo",
+    "test_method_check",
+    "test_training",
+    "test_nonfinite_runs",
+    "test_suites",
+    "test_benchmark",
+    "test_expo",
+    "test_fql",
+    "test_dsrl",
 )
 DEFAULT_CACHE = Path.home() / ".cache" / "gcp-jax" / "tests"
 
