@@ -89,7 +89,8 @@ def test_a_second_signal_ends_a_command_at_once(work, signum):
 
 
 def test_a_watched_process_notes_the_first_signal_and_is_as_before_afterwards(capsys):
-    before = (signal.getsignal(signal.SIGINT), signal.set_wakeup_fd(-1))
+    previous = signal.signal(signal.SIGINT, signal.default_int_handler)
+    before = (signal.default_int_handler, signal.set_wakeup_fd(-1))
     with signals.second_signal_ends_process():
         with signals.stop_requests() as request:
             signal.raise_signal(signal.SIGTERM)
@@ -101,3 +102,4 @@ def test_a_watched_process_notes_the_first_signal_and_is_as_before_afterwards(ca
             signal.raise_signal(signal.SIGINT)
     assert capsys.readouterr().err == f"{signals.FIRST}\n"
     assert (signal.getsignal(signal.SIGINT), signal.set_wakeup_fd(-1)) == before
+    signal.signal(signal.SIGINT, previous)
