@@ -267,9 +267,9 @@ def _check_comparable(comparison: Comparison, tasks: Mapping[str, TaskInterface]
                 "segment (finetune.envs · finetune.unroll_chunks · policy.chunk)."
             )
         for name, config in methods.items():
+            require_packages_and_devices(config)
             _check_clone(f"{task}: {name}", comparison.first_runs[task], config)
             plan.plan(config, tasks[task])
-            require_packages_and_devices(config)
 
 
 def _make_task(comparison: Comparison, task: str, folder: Path) -> TaskInterface:

@@ -29,6 +29,10 @@ LIBRARIES = tuple(
     str(Path(sysconfig.get_paths()[name]).resolve()) for name in ("stdlib", "purelib", "platlib")
 )
 HERE = str(Path(__file__).resolve().parent)
+DIVERGED = (  # what is said of episodes
+    "diverged: an observation, a reward or the physics became NaN or infinite; gcp-jax check finds "
+    "the first such step"
+)
 
 
 class ContractError(ValueError):

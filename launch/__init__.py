@@ -59,8 +59,4 @@ _MODULES = {
     ),
     "gcp_jax.launch.spec": ("Halving", "Search", "Sweep"),
 }
-__getattr__ = lazy_names(__name__, _MODULES)
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+__getattr__, __dir__ = lazy_names(__name__, _MODULES)

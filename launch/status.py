@@ -21,7 +21,7 @@ from gcp_jax.launch.schedulers import DROPPED
 from gcp_jax.report.read import eval_rows
 from gcp_jax.run import metrics
 from gcp_jax.stats.eval_rows import pooled_score, score_name_of
-from gcp_jax.stats.intervals import MISSING, Interval
+from gcp_jax.stats.intervals import MISSING
 
 SILENT_SECONDS = 90.0  # without a heartbeat, after which a run no longer counts as running
 STATES = ("running", "waiting", "paused", "finished", "dropped", "failed")
@@ -233,12 +233,10 @@ def _latest_score(evals: list[dict[str, Any]], stage: str) -> str:
     score_name = score_name_of(latest[0])
     if len(intervals) == 1:
         return intervals[0].format(score_name)
-    estimates = sorted(interval.estimate for interval in intervals)
-    lowest, highest = (
-        Interval(estimate=end, low=math.nan, high=math.nan).format(score_name)
-        for end in (estimates[0], estimates[-1])
-    )
-    return f"{lowest} – {highest} ({len(estimates)} members)"
+    alone = sorted(interval._replace(low=math.nan, high=math.nan) for interval in intervals)
+    lowest = alone[0].format(score_name)
+    highest = alone[-1].format(score_name)
+    return f"{lowest} – {highest} ({len(alone)} members)"
 
 
 def _last_row(path: Path) -> dict[str, Any]:

@@ -2,25 +2,15 @@
 that several modules share.
 """
 
-import importlib.metadata
 import os
 from pathlib import Path
 from typing import NamedTuple
 
 from coverage import Coverage
+from helpers.runs import QUICK_COMPILATION
 
-JAX_VERSION = tuple(int(part) for part in importlib.metadata.version("jax").split(".")[:2])
-
-# Tests compile more than they run: level 0 takes a third of the compile time. Code generation is
-# not split, because the other core runs tests of its own.
-XLA_FLAGS = [
-    "--xla_force_host_platform_device_count=8",
-    "--xla_backend_optimization_level=0",
-    "--xla_cpu_parallel_codegen_split_count=1",
-]
-if JAX_VERSION < (0, 11):  # an unknown flag aborts the process
-    XLA_FLAGS.append("--xla_cpu_use_fusion_emitters=false")
-os.environ["XLA_FLAGS"] = " ".join((os.environ.get("XLA_FLAGS", ""), *XLA_FLAGS)).strip()
+XLA_FLAGS = f"--xla_force_host_platform_device_count=8 {QUICK_COMPILATION}"
+os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {XLA_FLAGS}".strip()
 # The size of XLA's thread pool: collectives of virtual devices deadlock in a smaller one.
 os.environ["NPROC"] = "4"
 os.environ.setdefault("JAX_PLATFORMS", "cpu")

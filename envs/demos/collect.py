@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from gcp_jax.contracts import DIVERGED
 from gcp_jax.envs.demos import quality
 from gcp_jax.envs.protocol import Demonstrator, Env, State
 from gcp_jax.envs.shapes import EnvError, check_modes, run_contract
@@ -101,10 +102,7 @@ def _check_diverged(env: Env, diverged: np.ndarray) -> None:
     count = int(diverged.sum())
     if not count:
         return
-    found = (
-        f"{count} of {len(diverged)} demonstrations of {env.specs.name} diverged: an observation, "
-        "a reward or the physics became NaN or infinite; gcp-jax check finds the first such step"
-    )
+    found = f"{count} of {len(diverged)} demonstrations of {env.specs.name} {DIVERGED}"
     if count == len(diverged):
         raise EnvError(f"{found}.")
     print(f"note: {found}", file=sys.stderr)

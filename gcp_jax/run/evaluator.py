@@ -12,6 +12,7 @@ import numpy as np
 
 from gcp_jax import mesh as mesh_lib
 from gcp_jax.config import Member, RunConfig
+from gcp_jax.contracts import DIVERGED
 from gcp_jax.learner import evaluation, xla_options
 from gcp_jax.run import distributed
 from gcp_jax.run.progress import Progress
@@ -138,7 +139,6 @@ def note_diverged(rows: Sequence[Row], stage: str) -> None:
         episodes = sum(int(row["eval/episodes"]) for row in rows)
         print(
             f"note: {diverged} of the {episodes} episodes of the last evaluation of {stage} "
-            "diverged: an observation, a reward or the physics became NaN or infinite; "
-            "gcp-jax check finds the first such step",
+            f"{DIVERGED}",
             file=sys.stderr,
         )

@@ -78,8 +78,8 @@ def second_signal_ends_process() -> Iterator[None]:
     """Have a second signal in ``stop_requests`` end this process at once, with 128 + its number.
 
     A thread sees the signals as they arrive: Python's own handlers wait while XLA compiles, and
-    what they raise is lost if it is raised inside a weak reference's callback. Nothing that was
-    saved is lost, because every file is written beside its place and then renamed.
+    what they raise is lost if it is raised inside a weak reference's callback. What was saved stays
+    whole, as after SIGKILL.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -103,10 +103,11 @@ def second_signal_ends_process() -> Iterator[None]:
 def _read_signals(reader: int) -> None:
     while numbers := os.read(reader, 64):
         for signum in numbers:
-            if _watch.request is None or signum not in SIGNALS:
+            request = _watch.request
+            if request is None or signum not in SIGNALS:
                 continue
-            if _watch.request.signum:
+            if request.signum:
                 message = f"ended by a second signal ({signal.Signals(signum).name})"
                 print(f"gcp-jax: {message}; what was saved is kept.", file=sys.stderr, flush=True)
                 os._exit(128 + signum)
-            _watch.request.record(signum)
+            request.record(signum)

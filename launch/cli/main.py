@@ -142,15 +142,11 @@ def _execute(name: str, words: list[str]) -> int:
     except HostLost as error:
         print(f"gcp-jax {name}: {error}", file=sys.stderr, flush=True)
         os._exit(HOST_LOST)  # a normal exit would wait for the lost host and then abort
-    except AssertionError:  # JAX's, for a platform that has no device
-        reason = runtime.missing_devices()
-        if not reason:
+    except (AssertionError, *EXPECTED) as error:
+        message = _missing_devices(error)
+        if not message and isinstance(error, AssertionError):
             raise
-        print(f"gcp-jax {name}: {reason}", file=sys.stderr)
-        return BAD_INPUT
-    except EXPECTED as error:
-        message = _missing_devices(error) or " ".join(str(error).split())
-        print(f"gcp-jax {name}: {message}", file=sys.stderr)
+        print(f"gcp-jax {name}: {message or ' '.join(str(error).split())}", file=sys.stderr)
         return BAD_INPUT
     except Exception as error:
         if not user_code.place_of(error):
@@ -163,9 +159,9 @@ def _execute(name: str, words: list[str]) -> int:
 
 
 def _missing_devices(error: BaseException) -> str:
-    """Why JAX has no device, if that is what made a user's function fail; "" otherwise."""
-    cause = error.__cause__
-    while cause is not None:
+    """Why JAX has no device, if that caused the error, here or in a user's function; else ""."""
+    cause: BaseException | None = error
+    while cause is not None:  # JAX asserts for a platform that has no device
         if isinstance(cause, AssertionError):
             return runtime.missing_devices()
         cause = cause.__cause__

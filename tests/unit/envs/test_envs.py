@@ -21,6 +21,7 @@ from gcp_jax.envs.physics.mjx import Simulation
 from gcp_jax.envs.probe import compiled
 from gcp_jax.envs.protocol import State
 from gcp_jax.envs.robots import ur5e
+from gcp_jax.envs.shapes import check_modes
 
 SIMULATED = tuple(name for name in envs.names() if name != "reach")
 CLEAN, NOISY = 32, 16  # episodes; the noisy ones also bump into things
@@ -253,7 +254,8 @@ def task(request):
 
 
 def test_clean_demonstrations_succeed_both_ways(task):
-    _, shown = task
+    name, shown = task
+    check_modes(shown.mode, made(name)[0].demonstrator(0.0).modes)
     solved, mode = np.asarray(shown.success[:, :CLEAN].any(0)), np.asarray(shown.mode[:CLEAN])
     assert solved.mean() >= 0.95
     assert all(solved[mode == way].mean() >= 0.9 for way in (0, 1))

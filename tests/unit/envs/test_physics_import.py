@@ -1,5 +1,6 @@
 """MJX is imported when a scene is first made, with Warp only where there is a CUDA device."""
 
+import ast
 import importlib.util
 import subprocess
 import sys
@@ -19,7 +20,7 @@ def imported(code: str) -> set[str]:
     assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()
     assert len(lines) == 1, lines  # MJX prints why it has no Warp
-    return set(eval(lines[0]))
+    return set(ast.literal_eval(lines[0]))
 
 
 def test_the_command_line_imports_no_mjx():
