@@ -213,6 +213,13 @@ def zeros_varying_like(x: Array) -> Array:
     return jnp.where(True, jnp.zeros_like(x), x)
 
 
+def vary_like(x: Array, like: Array) -> Array:
+    """x, typed by ``shard_map`` as varying over every axis that ``like`` varies over."""
+    if not _inside_axis(DATA):
+        return x
+    return jnp.where(True, x, like[(0,) * like.ndim])
+
+
 def batch_mean(x: Array) -> Array:
     """Mean of x over all its axes and over the devices of the data axis, []."""
     mean: Array = all_mean(jnp.mean(x))

@@ -15,6 +15,7 @@ import numpy as np
 from jax.typing import DTypeLike
 from numpy.typing import NDArray
 
+from gcp_jax.core.layers import Dense, LayerNorm, SplitDense, add_broadcast
 from gcp_jax.types import Array, Params
 
 CONSTANT = 1e-6  # a standard deviation up to this, relative to the numbers, is rounding
@@ -67,37 +68,6 @@ def sinusoidal_embedding(t: Array, dim: int) -> Array:
     return jnp.concatenate([jnp.sin(angle), jnp.cos(angle)], -1)
 
 
-class SplitDense(nn.Module):
-    """A Dense layer on the concatenation of several inputs whose leading axes broadcast.
-
-    ``part(i, x)`` is the product of the i-th input with its rows of the kernel; the layer's output
-    is the sum of all parts. An observation [B, 1, O] beside samples [B, G, D] is therefore
-    multiplied once per state and not once per sample. Parameters and values are those of a Dense
-    layer on the concatenation.
-    """
-
-    sizes: Sequence[int]  # last axis of each input
-    features: int
-    dtype: DTypeLike = jnp.float32
-
-    def setup(self) -> None:
-        """One kernel for all inputs."""
-        self.kernel = self.param(
-            "kernel", nn.initializers.lecun_normal(), (sum(self.sizes), self.features)
-        )
-        self.bias = self.param("bias", nn.initializers.zeros_init(), (self.features,))
-
-    def part(self, index: int, x: Array) -> Array:
-        """Multiply x [..., sizes[index]] to [..., features]; part 0 also adds the bias."""
-        start = sum(self.sizes[:index])
-        kernel = jnp.asarray(self.kernel, self.dtype)
-        bias = jnp.asarray(self.bias, self.dtype)
-        out = jnp.asarray(x, self.dtype) @ kernel[start : start + self.sizes[index]]
-        if index > 0:
-            return out
-        return out + bias.reshape((1,) * (out.ndim - 1) + (-1,))
-
-
 class DenoisingNet(nn.Module):
     """MLP on concat(obs, x_t, time embedding) with GELU and no layer norm, as OGPO's authors.
 
@@ -113,7 +83,7 @@ class DenoisingNet(nn.Module):
 
     def setup(self) -> None:
         """Layers in order of use."""
-        dense = functools.partial(nn.Dense, dtype=self.dtype)
+        dense = functools.partial(Dense, dtype=self.dtype)
         self.time_layers = [dense(2 * self.time_dim), dense(self.time_dim)]
         self.first = SplitDense(
             sizes=(self.obs_dim, self.out_dim, self.time_dim),
@@ -140,7 +110,7 @@ class DenoisingNet(nn.Module):
         """
         time = sinusoidal_embedding(t, self.time_dim)
         time = self.time_layers[1](nn.gelu(self.time_layers[0](time)))
-        y = nn.gelu(encoded + self.first.part(1, x) + self.first.part(2, time))
+        y = nn.gelu(add_broadcast(encoded, self.first.part(1, x), self.first.part(2, time)))
         for layer in self.layers:
             y = nn.gelu(layer(y))
         return jnp.asarray(self.last(y), jnp.float32)
@@ -164,11 +134,11 @@ class CriticNet(nn.Module):
         first = SplitDense(
             sizes=(self.obs_dim, self.action_dim), features=self.hidden[0], dtype=self.dtype
         )
-        y = first.part(0, obs) + first.part(1, action)
-        y = nn.gelu(nn.LayerNorm(dtype=self.dtype)(y))
+        y = add_broadcast(first.part(0, obs), first.part(1, action))
+        y = nn.gelu(LayerNorm(dtype=self.dtype)(y))
         for width in self.hidden[1:]:
-            y = nn.gelu(nn.LayerNorm(dtype=self.dtype)(nn.Dense(width, dtype=self.dtype)(y)))
-        return jnp.asarray(nn.Dense(1, dtype=self.dtype)(y)[..., 0], jnp.float32)
+            y = nn.gelu(LayerNorm(dtype=self.dtype)(Dense(width, dtype=self.dtype)(y)))
+        return jnp.asarray(Dense(1, dtype=self.dtype)(y)[..., 0], jnp.float32)
 
 
 class ActorNet(nn.Module):
@@ -183,16 +153,16 @@ class ActorNet(nn.Module):
     def __call__(self, *inputs: Array) -> Array:
         """Outputs [..., out_dim] of inputs [..., sizes[i]], whose leading axes broadcast."""
         first = SplitDense(sizes=tuple(self.sizes), features=self.hidden[0])
-        y = functools.reduce(jnp.add, [first.part(i, x) for i, x in enumerate(inputs)])
-        y = nn.gelu(nn.LayerNorm()(y))
+        y = add_broadcast(*[first.part(i, x) for i, x in enumerate(inputs)])
+        y = nn.gelu(LayerNorm()(y))
         for width in self.hidden[1:]:
-            y = nn.gelu(nn.LayerNorm()(nn.Dense(width)(y)))
+            y = nn.gelu(LayerNorm()(Dense(width)(y)))
         kernel_init = nn.initializers.zeros_init()
         if self.last_scale:
             kernel_init = nn.initializers.variance_scaling(
                 self.last_scale, "fan_in", "truncated_normal"
             )
-        return nn.Dense(self.out_dim, kernel_init=kernel_init)(y)
+        return Dense(self.out_dim, kernel_init=kernel_init)(y)
 
 
 class ValueNet(nn.Module):
@@ -205,8 +175,8 @@ class ValueNet(nn.Module):
         """Values [...] of obs [..., O]."""
         y = obs
         for width in self.hidden:
-            y = nn.gelu(nn.LayerNorm()(nn.Dense(width)(y)))
-        return nn.Dense(1)(y)[..., 0]
+            y = nn.gelu(LayerNorm()(Dense(width)(y)))
+        return Dense(1)(y)[..., 0]
 
 
 def make_critic_ensemble(

@@ -10,12 +10,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from gcp_jax.core.layers import SplitDense
 from gcp_jax.core.networks import (
     ActorNet,
     CriticNet,
     DenoisingNet,
     Normalizer,
-    SplitDense,
     ValueNet,
     fit_normalizer,
     make_critic_ensemble,
