@@ -14,9 +14,9 @@
 Every run has a folder of its own, ``DEVICE_NUMBER`` in DIR. After every case its results are
 written there (``results.json``, and as tables ``gpu.md``), so that a run that is killed keeps what
 it has finished. A case that fails is recorded with its error. A case for which no time is left is
-recorded as not run. With --quick the sizes are the smallest, programs are compiled without
-optimization, and a CPU will do. The exit code is 1 if a case failed, 2 for bad arguments or without
-an accelerator.
+recorded as not run. With --quick the sizes are the smallest, QC takes the place of OGPO in segments
+and trainings, programs are compiled without optimization, and a CPU will do. The exit code is 1 if
+a case failed, 2 for bad arguments or without an accelerator.
 """
 
 from __future__ import annotations
