@@ -13,7 +13,8 @@
 Results are appended to ``benchmarks/results/NAME.json`` with the machine, the versions and the
 commit; the newest of each make the table in ``benchmarks/README.md``. With --quick the sizes are
 the smallest, and nothing is written. Figures are printed to standard error; with --json the last
-line of standard output is one JSON object of them.
+line of standard output is one JSON object of them. ``python -m benchmarks.gpu`` measures what needs
+an accelerator.
 """
 
 from __future__ import annotations
