@@ -314,7 +314,7 @@ def split_segment(task: str, fields: dict[str, Any], repeats: int) -> Figures:
     return {
         "env_steps": made.sizes.env_steps,
         "number_of_updates": made.sizes.updates,
-        **segment.figures(parts),
+        **segment.figures(parts, made.sizes.updates),
     }
 
 

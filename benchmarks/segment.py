@@ -44,7 +44,8 @@ def measure(task: str, method: str, num_envs: int, repeats: int) -> dict[str, An
         "sampling": _make_sampling(made, state),
         "updates": _make_updates(made, state),
     }
-    return figures(timing.measure(programs, repeats))
+    updates = made.algorithm.source.updates
+    return figures(timing.measure(programs, repeats), updates)
 
 
 def _make_sampling(made: setup.BenchmarkRun, state: PyTree) -> Any:
@@ -89,10 +90,15 @@ def _make_updates(made: setup.BenchmarkRun, state: PyTree) -> Any:
     return lambda: update(state, batches, key)
 
 
-def figures(seconds: Mapping[str, timing.Seconds]) -> dict[str, Any]:
+def figures(seconds: Mapping[str, timing.Seconds], updates: int) -> dict[str, Any]:
     """Milliseconds of the segment and of its parts, their shares of it, and the share of the rest.
 
-    ``rest`` is rewards, resets, replay and diagnostics.
+    ``rest`` is rewards, resets, replay and diagnostics. ``updates_per_s`` is what the updates alone
+    reach.
+
+    Args:
+      seconds: of the segment and of its parts.
+      updates: of a segment.
     """
     parts = [name for name in seconds if name != "segment"]
     whole = seconds["segment"].wall
@@ -104,4 +110,5 @@ def figures(seconds: Mapping[str, timing.Seconds]) -> dict[str, Any]:
         result[part] = round(share, 3)
     result["rest"] = round(1.0 - measured.median, 3)
     result["spread"] = round(measured.spread, 3)
+    result["updates_per_s"] = round(updates / seconds["updates"].median_wall, 1)
     return result

@@ -97,11 +97,13 @@ def test_what_the_parts_leave_over_of_a_segment_is_the_rest():
         "sampling": [0.2, 0.4],
         "updates": [0.6, 1.4],
     }
-    found = segment.figures({name: timing.Seconds(wall, wall) for name, wall in times.items()})
+    seconds = {name: timing.Seconds(wall, wall) for name, wall in times.items()}
+    found = segment.figures(seconds, updates=8)
     assert found["segment_ms"] == 3000.0 and found["physics"] == pytest.approx((0.5 + 0.25) / 2)
     assert found["rest"] == pytest.approx(1 - (0.9 + 0.7) / 2) and found["spread"] == pytest.approx(
         0.2
     )
+    assert found["updates_per_s"] == 8.0
 
 
 def test_acting_is_compared_with_plain_physics():
