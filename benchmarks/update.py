@@ -4,6 +4,7 @@ A program's products are counted in its own jaxpr (XLA's estimate counts the bod
 and each is timed alone, in the same process. ``of_products`` is the time that they would take by
 themselves over the time of the update. ``of_plain`` is the time of OGPO's update over that of the
 same update written plainly (``benchmarks.plain``) and compiled with XLA's own options.
+``temporaries_mib`` is the memory that the update needs besides its arguments and results.
 """
 
 from __future__ import annotations
@@ -40,6 +41,9 @@ _FLOW = PolicyConfig(chunk=4, hidden=WIDE, steps=10)
 _OGPO = {**CRITICS, "success_critic": True}  # one actor and two critic steps
 CASES = {
     "ogpo 256×32": Case("ogpo", {**_OGPO, "chains": 32, "actor_states": 256}, _FLOW, 256),
+    "ogpo 256×32 in 16 blocks": Case(
+        "ogpo", {**_OGPO, "chains": 32, "actor_states": 256, "actor_blocks": 16}, _FLOW, 256
+    ),
     "ogpo 64×16": Case("ogpo", {**_OGPO, "chains": 16, "actor_states": 64}, _FLOW, 64),
     "dppo 5000×10": Case(
         "dppo",
@@ -69,6 +73,8 @@ def shrink(case: Case) -> Case:
             fields[name] = (16,)
     if "chains" in fields:
         fields["actor_states"] = 8
+    if "actor_blocks" in fields:
+        fields["actor_blocks"] = 2
     return Case(case.method, fields, QUICK, batch=8)
 
 
@@ -90,6 +96,8 @@ def measure(case: Case, *, repeats: int) -> dict[str, Any]:
     wall = [sum(times * each.wall[i] for times, each in weighted) for i in range(repeats)]
     cpu = [sum(times * each.cpu[i] for times, each in weighted) for i in range(repeats)]
     costs = compiled.cost_analysis() or {}
+    memory = compiled.memory_analysis()
+    assert memory is not None
     of_plain = {}
     if "plain" in seconds:
         of_plain = {
@@ -104,6 +112,7 @@ def measure(case: Case, *, repeats: int) -> dict[str, Any]:
         "of_products": timing.paired_ratio(wall, whole.wall).figures(),
         "of_products_cpu": timing.paired_ratio(cpu, whole.cpu).figures(),
         "products": sum(products.values()),
+        "temporaries_mib": round(memory.temp_size_in_bytes / 2**20),
         **of_plain,
     }
 

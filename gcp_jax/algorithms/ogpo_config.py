@@ -20,6 +20,7 @@ from gcp_jax.types import Array, Params
 
 BASELINES = ("group", "leave_one_out", "value")
 EXTRACTIONS = ("ppo", "awr", "awfm", "fpo", "backprop")
+EXTRACTIONS_IN_BLOCKS = ("ppo", "awr")  # those that draw no noise of their own
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,6 +34,12 @@ class Config(critic.EnsembleConfig):
         POSITIVE_INT,
         "states of a batch that the actor uses: every n-th, n = batch_size // actor_states; all if "
         "the batch has fewer [all]",
+    )
+    actor_blocks: int = field(
+        1,
+        POSITIVE_INT,
+        "parts in which the states of an actor step are taken one after the other: less memory; a "
+        "divisor of their number on a device",
     )
     actor_lr: float = field(1e-4, NON_NEGATIVE, "Adam's learning rate of the actor [4.5e-5]")
     lr_cycle: int = field(
@@ -87,6 +94,13 @@ class Config(critic.EnsembleConfig):
             raise ValueError(
                 "algorithm.calql acts during critic_warmup_updates; set "
                 "algorithm.critic_warmup_updates above 0 with it."
+            )
+
+        if self.actor_blocks > 1 and self.extraction not in EXTRACTIONS_IN_BLOCKS:
+            raise ValueError(
+                f"algorithm.actor_blocks is {self.actor_blocks}, which algorithm.extraction="
+                f"{self.extraction!r} does not support; allowed with it: "
+                f"{', '.join(EXTRACTIONS_IN_BLOCKS)}."
             )
 
     @property

@@ -14,7 +14,7 @@ import pytest
 from helpers.off_policy import assert_every_switch_is_tested
 from scipy import stats
 
-from gcp_jax.algorithms import ogpo
+from gcp_jax.algorithms import ogpo, ogpo_config
 from gcp_jax.core import denoising as chain_lib
 from gcp_jax.core import flow
 from gcp_jax.core import policy as policy_lib
@@ -601,7 +601,26 @@ def test_every_switch_changes_what_it_governs(field, batch, usual):
 
 
 def test_every_switch_has_its_test():
-    assert_every_switch_is_tested(SWITCHES, ogpo.Config)
+    """``actor_blocks`` changes memory only, which the benchmark of updates states."""
+    assert_every_switch_is_tested(SWITCHES, ogpo.Config, elsewhere=("gamma", "actor_blocks"))
+
+
+@pytest.mark.parametrize("extraction", ogpo_config.EXTRACTIONS_IN_BLOCKS)
+def test_states_in_blocks_take_the_step_of_all_at_once(extraction, batch):
+    """The gradient, by the state of the optimizer, and the metrics."""
+
+    def step(blocks):
+        algorithm = make(plain(extraction=extraction, success_weight=1.0, actor_blocks=blocks))
+        state, metrics = algorithm.update(apart(algorithm), batch, jax.random.key(0))
+        return state.actor, metrics
+
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), step(1), step(4))
+
+
+def test_blocks_that_do_not_divide_the_states_are_refused(batch):
+    algorithm = make(plain(actor_blocks=3))
+    with pytest.raises(ValueError, match="is 3, which does not divide the 8 states"):
+        algorithm.update(apart(algorithm), batch, jax.random.key(0))
 
 
 @pytest.mark.parametrize(
@@ -636,6 +655,10 @@ def test_the_replay_carries_what_the_switches_need(config, needs):
         ({"critics": 1}, "algorithm.critics is 1; it must be at least 2"),
         ({"best_of": 0}, "algorithm.best_of is 0; it must be at least 1"),
         ({"target_samples": 0}, "algorithm.target_samples is 0; it must be at least 1"),
+        (
+            {"actor_blocks": 2, "extraction": "awfm"},
+            "algorithm.extraction='awfm' does not support; allowed with it: ppo, awr",
+        ),
         ({"chi2": 0.1}, "set algorithm.conservative=False"),
         (
             {"calql": 0.1, "critic_warmup_updates": 0},
