@@ -58,21 +58,26 @@ def _broadcast_jvp(
 def add_broadcast(*parts: Array) -> Array:
     """Sum of parts [..., H] of one rank whose leading axes broadcast, by ``broadcast``."""
     leading = jnp.broadcast_shapes(*[part.shape for part in parts])[:-1]
-    total = broadcast(parts[0], leading)
-    for part in parts[1:]:
-        total += broadcast(mesh.vary_like(part, total), leading)
-    return total
+    whole = [part for part in parts if part.shape[:-1] == leading]
+    like = whole[0] if whole else functools.reduce(jnp.add, parts)
+
+    def repeat(part: Array) -> Array:
+        if part.shape[:-1] == leading:
+            return part
+        return broadcast(mesh.vary_like(part, like), leading)
+
+    return functools.reduce(jnp.add, [repeat(part) for part in parts])
 
 
 def affine(x: Array, kernel: Array, bias: Array | None = None) -> Array:
     """x @ kernel + bias, of x [..., I], kernel [I, O] and bias [O]: [..., O].
 
-    The leading axes of x are merged: with several of them XLA's CPU backend copies the operands of
-    the gradient's products to transpose them.
+    Several leading axes of x are merged: with them XLA's CPU backend copies the operands of the
+    gradient's products to transpose them.
     """
     y = x.reshape(-1, x.shape[-1]) @ kernel
     if bias is not None:
-        y = add_broadcast(y, bias[None])
+        y = y + bias[None] if x.ndim <= 2 else add_broadcast(y, bias[None])
     return y.reshape(*x.shape[:-1], kernel.shape[-1])
 
 
@@ -109,9 +114,12 @@ class LayerNorm(nn.Module):
         rows = jnp.asarray(x, jnp.float32).reshape(-1, x.shape[-1])
         mean = jnp.mean(rows, -1, keepdims=True)
         variance = jnp.maximum(jnp.mean(rows * rows, -1, keepdims=True) - mean * mean, 0.0)
-        scale_rows = broadcast(mesh.vary_like(scale[None], rows), rows.shape[:1])
-        factor = jax.lax.rsqrt(variance + self.epsilon) * scale_rows
-        y = add_broadcast((rows - mean) * factor, bias[None])
+        factor = jax.lax.rsqrt(variance + self.epsilon)
+        if x.ndim <= 2:
+            y = (rows - mean) * (factor * scale[None]) + bias[None]
+        else:
+            scale_rows = broadcast(mesh.vary_like(scale[None], rows), rows.shape[:1])
+            y = add_broadcast((rows - mean) * (factor * scale_rows), bias[None])
         return jnp.asarray(y.reshape(x.shape), self.dtype)
 
 

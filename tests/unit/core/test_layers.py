@@ -80,14 +80,15 @@ def test_broadcast_has_the_value_and_gradients_of_broadcast_to(shape):
     np.testing.assert_allclose(gradient, expected_gradient, atol=1e-5)
 
 
-def test_the_gradient_crosses_devices_in_the_shape_of_the_parameters():
+@pytest.mark.parametrize("shape", [(64, 3), (16, 4, 3)])
+def test_the_gradient_crosses_devices_in_the_shape_of_the_parameters(shape):
     """The sums over rows are taken on each device; what is all-reduced are the parameters."""
     net = nn.Sequential([layers.Dense(5), layers.LayerNorm()])
-    x = normal(0, 64, 3)
+    x = normal(0, *shape)
     params = net.init(jax.random.key(1), x)
 
     def loss(params, x):
-        return mesh_lib.all_mean(jnp.mean(net.apply(params, x) ** 2 * x[:, :1]))
+        return mesh_lib.all_mean(jnp.mean(net.apply(params, x) ** 2 * x[..., :1]))
 
     mesh = mesh_lib.make_mesh(1, data=8)
     split = jax.shard_map(

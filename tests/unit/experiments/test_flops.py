@@ -116,3 +116,83 @@ def test_an_update_is_made_up_and_its_products_found(name):
     assert flops.flops(found) > 0 and all(
         np.isfinite(leaf).all() for leaf in jax.tree.leaves(inputs[1])
     )
+
+
+class HandCount:
+    """Operations of OGPO's update by the sizes of its networks, one method for each kind of call.
+
+    A layer costs 2·rows·inputs·outputs forward, as much for the gradient of its kernel, and as much
+    for that of its input if something before it learns. With more than two axes the gradients of
+    biases and of what is broadcast are products with ones: 2·rows·width.
+    """
+
+    OBS, ACTION, TIME = 23, 28, 32
+
+    def __init__(self, case):
+        self.case = case
+        self.steps = case.policy.steps
+        self.states = case.batch
+        self.chains = case.fields["chains"]
+
+    def layers(self, rows, widths):
+        return sum(2 * rows * a * b for a, b in zip(widths, widths[1:], strict=False))
+
+    def denoise(self, states, rows, times):
+        """One evaluation: the observation's part once a state, the time's part once a time."""
+        hidden = self.case.policy.hidden
+        first = 2 * hidden[0] * (states * self.OBS + rows * self.ACTION + times * self.TIME)
+        time = self.layers(times, (self.TIME, 2 * self.TIME, self.TIME))
+        return first + time + self.layers(rows, (*hidden, self.ACTION))
+
+    def sample(self, states, count):
+        """K steps; the observation is encoded once."""
+        encode = 2 * states * self.OBS * self.case.policy.hidden[0]
+        rows = states * count
+        return encode + self.steps * (self.denoise(0, rows, 1))
+
+    def denoise_gradient(self, states, rows, times):
+        """Forward, kernels, inputs but those of the first layer's x and obs and of the first time
+        layer.
+        """
+        hidden = self.case.policy.hidden
+        inputs = self.layers(rows, (*hidden, self.ACTION)) + 2 * times * self.TIME * hidden[0]
+        inputs += self.layers(times, (2 * self.TIME, self.TIME))
+        return 2 * self.denoise(states, rows, times) + inputs
+
+    def actor(self):
+        """Densities of all points [B, G, K, D] at once, where the parts of obs and time are
+        broadcast; the cloning loss on as many transitions as states.
+        """
+        hidden = self.case.policy.hidden
+        rows = self.states * self.chains * self.steps
+        broadcast = 2 * 2 * rows * hidden[0]
+        biases = 2 * self.states * hidden[0] + 2 * rows * (sum(hidden[1:]) + self.ACTION)
+        biases += 2 * self.steps * 3 * self.TIME
+        density = self.denoise_gradient(self.states, rows, self.steps) + broadcast + biases
+        return density + self.denoise_gradient(self.states, self.states, self.states)
+
+    def q(self, states, rows):
+        hidden = self.case.fields["critic_hidden"]
+        first = 2 * hidden[0] * (states * self.OBS + rows * self.ACTION)
+        return self.case.fields["critics"] * (first + self.layers(rows, (*hidden, 1)))
+
+    def critic_step(self):
+        """Target of one action a state, then forward, kernels and inputs of Q(s, a)."""
+        hidden = self.case.fields["critic_hidden"]
+        states = self.states
+        learn = 2 * self.q(states, states)
+        learn += self.case.fields["critics"] * self.layers(states, (*hidden, 1))
+        return self.sample(states, 1) + self.q(states, states) + learn
+
+    def update(self):
+        """Chains, their scores, the actor's step, and two steps of the critics."""
+        scores = self.q(self.states, self.states * self.chains)
+        return (
+            self.sample(self.states, self.chains) + scores + self.actor() + 2 * self.critic_step()
+        )
+
+
+def test_the_operations_of_ogpos_update_are_those_counted_by_hand():
+    case = update.shrink(update.CASES["ogpo 64×16"])
+    function, inputs = update.make_update(case)
+    assert flops.flops(flops.count(function, *inputs)) == HandCount(case).update()
