@@ -32,9 +32,8 @@ import optax
 
 from gcp_jax.algorithms.ogpo_config import ActorState, Config, State, replay_needs
 from gcp_jax.algorithms.ogpo_critics import OGPOCritics, make_critics
-from gcp_jax.algorithms.ogpo_extraction import Advantages, Extraction
+from gcp_jax.algorithms.ogpo_extraction import Extraction
 from gcp_jax.core import critic, optim, value_function
-from gcp_jax.core.denoising import Chain
 from gcp_jax.core.policy import Policy
 from gcp_jax.core.tree import where_tree
 from gcp_jax.types import (
@@ -142,35 +141,6 @@ class OGPO:
         points = self.policy.sample_chain_points(state.actor.slow_params, obs, key, 1)
         return jnp.mean(self.policy.log_density(params, obs[:, None], points))
 
-    def policy_loss(
-        self,
-        params: Params,
-        state: State,
-        obs: Array,
-        chain: Chain,
-        advantages: Advantages,
-        key: Array,
-    ) -> tuple[Array, Metrics]:
-        """``Extraction.loss``, of ``actor_blocks`` blocks of states one after the other."""
-        blocks = self.config.actor_blocks
-        if blocks == 1:
-            return self.extraction.loss(params, state, obs, chain, advantages, key)
-        if len(obs) % blocks:
-            raise ValueError(
-                f"algorithm.actor_blocks is {blocks}, which does not divide the {len(obs)} states "
-                "of an actor step on a device; choose a divisor."
-            )
-
-        def loss(params: Params, block: tuple[Array, Chain, Array]) -> tuple[Array, Metrics]:
-            obs, chain, advantage = block
-            found = advantages._replace(advantage=advantage)
-            return self.extraction.loss(params, state, obs, chain, found, key)
-
-        in_blocks = jax.tree.map(
-            lambda x: x.reshape(blocks, -1, *x.shape[1:]), (obs, chain, advantages.advantage)
-        )
-        return optim.mean_over_blocks(loss, params, in_blocks)
-
     def update_actor(self, state: State, batch: Batch, key: Array) -> tuple[ActorState, Metrics]:
         """One step of θ on chains of θ̄ from states of the batch, then of its averages."""
         chain_key, bc_key, kl_key, noise_key = jax.random.split(key, 4)
@@ -181,7 +151,7 @@ class OGPO:
         advantages = self.extraction.advantages(state, obs, chain.points)
 
         def loss(params: Params) -> tuple[Array, Metrics]:
-            value, metrics = self.policy_loss(params, state, obs, chain, advantages, noise_key)
+            value, metrics = self.extraction.loss(params, state, obs, chain, advantages, noise_key)
             metrics = {**metrics, "policy_loss": value}
             if self.config.success_weight:
                 success_loss = self.success_loss(params, state, batch, bc_key)

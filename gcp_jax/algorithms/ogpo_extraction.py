@@ -20,7 +20,7 @@ import jax.numpy as jnp
 
 from gcp_jax.algorithms.ogpo_config import Config, State
 from gcp_jax.algorithms.ogpo_critics import OGPOCritics
-from gcp_jax.core import returns, value_function
+from gcp_jax.core import optim, returns, value_function
 from gcp_jax.core.denoising import Chain
 from gcp_jax.core.policy import Policy
 from gcp_jax.mesh import sample_keys
@@ -129,6 +129,39 @@ class Extraction:
         return lambda params: self.policy.imitation_loss(params, obs, action, mask, z, t)
 
     def loss(
+        self,
+        params: Params,
+        state: State,
+        obs: Array,
+        chain: Chain,
+        advantages: Advantages,
+        key: Array,
+    ) -> tuple[Array, Metrics]:
+        """``loss_at_once``, of ``actor_blocks`` blocks of states one after the other.
+
+        Raises:
+          ValueError: when traced, if the states are no whole number of blocks.
+        """
+        blocks = self.config.actor_blocks
+        if blocks == 1:
+            return self.loss_at_once(params, state, obs, chain, advantages, key)
+        if len(obs) % blocks:
+            raise ValueError(
+                f"algorithm.actor_blocks is {blocks}, which does not divide the {len(obs)} states "
+                "of an actor step on a device; choose a divisor."
+            )
+
+        def block_loss(params: Params, block: tuple[Array, Chain, Array]) -> tuple[Array, Metrics]:
+            obs, chain, advantage = block
+            of_block = advantages._replace(advantage=advantage)
+            return self.loss_at_once(params, state, obs, chain, of_block, key)
+
+        in_blocks = jax.tree.map(
+            lambda x: x.reshape(blocks, -1, *x.shape[1:]), (obs, chain, advantages.advantage)
+        )
+        return optim.mean_over_blocks(block_loss, params, in_blocks)
+
+    def loss_at_once(
         self,
         params: Params,
         state: State,
