@@ -37,6 +37,14 @@ class Advantages(NamedTuple):
     clip_high: Array  # []
 
 
+class Samples(NamedTuple):
+    """States of an actor step, with what was sampled from them and how it was judged."""
+
+    obs: Array  # normalized, [B, O]
+    chain: Chain  # of θ̄, leaves [B, G, ...]
+    advantage: Array  # [B, G]
+
+
 class Ratios(NamedTuple):
     """Ratios of G chains a state, and the interval to which PPO clips them."""
 
@@ -137,48 +145,43 @@ class Extraction:
         advantages: Advantages,
         key: Array,
     ) -> tuple[Array, Metrics]:
-        """``loss_at_once``, of ``actor_blocks`` blocks of states one after the other.
+        """The policy loss on chains of θ̄, by ``extraction``, with the metrics of its ratios.
+
+        The states are taken in ``actor_blocks`` blocks, one after the other.
 
         Raises:
           ValueError: when traced, if the states are no whole number of blocks.
         """
+        samples = Samples(obs=obs, chain=chain, advantage=advantages.advantage)
+
+        def block_loss(params: Params, block: Samples) -> tuple[Array, Metrics]:
+            return self.block_loss(params, state, block, advantages.clip_high, key)
+
         blocks = self.config.actor_blocks
         if blocks == 1:
-            return self.loss_at_once(params, state, obs, chain, advantages, key)
+            return block_loss(params, samples)
         if len(obs) % blocks:
             raise ValueError(
                 f"algorithm.actor_blocks is {blocks}, which does not divide the {len(obs)} states "
                 "of an actor step on a device; choose a divisor."
             )
 
-        def block_loss(params: Params, block: tuple[Array, Chain, Array]) -> tuple[Array, Metrics]:
-            obs, chain, advantage = block
-            of_block = advantages._replace(advantage=advantage)
-            return self.loss_at_once(params, state, obs, chain, of_block, key)
-
-        in_blocks = jax.tree.map(
-            lambda x: x.reshape(blocks, -1, *x.shape[1:]), (obs, chain, advantages.advantage)
-        )
+        in_blocks = jax.tree.map(lambda x: x.reshape(blocks, -1, *x.shape[1:]), samples)
         return optim.mean_over_blocks(block_loss, params, in_blocks)
 
-    def loss_at_once(
-        self,
-        params: Params,
-        state: State,
-        obs: Array,
-        chain: Chain,
-        advantages: Advantages,
-        key: Array,
+    def block_loss(
+        self, params: Params, state: State, samples: Samples, clip_high: Array, key: Array
     ) -> tuple[Array, Metrics]:
-        """The policy loss on chains of θ̄, by ``extraction``, with the metrics of its ratios."""
+        """``loss`` of one block."""
         extraction = self.config.extraction
-        wide_obs = obs[:, None]
+        wide_obs = samples.obs[:, None]
+        chain = samples.chain
         if extraction == "backprop":
             action = self.policy.sample(params, wide_obs, chain.points[..., 0, :])
             q = self.critics.critic.q(state.critic.target_params, wide_obs, action)
             return -jnp.mean(q), {}
 
-        advantage = advantages.advantage
+        advantage = samples.advantage
         weight = jnp.minimum(jnp.exp(advantage / self.config.temperature), MAX_WEIGHT)
         if extraction in ("awfm", "fpo"):
             action = self.policy.action(chain.points)
@@ -188,9 +191,7 @@ class Extraction:
             log_ratio = losses_of(state.actor.target_params) - losses_of(params)
         else:
             log_ratio = self.policy.log_density(params, wide_obs, chain.points) - chain.log_density
-        ratios = Ratios(
-            ratio=jnp.exp(log_ratio), low=1.0 - self.config.clip, high=advantages.clip_high
-        )
+        ratios = Ratios(ratio=jnp.exp(log_ratio), low=1.0 - self.config.clip, high=clip_high)
         if extraction == "awr":
             return -jnp.mean(weight * ratios.ratio), ratios.metrics()
         return ratios.ppo_loss(advantage), ratios.metrics()
