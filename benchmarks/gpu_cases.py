@@ -270,8 +270,10 @@ def measure_update(case: update.Case, precision: Precision, *, size: int, repeat
     policy = dataclasses.replace(case.policy, compute=precision.dtype)
     with jax.default_matmul_precision(precision.matmul):
         function, inputs = update.make_update(case._replace(policy=policy))
-        tflop = 1e-12 * flops.flops(flops.count(function, *inputs))
         compiled = jax.jit(function).lower(*inputs).compile(xla_options.learning_options())
+        _, metrics = compiled(*inputs)
+        products = update.executed_products(case, function, inputs, metrics)
+        tflop = 1e-12 * flops.flops(products)
     product = make_product(precision, size)
     programs = {"update": lambda: compiled(*inputs), "product": product.run}
     seconds = timing.measure(programs, repeats)

@@ -14,6 +14,8 @@ import jax
 import jax.numpy as jnp
 from jax.extend.core import jaxprs_in_params
 
+from gcp_jax.core.bounded_loop import most_turns
+
 Dimensions = tuple[tuple[tuple[int, ...], tuple[int, ...]], tuple[tuple[int, ...], tuple[int, ...]]]
 
 
@@ -33,16 +35,21 @@ class Product(NamedTuple):
         return 2 * math.prod(self.lhs) * math.prod(free)
 
 
-def count(function: Callable[..., Any], *args: Any) -> Counter[Product]:
+def count(function: Callable[..., Any], *args: Any, turns: int | None = None) -> Counter[Product]:
     """Every product of ``function(*args)`` and how often it runs.
 
     The body of a scan counts as often as it is repeated; of a branch, the case with the most work
     counts.
 
+    Args:
+      function: the program.
+      *args: its arguments.
+      turns: how often the body of a ``bounded_loop`` counts. Default: the loop's bound.
+
     Raises:
-      ValueError: for a product in a while loop, whose number of turns is unknown.
+      ValueError: for a product in another while loop, whose number of turns is unknown.
     """
-    return _count_jaxpr(jax.make_jaxpr(function)(*args).jaxpr)
+    return _count_jaxpr(jax.make_jaxpr(function)(*args).jaxpr, turns)
 
 
 def flops(products: Mapping[Product, int]) -> int:
@@ -50,14 +57,14 @@ def flops(products: Mapping[Product, int]) -> int:
     return sum(product.flops * times for product, times in products.items())
 
 
-def _count_jaxpr(jaxpr: Any) -> Counter[Product]:
+def _count_jaxpr(jaxpr: Any, turns: int | None) -> Counter[Product]:
     products: Counter[Product] = Counter()
     for equation in jaxpr.eqns:
-        products.update(_count_equation(equation))
+        products.update(_count_equation(equation, turns))
     return products
 
 
-def _count_equation(equation: Any) -> Counter[Product]:
+def _count_equation(equation: Any, turns: int | None) -> Counter[Product]:
     name = equation.primitive.name
     params = equation.params
     if name == "dot_general":
@@ -70,20 +77,27 @@ def _count_equation(equation: Any) -> Counter[Product]:
         )
         return Counter([product])
     if name == "scan":
-        body = _count_jaxpr(params["jaxpr"].jaxpr)
-        return Counter({product: times * params["length"] for product, times in body.items()})
+        return _times(_count_jaxpr(params["jaxpr"].jaxpr, turns), params["length"])
     if name == "cond":
-        return max((_count_jaxpr(branch.jaxpr) for branch in params["branches"]), key=flops)
+        return max((_count_jaxpr(branch.jaxpr, turns) for branch in params["branches"]), key=flops)
     if name == "while":
-        if _count_jaxpr(params["body_jaxpr"].jaxpr) or _count_jaxpr(params["cond_jaxpr"].jaxpr):
+        body = _count_jaxpr(params["body_jaxpr"].jaxpr, turns)
+        most = most_turns(equation)
+        if most is not None:
+            return _times(body, most if turns is None else turns)
+        if body or _count_jaxpr(params["cond_jaxpr"].jaxpr, turns):
             raise ValueError(
                 "cannot count a product inside a while loop: the number of turns is unknown"
             )
         return Counter()
     products: Counter[Product] = Counter()
     for inner in jaxprs_in_params(params):
-        products.update(_count_jaxpr(inner))
+        products.update(_count_jaxpr(inner, turns))
     return products
+
+
+def _times(products: Counter[Product], times: int) -> Counter[Product]:
+    return Counter({product: times * each for product, each in products.items()})
 
 
 def alone(

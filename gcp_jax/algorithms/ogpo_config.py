@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from typing import NamedTuple
 
 from gcp_jax.config_fields import (
@@ -21,6 +22,7 @@ from gcp_jax.types import Array, Params
 BASELINES = ("group", "leave_one_out", "value")
 EXTRACTIONS = ("ppo", "awr", "awfm", "fpo", "backprop")
 EXTRACTIONS_IN_BLOCKS = ("ppo", "awr")  # those that draw no noise of their own
+DEFAULT_BLOCKS = 8  # a power of 2
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,10 +38,11 @@ class Config(critic.EnsembleConfig):
         "the batch has fewer [all]",
     )
     actor_blocks: int = field(
-        1,
-        POSITIVE_INT,
-        "parts in which the states of an actor step are taken one after the other: less memory; a "
-        "divisor of their number on a device",
+        0,
+        NON_NEGATIVE,
+        "blocks in which the chains of an actor step are taken one after the other, those without "
+        "an advantage not at all; a divisor of their number on a device; 0: the largest of 8, 4, 2 "
+        "and 1 that is one",
     )
     actor_lr: float = field(1e-4, NON_NEGATIVE, "Adam's learning rate of the actor [4.5e-5]")
     lr_cycle: int = field(
@@ -107,6 +110,23 @@ class Config(critic.EnsembleConfig):
     def uses_slow_reference(self) -> bool:
         """Whether a term needs the slow reference."""
         return bool(self.chi2 or self.forward_kl)
+
+    def blocks_of(self, chains: int) -> int:
+        """The number of blocks of an actor step of ``chains`` chains on a device.
+
+        Raises:
+          ValueError: if ``actor_blocks`` does not divide them.
+        """
+        if self.extraction not in EXTRACTIONS_IN_BLOCKS:
+            return 1
+        if not self.actor_blocks:
+            return math.gcd(DEFAULT_BLOCKS, chains)
+        if chains % self.actor_blocks:
+            raise ValueError(
+                f"algorithm.actor_blocks is {self.actor_blocks}, which does not divide the "
+                f"{chains} chains of an actor step on a device; choose a divisor."
+            )
+        return self.actor_blocks
 
 
 def replay_needs(config: Config) -> dict[str, object]:

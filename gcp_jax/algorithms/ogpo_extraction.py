@@ -38,32 +38,33 @@ class Advantages(NamedTuple):
 
 
 class Samples(NamedTuple):
-    """States of an actor step, with what was sampled from them and how it was judged."""
+    """Chains of an actor step with their states, [B, G] of them or a block [N]."""
 
-    obs: Array  # normalized, [B, O]
-    chain: Chain  # of θ̄, leaves [B, G, ...]
-    advantage: Array  # [B, G]
+    obs: Array  # normalized, [B, 1, O] or [N, O]
+    chain: Chain  # of θ̄, leaves [B, G, ...] or [N, ...]
+    advantage: Array  # [B, G] or [N]
+    metrics_weight: Array  # like advantage; its mean over all chains is 1
 
 
 class Ratios(NamedTuple):
-    """Ratios of G chains a state, and the interval to which PPO clips them."""
+    """Ratios of chains, and the interval to which PPO clips them."""
 
-    ratio: Array  # ρ, [B, G]
+    ratio: Array  # ρ
     low: Array | float
     high: Array | float
 
     def ppo_loss(self, advantage: Array) -> Array:
-        """−mean min(ρ A, clip(ρ, low, high) A), [], for A [B, G]."""
+        """−mean min(ρ A, clip(ρ, low, high) A), [], for A of the shape of ρ."""
         clipped = jnp.clip(self.ratio, self.low, self.high)
         return -jnp.mean(jnp.minimum(self.ratio * advantage, clipped * advantage))
 
-    def metrics(self) -> Metrics:
-        """Mean, mean distance from 1, and the fraction outside of the interval."""
+    def metrics(self, weight: Array) -> Metrics:
+        """Weighted mean, mean distance from 1, and fraction outside of the interval."""
         outside = (self.ratio < self.low) | (self.ratio > self.high)
         return {
-            "ratio": jnp.mean(self.ratio),
-            "ratio_deviation": jnp.mean(jnp.abs(self.ratio - 1.0)),
-            "clip_fraction": jnp.mean(outside),
+            "ratio": jnp.mean(weight * self.ratio),
+            "ratio_deviation": jnp.mean(weight * jnp.abs(self.ratio - 1.0)),
+            "clip_fraction": jnp.mean(weight * outside),
         }
 
 
@@ -147,51 +148,72 @@ class Extraction:
     ) -> tuple[Array, Metrics]:
         """The policy loss on chains of θ̄, by ``extraction``, with the metrics of its ratios.
 
-        The states are taken in ``actor_blocks`` blocks, one after the other.
+        The metrics are means over the chains that take part in the loss (``used_chains``); 0 if
+        there are none. The chains are taken in ``actor_blocks`` blocks, one after the other, those
+        that take part first, and the blocks without any are not computed.
 
         Raises:
-          ValueError: when traced, if the states are no whole number of blocks.
+          ValueError: when traced, if the chains are no whole number of blocks.
         """
-        samples = Samples(obs=obs, chain=chain, advantage=advantages.advantage)
+        used = self.used_chains(advantages.advantage)
+        samples = Samples(
+            obs=obs[:, None],
+            chain=chain,
+            advantage=advantages.advantage,
+            metrics_weight=used / jnp.maximum(jnp.mean(used), 1.0 / used.size),
+        )
 
         def block_loss(params: Params, block: Samples) -> tuple[Array, Metrics]:
             return self.block_loss(params, state, block, advantages.clip_high, key)
 
-        blocks = self.config.actor_blocks
+        blocks = self.config.blocks_of(used.size)
         if blocks == 1:
             return block_loss(params, samples)
-        if len(obs) % blocks:
-            raise ValueError(
-                f"algorithm.actor_blocks is {blocks}, which does not divide the {len(obs)} states "
-                "of an actor step on a device; choose a divisor."
-            )
+        order = jnp.argsort(~used.ravel())
+        size = used.size // blocks
 
-        in_blocks = jax.tree.map(lambda x: x.reshape(blocks, -1, *x.shape[1:]), samples)
-        return optim.mean_over_blocks(block_loss, params, in_blocks)
+        def split(x: Array) -> Array:
+            """[B, G, ...] to [blocks, size, ...], the used chains first."""
+            chains = jnp.broadcast_to(x, (*used.shape, *x.shape[2:])).reshape(-1, *x.shape[2:])
+            return chains[order].reshape(blocks, size, *x.shape[2:])
+
+        return optim.mean_over_blocks(
+            block_loss,
+            params,
+            jax.tree.map(split, samples),
+            used=-(-jnp.sum(used) // size),
+        )
+
+    def used_chains(self, advantage: Array) -> Array:
+        """Which chains take part in the loss, bool: PPO's loss and gradient are 0 where A = 0."""
+        if self.config.extraction in ("ppo", "fpo"):
+            return advantage != 0.0
+        return jnp.full(advantage.shape, True)
 
     def block_loss(
         self, params: Params, state: State, samples: Samples, clip_high: Array, key: Array
     ) -> tuple[Array, Metrics]:
         """``loss`` of one block."""
         extraction = self.config.extraction
-        wide_obs = samples.obs[:, None]
+        obs = samples.obs
         chain = samples.chain
         if extraction == "backprop":
-            action = self.policy.sample(params, wide_obs, chain.points[..., 0, :])
-            q = self.critics.critic.q(state.critic.target_params, wide_obs, action)
+            action = self.policy.sample(params, obs, chain.points[..., 0, :])
+            q = self.critics.critic.q(state.critic.target_params, obs, action)
             return -jnp.mean(q), {}
 
         advantage = samples.advantage
         weight = jnp.minimum(jnp.exp(advantage / self.config.temperature), MAX_WEIGHT)
         if extraction in ("awfm", "fpo"):
             action = self.policy.action(chain.points)
-            losses_of = self.bc_losses_of(wide_obs, action, key)
+            losses_of = self.bc_losses_of(obs, action, key)
             if extraction == "awfm":
                 return jnp.mean(weight * losses_of(params)), {}
             log_ratio = losses_of(state.actor.target_params) - losses_of(params)
         else:
-            log_ratio = self.policy.log_density(params, wide_obs, chain.points) - chain.log_density
+            log_ratio = self.policy.log_density(params, obs, chain.points) - chain.log_density
         ratios = Ratios(ratio=jnp.exp(log_ratio), low=1.0 - self.config.clip, high=clip_high)
+        metrics = ratios.metrics(samples.metrics_weight)
         if extraction == "awr":
-            return -jnp.mean(weight * ratios.ratio), ratios.metrics()
-        return ratios.ppo_loss(advantage), ratios.metrics()
+            return -jnp.mean(weight * ratios.ratio), metrics
+        return ratios.ppo_loss(advantage), metrics

@@ -8,8 +8,9 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from gcp_jax.core.bounded_loop import bounded_loop
 from gcp_jax.core.tree import where_tree
-from gcp_jax.mesh import all_mean, vary_like, zeros_varying_like
+from gcp_jax.mesh import all_mean, vary_like
 from gcp_jax.types import Array, PyTree
 
 LossFn = Callable[[PyTree], tuple[Array, dict[str, Array]]]
@@ -26,36 +27,61 @@ BlockLoss = Callable[[PyTree, PyTree], tuple[Array, dict[str, Array]]]
 
 
 def mean_over_blocks(
-    loss: BlockLoss, params: PyTree, blocks: PyTree
+    loss: BlockLoss, params: PyTree, blocks: PyTree, *, used: Array | None = None
 ) -> tuple[Array, dict[str, Array]]:
     """The mean of a loss over blocks, one after the other; its gradient needs one block's memory.
 
-    Each block's gradient g is taken as soon as its loss has been computed. What is returned is
-    linear in the parameters around their value: the mean loss plus ⟨mean g, θ − θ⟩, where only the
-    first θ is differentiated. Its value and its gradient are those of the mean loss; its second
-    derivative is not.
+    Each block's gradient is taken as soon as its loss has been computed, and kept until the mean
+    loss is differentiated in reverse mode, once.
 
     Args:
       loss: (params, block) -> (loss [], metrics []), both means over the block's samples.
       params: the parameters θ.
       blocks: the samples, leaves [blocks, samples of a block, ...].
+      used: how many of the first blocks are computed, int32 []; the loss and the metrics of the
+        others must be 0. Default: all.
 
     Returns:
       The mean loss [] and the mean of each metric [].
     """
     a_block = jax.tree.leaves(blocks)[0]
+    count = len(a_block)
+    if used is None:
+        used = jnp.int32(count)
     local_params = jax.tree.map(lambda x: vary_like(x, a_block), params)
     fixed_params = jax.lax.stop_gradient(local_params)
-    zeros = jax.tree.map(zeros_varying_like, fixed_params)
 
-    def step(total: PyTree, block: PyTree) -> tuple[PyTree, tuple[Array, dict[str, Array]]]:
-        found, gradient = jax.value_and_grad(loss, has_aux=True)(fixed_params, block)
-        return jax.tree.map(jnp.add, total, gradient), found
+    def block_gradient(index: Array) -> PyTree:
+        block = jax.tree.map(lambda x: x[index], blocks)
+        return jax.value_and_grad(loss, has_aux=True)(fixed_params, block)
 
-    total, found = jax.lax.scan(step, zeros, blocks)
-    value, metrics = jax.tree.map(lambda x: jnp.mean(x, 0), found)
-    change = jax.tree.map(jnp.subtract, local_params, fixed_params)
-    return value + optax.tree.vdot(total, change) / len(a_block), metrics
+    def add_block(index: Array, total: PyTree) -> PyTree:
+        return jax.tree.map(jnp.add, total, block_gradient(index))
+
+    zeros = jax.tree.map(
+        lambda x: vary_like(jnp.zeros(x.shape, x.dtype), a_block),
+        jax.eval_shape(block_gradient, jnp.int32(0)),
+    )
+    total = bounded_loop(used, count, add_block, zeros)
+    (value, metrics), gradient = jax.tree.map(lambda x: x / count, total)
+    return _with_gradient(local_params, value, gradient), metrics
+
+
+@jax.custom_vjp
+def _with_gradient(params: PyTree, value: Array, gradient: PyTree) -> Array:
+    """``value``, whose gradient with respect to ``params`` is ``gradient``."""
+    return value
+
+
+def _with_gradient_forward(params: PyTree, value: Array, gradient: PyTree) -> tuple[Array, PyTree]:
+    return value, gradient
+
+
+def _with_gradient_backward(gradient: PyTree, factor: Array) -> tuple[PyTree, None, None]:
+    return jax.tree.map(lambda x: factor * x, gradient), None, None
+
+
+_with_gradient.defvjp(_with_gradient_forward, _with_gradient_backward)
 
 
 def gradient_step(

@@ -159,17 +159,23 @@ class HandCount:
         inputs += self.layers(times, (2 * self.TIME, self.TIME))
         return 2 * self.denoise(states, rows, times) + inputs
 
-    def actor(self):
-        """Densities of all points [B, G, K, D] at once, where the parts of obs and time are
-        broadcast; the cloning loss on as many transitions as states.
+    def block_density(self, chains):
+        """Densities of all points [N, K, D] of N chains at once, where the parts of obs and time
+        are broadcast.
         """
         hidden = self.case.policy.hidden
-        rows = self.states * self.chains * self.steps
+        rows = chains * self.steps
         broadcast = 2 * 2 * rows * hidden[0]
-        biases = 2 * self.states * hidden[0] + 2 * rows * (sum(hidden[1:]) + self.ACTION)
+        biases = 2 * rows * (sum(hidden[1:]) + self.ACTION)
         biases += 2 * self.steps * 3 * self.TIME
-        density = self.denoise_gradient(self.states, rows, self.steps) + broadcast + biases
-        return density + self.denoise_gradient(self.states, self.states, self.states)
+        return self.denoise_gradient(chains, rows, self.steps) + broadcast + biases
+
+    def actor(self, turns):
+        """The densities of ``turns`` blocks of an eighth of the chains, and the cloning loss on as
+        many transitions as states.
+        """
+        density = self.block_density(self.states * self.chains // 8)
+        return turns * density + self.denoise_gradient(self.states, self.states, self.states)
 
     def q(self, states, rows):
         hidden = self.case.fields["critic_hidden"]
@@ -184,15 +190,17 @@ class HandCount:
         learn += self.case.fields["critics"] * self.layers(states, (*hidden, 1))
         return self.sample(states, 1) + self.q(states, states) + learn
 
-    def update(self):
+    def update(self, turns):
         """Chains, their scores, the actor's step, and two steps of the critics."""
+        chains = self.sample(self.states, self.chains)
         scores = self.q(self.states, self.states * self.chains)
-        return (
-            self.sample(self.states, self.chains) + scores + self.actor() + 2 * self.critic_step()
-        )
+        return chains + scores + self.actor(turns) + 2 * self.critic_step()
 
 
 def test_the_operations_of_ogpos_update_are_those_counted_by_hand():
+    """Of all blocks of the actor's step, and of three of them."""
     case = update.shrink(update.CASES["ogpo 64×16"])
     function, inputs = update.make_update(case)
-    assert flops.flops(flops.count(function, *inputs)) == HandCount(case).update()
+    by_hand = HandCount(case)
+    assert flops.flops(flops.count(function, *inputs)) == by_hand.update(turns=8)
+    assert flops.flops(flops.count(function, *inputs, turns=3)) == by_hand.update(turns=3)
