@@ -1,9 +1,13 @@
-"""Acting, with sampling of the policy, against bare physics stepping of as many environments."""
+"""Acting, with sampling of the policy, against bare physics stepping of as many environments.
+
+``best_of_1`` executes one sample of the policy, as most methods do, ``best_of_8`` the best of eight
+by the critics, as OGPO does.
+"""
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any
 
@@ -11,26 +15,52 @@ import jax
 
 from benchmarks import environments, setup, timing
 from gcp_jax import envs, mesh
+from gcp_jax.core.policy import PolicyConfig
 from gcp_jax.learner import rollout
 from gcp_jax.types import PRNGKey, PyTree
 
 TASKS = ("peg_insert", "pick_place")
 COUNTS = (256, 1024)  # environments
+SAMPLES = (1, 8)  # of the policy, for each chunk
 UNROLL_CHUNKS = 2  # of one timed run
 
 
 def run(*, quick: bool) -> Iterator[timing.Measured]:
-    """Every task with each number of environments: steps/s, and the fraction of plain physics."""
+    """Every task with each number of environments: steps/s, and fractions of bare physics."""
     counts = (8,) if quick else COUNTS
     for task, count in itertools.product(TASKS, counts):
         yield f"{task} {count}", measure(task, count, 2 if quick else 5)
 
 
-def measure(task: str, count: int, repeats: int) -> dict[str, Any]:
+def measure(
+    task: str, count: int, repeats: int, samples: Sequence[int] = SAMPLES
+) -> dict[str, Any]:
+    """Steps/s of acting by the best of each number of samples, and of bare physics."""
+    steps = UNROLL_CHUNKS * PolicyConfig().chunk
+    programs = {
+        f"best_of_{best_of}": make_rollout(task, count, best_of=best_of) for best_of in samples
+    }
+    programs["physics"] = environments.make_physics(envs.make(task), count, steps)
+    seconds = timing.measure(programs, repeats)
+    figures: dict[str, Any] = {
+        f"{name}_steps_per_s": round(count * steps / seconds[name].median_wall) for name in programs
+    }
+    for name in programs:
+        if name != "physics":
+            ratio = timing.paired_ratio(seconds["physics"].wall, seconds[name].wall)
+            figures[f"{name}_of_physics"] = ratio.figures()
+    return figures
+
+
+def make_rollout(task: str, count: int, best_of: int) -> Callable[[], PyTree]:
     """OGPO acts with the default policy; the best of its samples by its critics is executed."""
-    made = setup.make_run(task, finetune__envs=count, finetune__unroll_chunks=UNROLL_CHUNKS)
+    made = setup.make_run(
+        task,
+        finetune__envs=count,
+        finetune__unroll_chunks=UNROLL_CHUNKS,
+        algorithm__best_of=best_of,
+    )
     train = mesh.take_seed(made.start(), made.learner.partition_spec, 0)
-    steps = UNROLL_CHUNKS * made.config.policy.chunk
 
     @jax.jit
     def collect(state: PyTree, env_state: PyTree, key: PRNGKey) -> PyTree:
@@ -43,14 +73,4 @@ def measure(task: str, count: int, repeats: int) -> dict[str, Any]:
             reset_pool=made.config.finetune.reset_pool_size,
         )
 
-    programs = {
-        "rollout": lambda: collect(train.learner.state, train.env_state, train.learner.key),
-        "physics": environments.make_physics(envs.make(task), count, steps),
-    }
-    seconds = timing.measure(programs, repeats)
-    figures: dict[str, Any] = {
-        f"{name}_steps_per_s": round(count * steps / seconds[name].median_wall) for name in programs
-    }
-    ratio = timing.paired_ratio(seconds["physics"].wall, seconds["rollout"].wall)
-    figures["of_physics"] = ratio.figures()
-    return figures
+    return lambda: collect(train.learner.state, train.env_state, train.learner.key)

@@ -143,7 +143,7 @@ def compilation_cache() -> None:
     default = Path.home() / ".cache" / "gcp-jax" / "xla"
     folder = os.environ.get("JAX_COMPILATION_CACHE_DIR") or str(default)
     jax.config.update("jax_compilation_cache_dir", folder)
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     print(f"compilation cache: {folder}", file=sys.stderr)
 
 
