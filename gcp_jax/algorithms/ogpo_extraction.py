@@ -169,8 +169,9 @@ class Extraction:
         blocks = self.config.blocks_of(used.size)
         if blocks == 1:
             return block_loss(params, samples)
-        order = jnp.argsort(~used.ravel())
         size = used.size // blocks
+        used_blocks = (jnp.sum(used) + size - 1) // size
+        order = jnp.argsort(~used.ravel())
 
         def split(x: Array) -> Array:
             """[B, G, ...] to [blocks, size, ...], the used chains first."""
@@ -178,10 +179,7 @@ class Extraction:
             return chains[order].reshape(blocks, size, *x.shape[2:])
 
         return optim.mean_over_blocks(
-            block_loss,
-            params,
-            jax.tree.map(split, samples),
-            used=-(-jnp.sum(used) // size),
+            block_loss, params, jax.tree.map(split, samples), used=used_blocks
         )
 
     def used_chains(self, advantage: Array) -> Array:

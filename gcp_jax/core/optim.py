@@ -31,8 +31,8 @@ def mean_over_blocks(
 ) -> tuple[Array, dict[str, Array]]:
     """The mean of a loss over blocks, one after the other; its gradient needs one block's memory.
 
-    Each block's gradient is taken as soon as its loss has been computed, and kept until the mean
-    loss is differentiated in reverse mode, once.
+    Each block's gradient is taken as soon as its loss has been computed. Their mean is the gradient
+    of what is returned, which can be differentiated once, in reverse mode.
 
     Args:
       loss: (params, block) -> (loss [], metrics []), both means over the block's samples.

@@ -80,3 +80,32 @@ def test_a_step_over_devices_is_that_on_one():
     compiled = jax.jit(split).lower(PARAMS, x).compile()
     assert_close(compiled(PARAMS, x), step(PARAMS, x))
     assert "all-reduce" in compiled.as_text()
+
+
+def test_each_device_computes_as_many_blocks_as_it_uses():
+    """The samples of the other blocks have a weight of 0."""
+    x = batch(64)
+    blocks_of_device = jnp.arange(8) % 5  # of four
+    used = jnp.arange(8)[None] < 2 * blocks_of_device[:, None]  # samples, two in a block
+    weight = used.reshape(64).astype(jnp.float32)
+
+    def loss(params, samples):
+        x, weight = samples
+        y = jnp.sin(x @ params["w"] + params["b"])
+        return jnp.mean(weight * y**2), {"y": jnp.mean(weight * y)}
+
+    def gradient(params, x, weight, used):
+        blocks = (x.reshape(4, -1, 3), weight.reshape(4, -1))
+
+        def mean_loss(params):
+            value, metrics = optim.mean_over_blocks(loss, params, blocks, used=used[0])
+            return mesh_lib.all_mean(value), mesh_lib.all_mean(metrics["y"])
+
+        return jax.grad(mean_loss, has_aux=True)(params)
+
+    mesh = mesh_lib.make_mesh(1, data=8)
+    data = P(mesh_lib.DATA)
+    split = jax.shard_map(gradient, mesh=mesh, in_specs=(P(), data, data, data), out_specs=P())
+    found = jax.jit(split)(PARAMS, x, weight, blocks_of_device)
+    whole, metrics = jax.grad(lambda p: loss(p, (x, weight)), has_aux=True)(PARAMS)
+    assert_close(found, (whole, metrics["y"]))

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from benchmarks import timing, update
+from gcp_jax.core.bounded_loop import bounded_loop
 from gcp_jax.experiments.plan import flops
 
 A, B = jnp.ones((3, 4)), jnp.ones((4, 5))
@@ -44,6 +45,23 @@ def test_products_in_a_loop_of_unknown_length_are_refused():
             lambda x: jax.lax.while_loop(lambda x: x[0, 0] < 9, lambda x: x @ jnp.ones((4, 4)), x),
             A,
         )
+
+
+def test_products_in_a_bounded_loop_count_as_often_as_it_may_turn_or_as_given():
+    """Also over several seeds, and inside another bounded loop."""
+    square = jnp.ones((4, 4))
+
+    def inner(x, turns):
+        return bounded_loop(turns, 5, lambda _, x: x @ square, x)
+
+    def outer(x, turns):
+        return bounded_loop(turns, 3, lambda _, x: inner(x, turns), x @ square)
+
+    once = 2 * 3 * 4 * 4
+    assert flops.flops(flops.count(outer, A, 2)) == (1 + 3 * 5) * once
+    assert flops.flops(flops.count(outer, A, 2, turns=2)) == (1 + 2 * 2) * once
+    seeds = flops.count(jax.vmap(inner), jnp.stack([A, A]), jnp.array([1, 2]))
+    assert flops.flops(seeds) == 2 * 5 * once
 
 
 def test_counted_operations_equal_those_that_xla_estimates_where_nothing_loops():
