@@ -6,7 +6,7 @@ themselves over the time of the update. ``of_plain`` is the time of OGPO's updat
 same update written plainly (``benchmarks.plain``) and compiled with XLA's own options.
 ``temporaries_mib`` is the memory that the update needs besides its arguments and results. OGPO
 computes the densities of the blocks of chains in which its critics agree on the sign of an
-advantage. Critics that were never trained agree on none of them, so their parameters are moved
+advantage. Critics that were never trained agree on hardly any, so their parameters are moved
 towards those of the first until they agree on about 30 % (``agree``), as in runs on ``peg_insert``;
 "at once" is the update without blocks.
 """
