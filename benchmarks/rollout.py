@@ -15,7 +15,6 @@ import jax
 
 from benchmarks import environments, setup, timing
 from gcp_jax import envs, mesh
-from gcp_jax.core.policy import PolicyConfig
 from gcp_jax.learner import rollout
 from gcp_jax.types import PRNGKey, PyTree
 
@@ -36,30 +35,31 @@ def measure(
     task: str, count: int, repeats: int, samples: Sequence[int] = SAMPLES
 ) -> dict[str, Any]:
     """Steps/s of acting by the best of each number of samples, and of bare physics."""
-    steps = UNROLL_CHUNKS * PolicyConfig().chunk
-    programs = {
-        f"best_of_{best_of}": make_rollout(task, count, best_of=best_of) for best_of in samples
+    runs = {
+        f"best_of_{best_of}": setup.make_run(
+            task,
+            finetune__envs=count,
+            finetune__unroll_chunks=UNROLL_CHUNKS,
+            algorithm__best_of=best_of,
+        )
+        for best_of in samples
     }
+    [chunk] = {made.config.policy.chunk for made in runs.values()}
+    steps = UNROLL_CHUNKS * chunk
+    programs = {name: make_rollout(made) for name, made in runs.items()}
     programs["physics"] = environments.make_physics(envs.make(task), count, steps)
     seconds = timing.measure(programs, repeats)
     figures: dict[str, Any] = {
         f"{name}_steps_per_s": round(count * steps / seconds[name].median_wall) for name in programs
     }
-    for name in programs:
-        if name != "physics":
-            ratio = timing.paired_ratio(seconds["physics"].wall, seconds[name].wall)
-            figures[f"{name}_of_physics"] = ratio.figures()
+    for name in runs:
+        ratio = timing.paired_ratio(seconds["physics"].wall, seconds[name].wall)
+        figures[f"{name}_of_physics"] = ratio.figures()
     return figures
 
 
-def make_rollout(task: str, count: int, best_of: int) -> Callable[[], PyTree]:
-    """OGPO acts with the default policy; the best of its samples by its critics is executed."""
-    made = setup.make_run(
-        task,
-        finetune__envs=count,
-        finetune__unroll_chunks=UNROLL_CHUNKS,
-        algorithm__best_of=best_of,
-    )
+def make_rollout(made: setup.BenchmarkRun) -> Callable[[], PyTree]:
+    """Collecting a segment with an untrained policy, without learning."""
     train = mesh.take_seed(made.start(), made.learner.partition_spec, 0)
 
     @jax.jit

@@ -27,7 +27,7 @@ BlockLoss = Callable[[PyTree, PyTree], tuple[Array, dict[str, Array]]]
 
 
 def mean_over_blocks(
-    loss: BlockLoss, params: PyTree, blocks: PyTree, *, used: Array | None = None
+    loss: BlockLoss, params: PyTree, blocks: PyTree, *, used: Array
 ) -> tuple[Array, dict[str, Array]]:
     """The mean of a loss over blocks, one after the other; its gradient needs one block's memory.
 
@@ -39,15 +39,13 @@ def mean_over_blocks(
       params: the parameters θ.
       blocks: the samples, leaves [blocks, samples of a block, ...].
       used: how many of the first blocks are computed, int32 []; the loss and the metrics of the
-        others must be 0. Default: all.
+        others must be 0.
 
     Returns:
       The mean loss [] and the mean of each metric [].
     """
     a_block = jax.tree.leaves(blocks)[0]
     count = len(a_block)
-    if used is None:
-        used = jnp.int32(count)
     local_params = jax.tree.map(lambda x: vary_like(x, a_block), params)
     fixed_params = jax.lax.stop_gradient(local_params)
 

@@ -29,7 +29,8 @@ def block_loss(scale):
 
 
 def in_blocks(params, x, scale, blocks=4):
-    return optim.mean_over_blocks(block_loss(scale), params, x.reshape(blocks, -1, 3))
+    parts = x.reshape(blocks, -1, 3)
+    return optim.mean_over_blocks(block_loss(scale), params, parts, used=jnp.int32(blocks))
 
 
 def assert_close(first, second):
