@@ -23,7 +23,7 @@ from gcp_jax.algorithms.ogpo_critics import OGPOCritics
 from gcp_jax.core import optim, returns, value_function
 from gcp_jax.core.denoising import Chain
 from gcp_jax.core.policy import Policy
-from gcp_jax.mesh import sample_keys
+from gcp_jax.mesh import batch_mean, sample_keys
 from gcp_jax.types import Array, Metrics, Params
 
 MAX_WEIGHT = 100.0
@@ -43,7 +43,7 @@ class Samples(NamedTuple):
     obs: Array  # normalized, [B, 1, O] or [N, O]
     chain: Chain  # of θ̄, leaves [B, G, ...] or [N, ...]
     advantage: Array  # [B, G] or [N]
-    metrics_weight: Array  # like advantage; its mean over all chains is 1
+    used: Array  # like advantage, bool: which take part in the loss
 
 
 class Ratios(NamedTuple):
@@ -58,13 +58,15 @@ class Ratios(NamedTuple):
         clipped = jnp.clip(self.ratio, self.low, self.high)
         return -jnp.mean(jnp.minimum(self.ratio * advantage, clipped * advantage))
 
-    def metrics(self, weight: Array) -> Metrics:
-        """Weighted mean, mean distance from 1, and fraction outside of the interval."""
+    def metrics(self, used: Array) -> Metrics:
+        """Means over all chains of ρ, of its distance from 1 and of whether it is outside of the
+        interval, each counted as 0 where a chain is not ``used``.
+        """
         outside = (self.ratio < self.low) | (self.ratio > self.high)
         return {
-            "ratio": jnp.mean(weight * self.ratio),
-            "ratio_deviation": jnp.mean(weight * jnp.abs(self.ratio - 1.0)),
-            "clip_fraction": jnp.mean(weight * outside),
+            "ratio": jnp.mean(used * self.ratio),
+            "ratio_deviation": jnp.mean(used * jnp.abs(self.ratio - 1.0)),
+            "clip_fraction": jnp.mean(used * outside),
         }
 
 
@@ -148,8 +150,8 @@ class Extraction:
     ) -> tuple[Array, Metrics]:
         """The policy loss on chains of θ̄, by ``extraction``, with the metrics of its ratios.
 
-        The metrics are means over the chains that take part in the loss (``used_chains``); 0 if
-        there are none. The chains are taken in ``actor_blocks`` blocks, one after the other, those
+        The metrics are means over the chains of all devices that take part in the loss
+        (``used_chains``); 0 if there are none. The chains are taken in ``actor_blocks`` blocks, one after the other, those
         that take part first, and the blocks without any are not computed.
 
         Raises:
@@ -160,15 +162,21 @@ class Extraction:
             obs=obs[:, None],
             chain=chain,
             advantage=advantages.advantage,
-            metrics_weight=used / jnp.maximum(jnp.mean(used), 1.0 / used.size),
+            used=used,
         )
 
         def block_loss(params: Params, block: Samples) -> tuple[Array, Metrics]:
             return self.block_loss(params, state, block, advantages.clip_high, key)
 
+        def mean_over_used(metrics: Metrics) -> Metrics:
+            used_fraction = batch_mean(used)
+            used_fraction = jnp.where(used_fraction > 0.0, used_fraction, 1.0)
+            return {name: value / used_fraction for name, value in metrics.items()}
+
         blocks = self.config.blocks_of(used.size)
         if blocks == 1:
-            return block_loss(params, samples)
+            value, metrics = block_loss(params, samples)
+            return value, mean_over_used(metrics)
         size = used.size // blocks
         used_blocks = (jnp.sum(used) + size - 1) // size
         order = jnp.argsort(~used.ravel())
@@ -178,9 +186,10 @@ class Extraction:
             chains = jnp.broadcast_to(x, (*used.shape, *x.shape[2:])).reshape(-1, *x.shape[2:])
             return chains[order].reshape(blocks, size, *x.shape[2:])
 
-        return optim.mean_over_blocks(
+        value, metrics = optim.mean_over_blocks(
             block_loss, params, jax.tree.map(split, samples), used=used_blocks
         )
+        return value, mean_over_used(metrics)
 
     def used_chains(self, advantage: Array) -> Array:
         """Which chains take part in the loss, bool: PPO's loss and gradient are 0 where A = 0."""
@@ -191,7 +200,7 @@ class Extraction:
     def block_loss(
         self, params: Params, state: State, samples: Samples, clip_high: Array, key: Array
     ) -> tuple[Array, Metrics]:
-        """``loss`` of one block."""
+        """``loss`` of one block; its metrics count chains that are not used as 0."""
         extraction = self.config.extraction
         obs = samples.obs
         chain = samples.chain
@@ -211,7 +220,7 @@ class Extraction:
         else:
             log_ratio = self.policy.log_density(params, obs, chain.points) - chain.log_density
         ratios = Ratios(ratio=jnp.exp(log_ratio), low=1.0 - self.config.clip, high=clip_high)
-        metrics = ratios.metrics(samples.metrics_weight)
+        metrics = ratios.metrics(samples.used)
         if extraction == "awr":
             return -jnp.mean(weight * ratios.ratio), metrics
         return ratios.ppo_loss(advantage), metrics
