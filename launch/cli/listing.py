@@ -170,10 +170,14 @@ def list_policies(arguments: Arguments) -> dict[str, Any]:
 def print_policies(console: Console) -> dict[str, Any]:
     """Print the packaged policies; their cards, by name."""
     cards = {name: packaged_policies.read_card(name) for name in packaged_policies.names()}
-    rows = [_policy_cells(name, card) for name, card in cards.items()]
-    _print_records(console, POLICY_HEADS, rows, wide=WIDE_POLICIES)
+    _print_records(console, POLICY_HEADS, policy_rows(cards), wide=WIDE_POLICIES)
     console.print("how one was made: gcp-jax policies POLICY; try it: gcp-jax evaluate POLICY")
     return cards
+
+
+def policy_rows(cards: Mapping[str, Mapping[str, Any]]) -> list[tuple[str, ...]]:
+    """A row of ``POLICY_HEADS`` for each packaged policy, given its card by its name."""
+    return [_policy_cells(name, card) for name, card in cards.items()]
 
 
 def print_card(console: Console, name: str) -> dict[str, Any]:
