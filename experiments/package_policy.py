@@ -6,7 +6,8 @@
 Both are played from start states that the run has not seen, and written with their cards to
 ``gcp_jax/policies/TASK/clone`` and ``gcp_jax/policies/TASK/METHOD``, where
 ``gcp_jax.load_policy("TASK/METHOD")`` finds them. What is there already is replaced only with
---replace; the same clone is kept, so that several methods can share it.
+--replace; the same clone is kept, so that several methods can share it. A message in
+``docs/reference/errors.md`` lists the names: ``python -m benchmarks.bad_input`` writes it again.
 """
 
 from __future__ import annotations
