@@ -204,8 +204,9 @@ class OGPO:
         gradient, metrics = optim.mean_gradient(policy_loss, actor.params)
         metrics["policy_gradient_norm"] = optax.tree.norm(gradient)
         if actor.signal is not None:
-            actor = actor._replace(signal=actor.signal.add(gradient))
-            metrics["policy_gradient_snr"] = actor.signal.snr
+            signal = actor.signal.add(gradient)
+            metrics["policy_gradient_snr"] = signal.snr
+            actor = actor._replace(signal=signal)
         weight = self.config.success_weight
         if not weight:
             return actor, gradient, metrics

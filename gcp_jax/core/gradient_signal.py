@@ -72,7 +72,8 @@ class Signal(NamedTuple):
             product=where_tree(is_first, self.product, product),
             square=self.square.add(square),
         )
-        return where_tree(square > 0.0, new, self)
+        signal: Signal = where_tree(square > 0.0, new, self)
+        return signal
 
     @property
     def snr(self) -> Array:

@@ -100,7 +100,8 @@ def mean_gradient(loss: LossFn, params: PyTree) -> tuple[PyTree, dict[str, Array
         value, metrics = loss(params)
         return all_mean(value), metrics
 
-    return jax.grad(mean_loss, has_aux=True)(params)
+    gradient, metrics = jax.grad(mean_loss, has_aux=True)(params)
+    return gradient, metrics
 
 
 def apply_gradient(
