@@ -346,8 +346,8 @@ def differences(
     """Compare two configurations in the fields that determine a run's numbers.
 
     Args:
-      saved: a configuration as it was read from JSON.
-      current: a configuration as plain values.
+      saved: a configuration, as plain values or as it was read from JSON.
+      current: the same.
       prefix: what precedes the names of the fields.
 
     Yields:
@@ -360,7 +360,7 @@ def differences(
         new = current.get(name)
         if isinstance(old, Mapping) and isinstance(new, Mapping):
             yield from differences(old, new, f"{prefix}{name}.")
-        elif old != json.loads(json.dumps(new)):
+        elif json.loads(json.dumps(old)) != json.loads(json.dumps(new)):
             yield Difference(f"{prefix}{name}", old, new)
 
 

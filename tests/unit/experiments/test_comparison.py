@@ -2,8 +2,9 @@
 
 import pytest
 
+from gcp_jax import envs
 from gcp_jax.config import ConfigError
-from gcp_jax.experiments import assemble, comparison
+from gcp_jax.experiments import assemble, comparison, run_config
 
 
 def choose(tmp_path, *, common=None, task=None, method=None, seeds=None, steps=None, flags=None):
@@ -75,6 +76,13 @@ def test_a_method_cannot_ask_for_a_clone_of_its_own(tmp_path, method, message):
     task = assemble.make_task(chosen.runs["near"]["plain"], film=False)
     with pytest.raises(ConfigError, match=message):
         comparison._check_comparable(chosen, {"near": task})
+
+
+@pytest.mark.parametrize("task", envs.names())
+def test_methods_with_the_defaults_of_a_task_share_its_clone(task):
+    """Whatever the types of its fields."""
+    run = run_config.frozen_config(run_config.defaults(env=task))
+    comparison._check_clone("other", run, run)
 
 
 def test_a_method_can_sample_the_clone_otherwise(tmp_path):
