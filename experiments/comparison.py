@@ -30,7 +30,7 @@ import ml_collections
 
 from gcp_jax.atomic_files import write_json, write_text
 from gcp_jax.config import ConfigError, RunConfig, clone_config, to_dict
-from gcp_jax.config_fields import check_count, refuse_fields
+from gcp_jax.config_fields import check_count, check_magnitude, refuse_fields
 from gcp_jax.experiments import assemble, benchmark_file, run_config, run_inputs
 from gcp_jax.experiments.plan import plan
 from gcp_jax.json_files import read_json
@@ -212,7 +212,8 @@ def _check_clones(comparison: Comparison) -> None:
                 "would be made, but each needs demonstrations of its own; leave "
                 "demonstrations.path out, or choose --clones=1."
             )
-        _of_clone(config, count - 1)  # raises if its seeds are too large
+        last = config.seed + CLONE_STRIDE * (count - 1) + config.seeds - 1
+        check_magnitude(last, f"the last seed of {count} clones from seed={config.seed}")
 
 
 def _narrowed(declared: Mapping[str, Fields], names: Sequence[str], key: str) -> dict[str, Fields]:

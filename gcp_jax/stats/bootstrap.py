@@ -214,7 +214,7 @@ def paired_difference(
     ours, theirs = _paired_tables(first, second, "paired_difference")
     drawn, drawn_theirs = _resample_pair(ours, theirs, resamples, np.random.default_rng(rng_seed))
     resampled = drawn.mean(axis=(1, 2, 3)) - drawn_theirs.mean(axis=(1, 2, 3))
-    if np.ptp(resampled) == 0:
+    if np.ptp(resampled) <= 1e-9 * max(np.abs(ours).max(), np.abs(theirs).max()):  # rounding
         means = [
             mean_score(table, confidence, resamples=resamples, rng_seed=rng_seed, episodes=episodes)
             for table in (ours, theirs)
