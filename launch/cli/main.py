@@ -57,7 +57,9 @@ COMMANDS = {
     "sweep": Entry("sweep", "many runs from one file, on this machine, Ray or SLURM"),
     "status": Entry("sweep", "the state of every run of a sweep"),
     "evaluate": Entry("inspect", "success of a saved policy, with its confidence interval"),
-    "report": Entry("inspect", "tables, curves and one HTML page from run folders or a sweep's"),
+    "report": Entry(
+        "inspect", "tables, curves and one HTML page from run, sweep or benchmark folders"
+    ),
     "render": Entry("inspect", "a video of a saved policy or of a task's demonstrator"),
     "check": Entry("check", "check that a task or a method keeps the contracts"),
     "demos": Entry("inspect", "write scripted episodes of a task as a dataset"),
