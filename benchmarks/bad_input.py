@@ -186,6 +186,8 @@ CASES = (
         ("benchmark", "--algorithms=qc", "--envs=reach", "--config.seeds=7"),
     ),
     Case("nothing to evaluate", ("evaluate", "DIR/none")),
+    Case("a packaged policy that does not exist", ("evaluate", "peg_insert/ogpoo")),
+    Case("the card of a policy that does not exist", ("policies", "peg_insert/ogpoo")),
     Case("a saved policy without its task", ("evaluate", "DIR/taskless")),
     Case("a damaged configuration of a run", ("debug", "DIR/damaged")),
     Case("a damaged list of runs", ("status", "DIR/damaged")),

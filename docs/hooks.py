@@ -9,6 +9,7 @@ A placeholder is an HTML comment on a line of its own:
     <!-- fields: randomize -->           domain randomization
     <!-- measured: peg_insert -->        what was measured of a task (envs/measured.json)
     <!-- tasks -->                       one row for each task
+    <!-- policies -->                    one row for each packaged policy
     <!-- command: train -->              the help of a command
     <!-- commands -->                    one row for each command
 
@@ -190,6 +191,14 @@ def tasks_table(_: str) -> str:
     return table(columns, rows)
 
 
+def policies_table(_: str) -> str:
+    """One row for each packaged policy."""
+    listing = importlib.import_module("gcp_jax.launch.cli.listing")
+    packaged = importlib.import_module("gcp_jax.run.packaged_policies")
+    cards = {name: packaged.read_card(name) for name in packaged.names()}
+    return table(listing.POLICY_HEADS, listing.policy_rows(cards))
+
+
 def command_help(name: str) -> str:
     """What ``gcp-jax NAME --help`` prints."""
     main = importlib.import_module("gcp_jax.launch.cli.main")
@@ -210,6 +219,7 @@ GENERATORS: dict[str, Callable[[str], str]] = {
     "fields": fields_table,
     "measured": measured_table,
     "tasks": tasks_table,
+    "policies": policies_table,
     "command": command_help,
     "commands": commands_table,
 }

@@ -2,6 +2,7 @@
 
 gcp-jax train --config=experiments/configs/reach.py --run_dir=runs/reach
 python examples/load_policy.py runs/reach/policy/seed_0
+python examples/load_policy.py reach/ogpo    # one that comes with gcp-jax
 """
 
 from __future__ import annotations
@@ -33,5 +34,5 @@ def play(path: str, seed: int = 0) -> bool:
 
 if __name__ == "__main__":
     if len(sys.argv) != 2:
-        sys.exit("usage: python examples/load_policy.py RUN/policy/seed_0")
+        sys.exit("usage: python examples/load_policy.py RUN/policy/seed_0|NAME")
     print("success:", play(sys.argv[1]))

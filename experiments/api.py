@@ -24,6 +24,7 @@ from gcp_jax.config_fields import check_count
 from gcp_jax.envs.protocol import Env
 from gcp_jax.experiments import assemble, play, run_config, run_inputs, runtime
 from gcp_jax.report import run_page
+from gcp_jax.run import packaged_policies
 from gcp_jax.run.adopted_policy import adopt_policy
 from gcp_jax.run.folder import config_hash
 from gcp_jax.run.saved_policy import SavedPolicy, load_saved_policy
@@ -186,14 +187,17 @@ def load_policy(path: str | os.PathLike[str], *, seed: int = 0) -> LoadedPolicy:
     """Load a saved policy as a function of numpy observations.
 
     Args:
-      path: a folder such as ``RUN/policy/seed_0``.
+      path: a folder such as ``RUN/policy/seed_0``, or if there is nothing at that path the name of
+        a packaged policy, such as ``peg_insert/ogpo``.
       seed: of the policy's random numbers; the same seed and observations give the same actions.
 
     Raises:
       SavedPolicyError: in one line, if there is no policy, or it is damaged or of another format.
     """
     check_count("seed", seed, low=0)
-    return LoadedPolicy(load_saved_policy(path), seed)
+    loaded = LoadedPolicy(load_saved_policy(path), seed)
+    packaged_policies.announce(path)
+    return loaded
 
 
 def make_config(
@@ -271,7 +275,7 @@ def evaluate(
     """Evaluate a saved policy on its own task, from fixed start states.
 
     Args:
-      policy: a folder such as ``RUN/policy/seed_0``.
+      policy: a folder or a name, as for ``load_policy``.
       episodes: start states.
       seed: of the start states.
 

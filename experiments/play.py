@@ -14,7 +14,7 @@ from gcp_jax.envs import wrappers
 from gcp_jax.envs.protocol import Env
 from gcp_jax.experiments import assemble, run_config
 from gcp_jax.learner import evaluation
-from gcp_jax.run import saved_policy
+from gcp_jax.run import packaged_policies, saved_policy
 from gcp_jax.stats.eval_rows import pooled_score, score_name_of
 from gcp_jax.stats.intervals import Interval
 from gcp_jax.types import PyTree
@@ -44,6 +44,7 @@ def play(path: Path, *, episodes: int, seed: int, filmed: int = evaluation.FILME
       SavedPolicyError: if the policy cannot be used, or its task cannot be made.
     """
     saved = saved_policy.load_saved_policy(path)
+    packaged_policies.announce(path)
     env = _env_of(path, saved)
     program = evaluation.build_evaluation(
         saved.eval_policy,

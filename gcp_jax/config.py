@@ -76,7 +76,11 @@ class Pretrain:
         "map the range of the demonstrations' actions to [-1, 1], for tasks that use a small part "
         "of the allowed range",
     )
-    saved_policy: str = field("", None, "a saved policy (folder) to start from instead of cloning")
+    saved_policy: str = field(
+        "",
+        None,
+        "a saved policy to start from instead of cloning: a folder, or the name of a packaged one",
+    )
 
     def __post_init__(self) -> None:
         config_fields.check(self, "pretrain.")

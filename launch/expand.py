@@ -20,6 +20,7 @@ from gcp_jax.config import ConfigError, RunConfig
 from gcp_jax.experiments import run_config, user_files
 from gcp_jax.launch.axes import Point
 from gcp_jax.launch.spec import Sweep
+from gcp_jax.run import packaged_policies
 from gcp_jax.run.adopted_policy import adopt_policy
 from gcp_jax.run.folder import config_hash
 
@@ -100,7 +101,8 @@ def configure(
     with config.unlocked():
         config.population = ml_collections.ConfigDict(dict(population))
     frozen = run_config.frozen_config(config)
-    if not Path(frozen.pretrain.saved_policy).exists():  # the run says what is wrong
+    saved_policy = packaged_policies.locate(frozen.pretrain.saved_policy)
+    if not saved_policy.exists():  # the run says what is wrong
         return frozen
     return adopt_policy(frozen, fields.keys(), Path())
 

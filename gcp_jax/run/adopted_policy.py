@@ -14,7 +14,7 @@ from pathlib import Path
 
 from gcp_jax.config import ConfigError, RunConfig
 from gcp_jax.core.policy import PolicyConfig
-from gcp_jax.run import run_policies, saved_policy
+from gcp_jax.run import packaged_policies, run_policies, saved_policy
 
 SECTION = "policy."
 
@@ -48,8 +48,10 @@ def adopt_policy(config: RunConfig, explicit: Collection[str], folder: Path) -> 
     if not path:
         return config
     copy = run_policies.policy_folder(folder, run_policies.BASE)
-    source = copy if copy.exists() and not Path(path).exists() else Path(path)
+    is_gone = not packaged_policies.locate(path).exists()
+    source = copy if copy.exists() and is_gone else Path(path)
     saved = saved_policy.saved_policy_config(source)
+    packaged_policies.announce(source)
     by_hand = {name.removeprefix(SECTION) for name in explicit if name.startswith(SECTION)}
     kept = {name: getattr(config.policy, name) for name in by_hand}
     try:

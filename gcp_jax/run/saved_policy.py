@@ -4,6 +4,9 @@
 the policy's actions. ``policy.json`` describes the policy. A base policy is {"net", "normalizer"}.
 A finetuned one may have more parts (a noise policy, an edit policy, critics to choose by); the
 method's name and settings are saved with it, so that loading gives back the function that acts.
+
+Functions that load take the name of a packaged policy in place of a folder
+(``packaged_policies.locate``).
 """
 
 from __future__ import annotations
@@ -33,6 +36,7 @@ from gcp_jax.core import policy as policies
 from gcp_jax.core.networks import Normalizer
 from gcp_jax.core.policy import Policy, PolicyConfig
 from gcp_jax.json_files import Maybe, parse_json, problem_of
+from gcp_jax.run import packaged_policies
 from gcp_jax.types import Array, Batch, BatchSource, PRNGKey, PyTree, Segment, Specs
 
 FORMAT = 2  # of a saved policy
@@ -124,7 +128,7 @@ def load_saved_policy(path: str | os.PathLike[str]) -> SavedPolicy:
       SavedPolicyError: there is none, it is damaged or of another format, or its actions differ by
         more than ``MAX_PROBE_ERROR``.
     """
-    path = Path(path)
+    path = packaged_policies.locate(path)
     saved, arrays = _open(path)
     try:
         obs = jnp.asarray(arrays["probe/obs"])
@@ -147,7 +151,7 @@ def check_saved_policy(path: str | os.PathLike[str]) -> SavedPolicy:
     Raises:
       SavedPolicyError: there is none, or it is damaged or of another format.
     """
-    saved, _ = _open(Path(path))
+    saved, _ = _open(packaged_policies.locate(path))
     return saved
 
 
@@ -181,7 +185,7 @@ def digest(path: str | os.PathLike[str]) -> str:
     Raises:
       SavedPolicyError: there is none, or it is damaged or of another format.
     """
-    arrays, description = _read(Path(path))
+    arrays, description = _read(packaged_policies.locate(path))
     meaning = {name: description.get(name) for name in ("policy", "specs", "algorithm")}
     found = hashlib.sha256(json.dumps(meaning, sort_keys=True).encode())
     for name, x in sorted(arrays.items()):
@@ -208,7 +212,7 @@ def saved_policy_config(path: str | os.PathLike[str]) -> PolicyConfig:
     Raises:
       SavedPolicyError: there is none, or it is damaged or of another format.
     """
-    path = Path(path)
+    path = packaged_policies.locate(path)
     description = _read_description(path)
     try:
         config: PolicyConfig = build_config(PolicyConfig, description["policy"], "policy.")
@@ -289,8 +293,9 @@ def _reading(path: Path) -> Iterator[None]:
     try:
         yield
     except FileNotFoundError as error:
+        missing = f"{Path(error.filename).name} is missing"
         raise SavedPolicyError(
-            f"{path} is not a saved policy: {Path(error.filename).name} is missing."
+            f"{path} is not a saved policy: {packaged_policies.names_hint(path) or missing}."
         ) from error
     except UNREADABLE as error:
         raise SavedPolicyError(

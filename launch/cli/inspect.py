@@ -242,8 +242,8 @@ COMMANDS = {
         run=evaluate,
         usage="POLICY [--episodes=256] [--seed=0] [--json]",
         description="""\
-Loads a saved policy (a folder such as RUN/policy/seed_0), checks it, and runs it on its own task
-from fixed start states.""",
+Loads a saved policy, checks it, and runs it on its own task from fixed start states. POLICY is a
+folder such as RUN/policy/seed_0, or a name that gcp-jax policies lists.""",
         json="success (or return), low, high, episodes, recorded, return, length",
         define_flags=_evaluate_flags,
     ),
@@ -260,8 +260,8 @@ not finished are reported up to now.""",
         run=render,
         usage="POLICY|ENV [--out=video.mp4] [--grid=4] [--noise=0] [--config.env.FIELD=VALUE …]",
         description="""\
-POLICY is a folder such as RUN/policy/seed_0. ENV is a task's name, or --config.env.module=FILE your
-own task; its scripted demonstrator is shown.""",
+POLICY is a folder such as RUN/policy/seed_0, or a name that gcp-jax policies lists. ENV is a task's
+name, or --config.env.module=FILE your own task; its scripted demonstrator is shown.""",
         json="written",
         configuration=Configuration.OF_POLICY_OR_ENV,
         define_flags=_render_flags,

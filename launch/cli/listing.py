@@ -1,9 +1,9 @@
-"""Commands that list what there is: ``envs`` and ``algorithms``."""
+"""Commands that list what there is: ``envs``, ``algorithms`` and ``policies``."""
 
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +11,16 @@ from rich.console import Console
 from rich.table import Table
 
 from gcp_jax import algorithms, envs
+from gcp_jax.config import ConfigError
+from gcp_jax.config_fields import suggest
 from gcp_jax.console import make_console
 from gcp_jax.envs.protocol import EnvSpecs
 from gcp_jax.experiments import reference
 from gcp_jax.json_files import read_json
 from gcp_jax.launch.cli.help import section_help
 from gcp_jax.launch.cli.parse import Arguments, Command, Configuration
-from gcp_jax.stats.intervals import MISSING
+from gcp_jax.run import packaged_policies
+from gcp_jax.stats.intervals import MISSING, Interval
 
 WIDE = 120  # characters of a line that a table of fields needs
 WIDE_ENVS = 160  # the same of the table of tasks
@@ -30,6 +33,8 @@ ENV_HEADS = (
     "demonstrator: noise, success of 256",
     "steps/s (of mjx.step)",
 )
+WIDE_POLICIES = 110  # the same of the table of policies
+POLICY_HEADS = ("policy", "task", "method", "success [95 %]", "its clone", "episodes", "kB")
 MEASURED = Path(envs.__file__).with_name("measured.json")
 
 
@@ -59,7 +64,7 @@ def print_envs(console: Console) -> dict[str, Any]:
             continue
         rows.append((name, *_env_cells(specs, levels, facts)))
         content[name] = {**specs._asdict(), "quality": levels, "measured": facts}
-    _print_records(console, ENV_HEADS, rows)
+    _print_records(console, ENV_HEADS, rows, wide=WIDE_ENVS)
     machines = sorted({facts["machine"] for facts in measured.values()})
     if machines:
         console.print(f"measured on {'; '.join(machines)} by python -m benchmarks.environments")
@@ -70,9 +75,11 @@ def print_envs(console: Console) -> dict[str, Any]:
     return content
 
 
-def _print_records(console: Console, heads: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """A table, or on a narrow console a paragraph for each row, whose first cell is its title."""
-    if console.width >= WIDE_ENVS:
+def _print_records(
+    console: Console, heads: Sequence[str], rows: Sequence[Sequence[str]], *, wide: int
+) -> None:
+    """A table, or below ``wide`` characters a paragraph a row, whose first cell is its title."""
+    if console.width >= wide:
         table = Table(*heads)
         for row in rows:
             table.add_row(*row)
@@ -151,6 +158,74 @@ def list_algorithms(arguments: Arguments) -> dict[str, Any]:
     return content
 
 
+def list_policies(arguments: Arguments) -> dict[str, Any]:
+    """Print the packaged policies with what was measured of them, or the card of one."""
+    console = make_console(stderr=arguments.flags.json)
+    if arguments.positional:
+        name = arguments.one_positional("packaged policy", "gcp-jax policies peg_insert/clone")
+        return print_card(console, name)
+    return print_policies(console)
+
+
+def print_policies(console: Console) -> dict[str, Any]:
+    """Print the packaged policies; their cards, by name."""
+    cards = {name: packaged_policies.read_card(name) for name in packaged_policies.names()}
+    _print_records(console, POLICY_HEADS, policy_rows(cards), wide=WIDE_POLICIES)
+    console.print("how one was made: gcp-jax policies POLICY; try it: gcp-jax evaluate POLICY")
+    return cards
+
+
+def policy_rows(cards: Mapping[str, Mapping[str, Any]]) -> list[tuple[str, ...]]:
+    """A row of ``POLICY_HEADS`` for each packaged policy, given its card by its name."""
+    return [_policy_cells(name, card) for name, card in cards.items()]
+
+
+def print_card(console: Console, name: str) -> dict[str, Any]:
+    """Print the card of a packaged policy, a line for each fact; the card.
+
+    Raises:
+      ConfigError: there is none of that name.
+    """
+    known = packaged_policies.names()
+    if name not in known:
+        raise ConfigError(f"no packaged policy is called {name!r}; {suggest(name, known)}.")
+    card = packaged_policies.read_card(name)
+    console.print(name)
+    for line in _card_lines(card):
+        console.print(line, soft_wrap=True)
+    return card
+
+
+def _policy_cells(name: str, card: Mapping[str, Any]) -> tuple[str, ...]:
+    scores = card["scores"]
+    own = scores[card["method"]]
+    return (
+        name,
+        name.split("/")[0],
+        card["method"],
+        _score_text(own),
+        _score_text(scores[packaged_policies.CLONE]),
+        f"{own['episodes']:,}",
+        f"{packaged_policies.size_of(packaged_policies.ROOT / name) / 1000:.0f}",
+    )
+
+
+def _score_text(score: Mapping[str, Any]) -> str:
+    name = packaged_policies.score_name_of(score)
+    return Interval(score[name], score["low"], score["high"]).format(name)
+
+
+def _card_lines(facts: Mapping[str, Any], depth: int = 1) -> Iterator[str]:
+    """The facts of a card, those of its sections further to the right."""
+    for name, value in facts.items():
+        label = f"{'  ' * depth}{name}:"
+        if isinstance(value, Mapping):
+            yield label
+            yield from _card_lines(value, depth + 1)
+        else:
+            yield f"{label} {value}"
+
+
 def _print_sections(console: Console, sections: list[reference.Section]) -> dict[str, Any]:
     """Print tables of fields; {field: default}."""
     content: dict[str, Any] = {}
@@ -189,5 +264,14 @@ COMMANDS = {
         description="Every method, or one, with its fields and their defaults.",
         json="the fields and defaults of each method",
         configuration=Configuration.FULL,
+    ),
+    "policies": Command(
+        run=list_policies,
+        usage="[POLICY] [--json]",
+        description="""\
+A table of the saved policies that come with gcp-jax, or the card of one: how it was made, and its
+success. Their names stand for saved policies in other commands, in --config.pretrain.saved_policy
+and in gcp_jax.load_policy, if nothing lies at a path of that name.""",
+        json="the cards, or the card of one",
     ),
 }

@@ -65,6 +65,7 @@ COMMANDS = {
     "demos": Entry("inspect", "write scripted episodes of a task as a dataset"),
     "envs": Entry("listing", "the tasks and their fields"),
     "algorithms": Entry("listing", "the methods and their fields"),
+    "policies": Entry("listing", "the policies that come with gcp-jax, and how they were made"),
 }
 
 

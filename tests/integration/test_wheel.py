@@ -21,6 +21,8 @@ SOURCES = ("gcp_jax", "envs", "experiments", "launch")
 FILES = ("pyproject.toml", "setup.py", "README.md", "LICENSE")
 DATA = (
     "gcp_jax/py.typed",
+    "gcp_jax/policies/peg_insert/ogpo/arrays.npz",
+    "gcp_jax/policies/peg_insert/ogpo/policy.json",
     "gcp_jax/envs/measured.json",
     "gcp_jax/launch/tpu.yaml",
     "gcp_jax/launch/backends/local.py",
@@ -86,6 +88,9 @@ def test_the_wheel_holds_one_package_with_every_module(wheel):
     assert {name.split("/")[0] for name in names} == {"gcp_jax", dist_info(names)}
     assert {name for name in names if name.endswith(".py")} == expected_modules()
     assert set(DATA) <= set(names)
+    policies = ROOT / "gcp_jax" / "policies"
+    expected = {f"gcp_jax/policies/{path.relative_to(policies)}" for path in policies.glob("*/*/*")}
+    assert {name for name in names if name.startswith("gcp_jax/policies/")} == expected
     assert any(name.startswith("gcp_jax/envs/assets/") for name in names)
     assert any(name.startswith("gcp_jax/report/templates/") for name in names)
 
@@ -142,3 +147,6 @@ def test_the_command_runs_beside_packages_of_the_same_names(target, tmp_path):
     ended = subprocess.run(command, env=environment, **options)
     assert ended.returncode == 0, ended.stderr
     assert "peg_insert" in ended.stdout
+    load = "import gcp_jax; print(gcp_jax.load_policy('peg_insert/ogpo').facts['card']['method'])"
+    loaded = subprocess.run([sys.executable, "-c", load], env=environment, **options)
+    assert loaded.stdout == "ogpo\n", loaded.stderr

@@ -7,6 +7,7 @@ from rich.cells import cell_len
 from rich.console import Console
 
 from gcp_jax import algorithms, console, envs
+from gcp_jax.config import ConfigError
 from gcp_jax.experiments import reference
 from gcp_jax.launch import status
 from gcp_jax.launch.cli import listing
@@ -75,6 +76,27 @@ def test_the_table_of_tasks_fits(width, monkeypatch):
     text = words_of(shown_on(target))
     assert "24 × 100 ms" in text and "within 0.1 of the goal" in text
     assert '"gcp-jax[robots]"' in text.replace("- ", "-")
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+def test_the_table_of_packaged_policies_fits(width):
+    target = on_console(width)
+    cards = listing.print_policies(target)
+    text = words_of(shown_on(target))
+    for name, card in cards.items():
+        score = card["scores"][card["method"]]
+        assert name in text and f"{100 * score['success']:.1f} %" in text
+    assert text.endswith("try it: gcp-jax evaluate POLICY")
+
+
+def test_a_card_shows_every_fact_of_it(capsys):
+    target = on_console(200)
+    card = listing.print_card(target, "peg_insert/clone")
+    text = words_of(target.file.getvalue())
+    for name, value in {**card, **card["demonstrations"], **card["versions"]}.items():
+        assert f"{name}:" in text and (isinstance(value, dict) or f"{name}: {value}" in text)
+    with pytest.raises(ConfigError, match="called 'peg_insert'; did you mean 'peg_insert/"):
+        listing.print_card(target, "peg_insert")
 
 
 @pytest.mark.parametrize("width", WIDTHS)
