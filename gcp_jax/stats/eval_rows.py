@@ -123,7 +123,7 @@ def score(row: Row) -> float:
     return float(row[f"eval/{score_name_of(row)}"])
 
 
-def pooled_score(rows: Sequence[Row]) -> Interval | None:
+def pooled_score(rows: Sequence[Row], confidence: float = 0.95) -> Interval | None:
     """The score over rows of several seeds, one row a seed; None without rows.
 
     The interval covers seeds, or clones, that were not trained if there are several of them here;
@@ -133,12 +133,14 @@ def pooled_score(rows: Sequence[Row]) -> Interval | None:
         return None
     policies = _by_policy(rows)
     if score_name_of(rows[0]) == "success":
-        return pooled_success([Success.merged([*map(_counts, each)]) for each in policies])
+        counts = [Success.merged([*map(_counts, each)]) for each in policies]
+        return pooled_success(counts, confidence)
     returns = [Returns.merged([*map(_returns, each)]) for each in policies]
     return mean_return(
         means=[each.mean for each in returns],
         stds=[each.std for each in returns],
         episodes=[each.episodes for each in returns],
+        confidence=confidence,
     )
 
 
