@@ -94,12 +94,12 @@ def spans_below(rows: Iterable[Row], base: Row) -> list[Span]:
 def return_scale(row: Row, gamma: float) -> float:
     """The size of discounted returns, from an evaluation.
 
-    It is the root mean square of the returns (NaN if the row has none), times the share of an episode that the discount
-    reaches: 1/(1 − γ) control steps of its mean length, at most all of them.
+    It is the root mean square of the returns, times the share of an episode that the discount
+    reaches: 1/(1 − γ) control steps of its mean length, at most all of them. NaN if the row has no
+    return.
     """
-    size = math.hypot(
-        float(row.get("eval/return", math.nan)), float(row.get("eval/return_std", 0.0))
-    )
+    mean = float(row.get("eval/return", math.nan))
+    size = math.hypot(mean, float(row.get("eval/return_std", 0.0)))
     steps = float(row.get("eval/length", 0.0)) * (1.0 - gamma)
     return size / max(steps, 1.0)
 
@@ -167,10 +167,11 @@ def first_inflation(
     gap = CriticGap()
     if base is not None:
         gap = gap.after_evaluation(base, gamma)
-    remaining = list(metrics)
+    done = 0
     for row in evals:
-        while remaining and remaining[0]["env_steps"] <= row["env_steps"]:
-            gap = gap.after_segment(remaining.pop(0))
+        while done < len(metrics) and metrics[done]["env_steps"] <= row["env_steps"]:
+            gap = gap.after_segment(metrics[done])
+            done += 1
         gap = gap.after_evaluation(row, gamma)
         if gap.is_inflating:
             return Inflation(env_steps=row["env_steps"], gap=gap.gaps[-1], scale=gap.scale)
