@@ -21,7 +21,7 @@ def run_warnings(runs: Iterable[RunFiles]) -> list[str]:
         if "earlier_code" in run.record:
             lines.append(f"{folder.name}: its code changed before it was finished")
         if run.stopped:
-            lines.append(f"{folder.name}: {run.stopped}")
+            lines.append(f"{folder.name}: {run.stopped.rstrip('.')}")
     for run in runs:
         for seed in run.seeds:
             lines += [f"{run.label}: seed {seed} {problem}" for problem in _of_seed(run, seed)]
