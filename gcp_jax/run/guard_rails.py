@@ -161,7 +161,8 @@ class GuardRails:
             lambda x, kept: _with_rows(x, kept, indices), current, self._arrays["state"]
         )
         shardings = jax.tree.map(lambda x: x.sharding, state)
-        return jax.device_put(checkpoint.wrap_keys(replaced, state), shardings)
+        placed = jax.device_put(replaced, shardings)
+        return jax.device_put(checkpoint.wrap_keys(placed, state), shardings)
 
     def host_state(self) -> dict[str, Any]:
         """What a checkpoint keeps, as plain values."""
