@@ -124,7 +124,7 @@ def score(row: Row) -> float:
     return float(row[f"eval/{score_name_of(row)}"])
 
 
-def pooled_score(rows: Sequence[Row]) -> Interval | None:
+def pooled_score(rows: Sequence[Row], confidence: float = 0.95) -> Interval | None:
     """The score over rows of several seeds, one row a seed; None without rows.
 
     The interval covers seeds, and clones, that were not trained if there are several of them here;
@@ -135,13 +135,15 @@ def pooled_score(rows: Sequence[Row]) -> Interval | None:
     clones = _by_clone(rows)
     if score_name_of(rows[0]) == "success":
         return success_of_clones(
-            [[Success.merged([*map(_counts, each)]) for each in policies] for policies in clones]
+            [[Success.merged([*map(_counts, each)]) for each in policies] for policies in clones],
+            confidence,
         )
     returns = [Returns.merged([*map(_returns, each)]) for policies in clones for each in policies]
     return mean_return(
         means=[each.mean for each in returns],
         stds=[each.std for each in returns],
         episodes=[each.episodes for each in returns],
+        confidence=confidence,
     )
 
 
