@@ -148,6 +148,7 @@ CASES = (
         "population.actor_lr=1e-4,3e-4",
         "population.clip=0.1",
     ),
+    _train("a word that is not allowed", "finetune.on_decay=pause"),
     _train("a fraction of demonstrations above 1", "finetune.demo_fraction=1.5"),
     _train("a saved policy that does not exist", "pretrain.saved_policy=DIR/none"),
     _train("a saved policy of another task", "pretrain.saved_policy=DIR/push_t"),

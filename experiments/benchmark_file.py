@@ -14,6 +14,7 @@ DECLARATION = {  # what get_config() returns
     "methods": Maybe(DictOf({"algorithm": str, "module": Maybe(str)})),
     "seeds": Maybe(int),
     "steps": Maybe(int),
+    "clones": Maybe(int),
     "common": Maybe(dict),
 }
 

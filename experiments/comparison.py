@@ -1,10 +1,14 @@
-"""Methods × tasks × seeds from shared clones: ``gcp-jax benchmark``.
+"""Methods × tasks × clones × seeds: ``gcp-jax benchmark``.
+
+All methods start from the same clones of a task. Clone c is made from demonstrations of its own and
+by a training of its own: its runs have ``seed`` + ``CLONE_STRIDE``·c.
 
 A benchmark file has ``get_config() -> dict`` with
 
     tasks    {label: {"config": a file in experiments/configs or a task, FIELD: VALUE, …}}
     methods  {label: {"algorithm": name, "module": optional, FIELD: VALUE, …}}
     seeds, steps    seeds, and environment steps, of every run
+    clones          clones of each task, by default 1
     common   {FIELD: VALUE, …} for every run
 
 FIELD is dotted, e.g. "pretrain.stop_at_success". Fields of a task are set before the method is
@@ -26,7 +30,7 @@ import ml_collections
 
 from gcp_jax.atomic_files import write_json, write_text
 from gcp_jax.config import ConfigError, RunConfig, clone_config, to_dict
-from gcp_jax.config_fields import refuse_fields
+from gcp_jax.config_fields import check_count, check_magnitude, refuse_fields
 from gcp_jax.experiments import assemble, benchmark_file, run_config, run_inputs
 from gcp_jax.experiments.plan import plan
 from gcp_jax.json_files import read_json
@@ -42,8 +46,8 @@ from gcp_jax.run.task import TaskInterface
 from gcp_jax.run.training import Training
 
 DEFAULT_SEEDS = 3
-MANIFEST = "benchmark.json"
-CLONE = "base"  # the folder of a task's clone
+CLONE = "base"  # the folder of the run that makes a clone
+CLONE_STRIDE = 1000  # between the first seeds of two clones
 
 Fields = Mapping[str, Any]
 
@@ -68,17 +72,67 @@ class Comparison(NamedTuple):
     seeds: int  # of every run
     steps: int  # environment steps of every run
     data_parallel: int
-    runs: dict[str, dict[str, RunConfig]]  # by task, by method
+    runs: dict[str, dict[str, RunConfig]]  # by task, by method; those of clone 0
+    clones: int = 1  # of every task
 
     @property
     def first_runs(self) -> dict[str, RunConfig]:
-        """One run of each task; the methods of a task share its clone."""
+        """One run of each task; the methods of a task share its clones."""
         return {task: next(iter(methods.values())) for task, methods in self.runs.items()}
 
     @property
     def methods(self) -> dict[str, RunConfig]:
         """The methods by label, each with its run on the first task."""
         return next(iter(self.runs.values()))
+
+    def clones_of(self, task: str, folder: Path) -> list[Clone]:
+        """The clones of a task.
+
+        Args:
+          task: its label.
+          folder: the folder of the benchmark.
+        """
+        return [
+            Clone(
+                task=task,
+                number=number,
+                folder=benchmark_read.clone_folder(folder / task, number),
+                runs={name: _of_clone(run, number) for name, run in self.runs[task].items()},
+            )
+            for number in range(self.clones)
+        ]
+
+    def all_clones(self, folder: Path) -> list[Clone]:
+        """The clones of all tasks, in the order in which they are run."""
+        return [clone for task in self.runs for clone in self.clones_of(task, folder)]
+
+
+class Clone(NamedTuple):
+    """A clone of a task and the runs that start from it."""
+
+    task: str
+    number: int  # 0 is the first
+    folder: Path  # holds the folder ``CLONE`` and one for each method
+    runs: dict[str, RunConfig]  # by method; they lack only their clone
+
+    @property
+    def config(self) -> RunConfig:
+        """The run that makes the clone."""
+        return clone_config(next(iter(self.runs.values())))
+
+    @property
+    def base(self) -> Path:
+        """The folder of the run that makes the clone."""
+        return self.folder / CLONE
+
+    @property
+    def name(self) -> str:
+        """Its folder, seen from that of the benchmark."""
+        return benchmark_read.clone_folder(Path(self.task), self.number).as_posix()
+
+
+def _of_clone(config: RunConfig, number: int) -> RunConfig:
+    return dataclasses.replace(config, seed=config.seed + CLONE_STRIDE * number)
 
 
 def choose(
@@ -89,6 +143,7 @@ def choose(
     seeds: int | None,
     steps: int | None,
     overrides: Fields,
+    clones: int | None = None,
 ) -> Comparison:
     """A comparison from a file, from flags, or from a file whose contents the flags narrow.
 
@@ -99,6 +154,7 @@ def choose(
       seeds: of each method on each task; None: the file's number.
       steps: environment steps of each seed; None: the file's number or each task's.
       overrides: dotted field: value, for every run.
+      clones: of each task; None: the file's number, or 1.
 
     Raises:
       ConfigError: in one line.
@@ -118,12 +174,46 @@ def choose(
         for task, fields in tasks.items()
     }
     first = next(iter(next(iter(runs.values())).values()))
-    return Comparison(
+    comparison = Comparison(
         seeds=first.seeds,
         steps=first.finetune.env_steps,
         data_parallel=first.data_parallel,
         runs=runs,
+        clones=declared.get("clones", 1) if clones is None else clones,
     )
+    _check_clones(comparison)
+    return comparison
+
+
+def _check_clones(comparison: Comparison) -> None:
+    """Check that there can be so many clones of each task.
+
+    Raises:
+      ConfigError: in one line.
+    """
+    count = comparison.clones
+    check_count("clones", count, low=1)
+    if count == 1:
+        return
+    if comparison.seeds > CLONE_STRIDE:
+        raise ConfigError(
+            f"seeds is {comparison.seeds}; with several clones it must be at most {CLONE_STRIDE}, "
+            "because the seeds of two clones must differ."
+        )
+    for name in comparison.methods:
+        if benchmark_read.is_clone_folder(name):
+            raise ConfigError(
+                f"a method is called {name!r}, like the folder of a clone; choose another label."
+            )
+    for task, config in comparison.first_runs.items():
+        if config.demonstrations.path:
+            raise ConfigError(
+                f"{task} clones the dataset {config.demonstrations.path}, of which all clones "
+                "would be made, but each needs demonstrations of its own; leave "
+                "demonstrations.path out, or choose --clones=1."
+            )
+        last = config.seed + CLONE_STRIDE * (count - 1) + config.seeds - 1
+        check_magnitude(last, f"the last seed of {count} clones from seed={config.seed}")
 
 
 def _narrowed(declared: Mapping[str, Fields], names: Sequence[str], key: str) -> dict[str, Fields]:
@@ -206,25 +296,26 @@ def run(comparison: Comparison, folder: Path, command: str) -> dict[str, Any]:
     _check_folder(comparison, folder)
     _write_manifest(comparison, folder, command)
     start = time.monotonic()
-    total = sum(len(methods) for methods in comparison.runs.values())
+    clones = comparison.all_clones(folder)
+    total = sum(len(clone.runs) for clone in clones)
     count = 0
     failed = {}
-    for task, methods in comparison.runs.items():
-        clone = clone_config(comparison.first_runs[task])
-        _training(clone, tasks[task], folder / task / CLONE, command).pretrain()
-        for name in methods:
+    for clone in clones:
+        task = tasks[clone.task]
+        _training(clone.config, task, clone.base, command).pretrain()
+        for name in clone.runs:
             count += 1
-            print(f"── {task}: {name} ({count} of {total})", file=sys.stderr)
-            config = _adopted(comparison, task, name, folder)
-            problem = _finetune(folder / task / name, config, tasks[task], command)
+            print(f"── {clone.name}: {name} ({count} of {total})", file=sys.stderr)
+            problem = _finetune(clone.folder / name, _adopted(clone, name), task, command)
             if problem:
-                failed[f"{task}/{name}"] = problem
+                failed[f"{clone.name}/{name}"] = problem
     page = benchmark_page.write(folder)
     print(f"report: {page}", file=sys.stderr)
     return {
         "report": str(page),
         "tasks": list(comparison.runs),
         "methods": list(comparison.methods),
+        "clones": comparison.clones,
         "finished": total - len(failed),
         "failed": failed,
         "seconds": round(time.monotonic() - start, 1),
@@ -274,14 +365,16 @@ def _check_comparable(comparison: Comparison, tasks: Mapping[str, TaskInterface]
 
 def _make_task(comparison: Comparison, task: str, folder: Path) -> TaskInterface:
     """A task, whose dataset is read only if a run still needs it."""
-    methods = comparison.runs[task]
-    clone = clone_config(comparison.first_runs[task])
-    needed = run_inputs.needs_demonstrations(clone, folder / task / CLONE) or any(
-        run_inputs.needs_demonstrations(_from_clone(config, folder / task), folder / task / name)
-        for name, config in methods.items()
-    )
+    needed = any(_needs_demonstrations(clone) for clone in comparison.clones_of(task, folder))
     config = comparison.first_runs[task]
     return assemble.make_task(config, film=False, demonstrations=needed)
+
+
+def _needs_demonstrations(clone: Clone) -> bool:
+    return run_inputs.needs_demonstrations(clone.config, clone.base) or any(
+        run_inputs.needs_demonstrations(_from_clone(config, clone), clone.folder / name)
+        for name, config in clone.runs.items()
+    )
 
 
 def _training(config: RunConfig, task: TaskInterface, folder: Path, command: str) -> Training:
@@ -290,19 +383,18 @@ def _training(config: RunConfig, task: TaskInterface, folder: Path, command: str
     return Training(config, task._replace(inputs=inputs), folder, command)
 
 
-def _from_clone(config: RunConfig, task_folder: Path) -> RunConfig:
-    """The run of a method from the shared clone of its task, which need not exist yet."""
-    base = run_policies.policy_folder(task_folder / CLONE, run_policies.BASE)
+def _from_clone(config: RunConfig, clone: Clone) -> RunConfig:
+    """The run of a method from a clone, which need not exist yet."""
+    base = run_policies.policy_folder(clone.base, run_policies.BASE)
     pretrain = dataclasses.replace(config.pretrain, saved_policy=str(base))
     return dataclasses.replace(config, pretrain=pretrain)
 
 
-def _adopted(comparison: Comparison, task: str, name: str, folder: Path) -> RunConfig:
-    """The run of a method from the clone of its task, with the settings of the clone's policy."""
-    config = comparison.runs[task][name]
-    clone = clone_config(comparison.first_runs[task])
-    explicit = _changed_policy_fields(clone, config)
-    return adopt_policy(_from_clone(config, folder / task), explicit, folder / task / name)
+def _adopted(clone: Clone, name: str) -> RunConfig:
+    """The run of a method from a clone, with the settings of the clone's policy."""
+    config = clone.runs[name]
+    explicit = _changed_policy_fields(clone.config, config)
+    return adopt_policy(_from_clone(config, clone), explicit, clone.folder / name)
 
 
 def _check_folder(comparison: Comparison, folder: Path) -> None:
@@ -313,9 +405,10 @@ def _check_folder(comparison: Comparison, folder: Path) -> None:
       RunError: it holds something else, or other runs.
     """
     check_path(folder)
-    refuse_foreign_folder(folder, MANIFEST)
-    if (folder / MANIFEST).exists():
-        saved = read_json(folder / MANIFEST, benchmark_read.PLAN, error=ConfigError)
+    refuse_foreign_folder(folder, benchmark_read.MANIFEST)
+    path = folder / benchmark_read.MANIFEST
+    if path.exists():
+        saved = read_json(path, benchmark_read.PLAN, error=ConfigError)
         for field in ("seeds", "steps"):
             current = getattr(comparison, field)
             if saved.get(field) != current:
@@ -323,13 +416,12 @@ def _check_folder(comparison: Comparison, folder: Path) -> None:
                     f"{folder} holds a benchmark with {field}={saved.get(field)}, not {current}; "
                     "choose another --run_dir."
                 )
-    for task, methods in comparison.runs.items():
-        clone = folder / task / CLONE
-        _check_run(clone, clone_config(comparison.first_runs[task]))
-        if run_policies.missing_policies(clone, members=()):
+    for clone in comparison.all_clones(folder):
+        _check_run(clone.base, clone.config)
+        if run_policies.missing_policies(clone.base, members=()):
             continue
-        for name in methods:
-            _check_run(folder / task / name, _adopted(comparison, task, name, folder))
+        for name in clone.runs:
+            _check_run(clone.folder / name, _adopted(clone, name))
 
 
 def _check_run(folder: Path, config: RunConfig) -> None:
@@ -355,7 +447,10 @@ def _check_clone(label: str, first: RunConfig, config: RunConfig) -> None:
 
 
 def _write_manifest(comparison: Comparison, folder: Path, command: str) -> None:
-    """Write ``benchmark.json``: what the report is about, with what it listed before."""
+    """Write ``benchmark.json``: what the report is about, with what it listed before.
+
+    The number of clones is listed if there are several.
+    """
     content: dict[str, Any] = {
         "command": command,
         "versions": provenance.package_versions(),
@@ -372,12 +467,16 @@ def _write_manifest(comparison: Comparison, folder: Path, command: str) -> None:
         ],
     }
     folder.mkdir(parents=True, exist_ok=True)
-    path = folder / MANIFEST
+    path = folder / benchmark_read.MANIFEST
+    clones = comparison.clones
     if path.exists():
         saved = read_json(path, benchmark_read.PLAN, error=ConfigError)
         for field in ("tasks", "methods"):
             new = [entry for entry in content[field] if entry not in saved[field]]
             content[field] = [*saved[field], *new]
+        clones = max(clones, saved.get("clones") or 1)
+    if clones > 1:
+        content["clones"] = clones
     write_json(path, content)
 
 

@@ -130,6 +130,12 @@ class Finetune:
     demo_fraction: float = field(
         0.0, Bounds(0, 1, high_open=True), "share of demonstrations in every replayed batch"
     )
+    on_decay: str = field(
+        "warn",
+        ("warn", "stop", "restore"),
+        "what happens when a seed is evaluated below its base policy: a warning; the run stops "
+        "when all seeds are; or the seed is set back to the state of its best evaluation",
+    )
 
     def __post_init__(self) -> None:
         config_fields.check(self, "finetune.")

@@ -180,7 +180,7 @@ def _state(folder: Path) -> tuple[str, str]:
     last = attempts[-1] if attempts else {}
     if "outcome" not in last:
         return ("running" if _is_alive(folder) else "waiting"), ""
-    if last["outcome"] in ("failed", "died"):
+    if last["outcome"] in ("failed", "died", "decayed"):
         return "failed", last.get("error", "")
     if last["outcome"] == "paused":
         return "paused", ""

@@ -49,7 +49,9 @@ class Job(NamedTuple):
 class JobResult(NamedTuple):
     """How an attempt ended."""
 
-    status: str  # "finished", "paused" (at ``until``), "stopped" (by a signal), "failed" or "died"
+    # "finished", "paused" (at ``until``), "stopped" (by a signal), "decayed" (all seeds are below
+    # their base policy, and ``finetune.on_decay`` is "stop"), "failed" or "died"
+    status: str
     error: str = ""
 
 
@@ -92,7 +94,7 @@ def run_job(job: Job) -> JobResult:
 
 def _call_entry_point(job: Job, folder: Path) -> JobResult:
     from gcp_jax.atomic_files import write_text
-    from gcp_jax.run.errors import Interrupted, Paused
+    from gcp_jax.run.errors import Decayed, Interrupted, Paused
 
     try:
         load_entry_point(job.entry_point)(job)
@@ -100,6 +102,8 @@ def _call_entry_point(job: Job, folder: Path) -> JobResult:
         return JobResult("paused")
     except Interrupted as stop:
         return JobResult("stopped", str(stop))
+    except Decayed as stop:
+        return JobResult("decayed", error_line(stop))
     except Exception as error:
         print(traceback.format_exc(), file=sys.stderr)
         write_text(folder / "error.txt", traceback.format_exc())

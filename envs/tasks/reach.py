@@ -48,6 +48,9 @@ class Config:
     start_y_spread: float = field(0.2, NON_NEGATIVE, "starts are drawn in ± this at x = -0.8")
     goal_y_spread: float = field(0.3, NON_NEGATIVE, "goals are drawn in ± this at x = 0.8")
     bonus: float = field(5.0, FINITE, "reward at success, on top of the -1 of every step")
+    demonstrated_goal_shift: float = field(
+        0.0, FINITE, "the demonstrator believes the goal to be this far above where it is"
+    )
 
     def __post_init__(self) -> None:
         config_fields.check(self, "env.")
@@ -108,15 +111,16 @@ def demonstrator(config: Config, noise: float) -> Demonstrator:
     """Pass the disc below or above it.
 
     Noise misplaces the goal once per episode (0.1 std per unit) and disturbs every action (0.2 std
-    per unit).
+    per unit). ``demonstrated_goal_shift`` misplaces it in every episode alike.
     """
     corners = jnp.array([[0.0, -0.55], [0.0, 0.55]])
+    shift = jnp.array([0.0, config.demonstrated_goal_shift])
 
     def init(key: Array, state: State) -> Plan:
         side_key, error_key = jax.random.split(key)
         return Plan(
             side=jax.random.randint(side_key, (), 0, 2),
-            error=0.1 * noise * jax.random.normal(error_key, (2,)),
+            error=0.1 * noise * jax.random.normal(error_key, (2,)) + shift,
         )
 
     def act(plan: Plan, state: State, key: Array) -> tuple[Array, Plan]:

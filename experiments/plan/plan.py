@@ -40,6 +40,7 @@ def plan(config: RunConfig, task: TaskInterface, *, peak: bool = False) -> dict[
     train = shapes["train"]
     batch = config.finetune.batch_size
     members = len(config.members)
+    state_bytes = members * _bytes(train.learner.state)
     learning_segments = size.segments - size.warmup_segments
     numbers: dict[str, Any] = {
         "env": config.env.name,
@@ -63,9 +64,10 @@ def plan(config: RunConfig, task: TaskInterface, *, peak: bool = False) -> dict[
         "evaluations": -(-size.segments // size.evaluate_every),
         "replay_steps": size.capacity * config.finetune.envs * config.policy.chunk,
         "policy_parameters": _count(shapes["net"]),
-        "state_bytes": members * _bytes(train.learner.state),
+        "state_bytes": state_bytes,
         "replay_bytes": members * _bytes(train.learner.buffer_state),
         "env_bytes": members * _bytes(train.env_state),
+        **({"best_state_bytes": state_bytes} if config.finetune.on_decay == "restore" else {}),
         "batches_bytes": members * size.updates * batch * _bytes_per_sample(size),
     }
     if peak:

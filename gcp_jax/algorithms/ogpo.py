@@ -32,10 +32,12 @@ import optax
 
 from gcp_jax.algorithms.ogpo_config import ActorState, Config, State, replay_needs
 from gcp_jax.algorithms.ogpo_critics import OGPOCritics, make_critics
-from gcp_jax.algorithms.ogpo_extraction import Extraction
-from gcp_jax.core import critic, optim, value_function
+from gcp_jax.algorithms.ogpo_extraction import Advantages, Extraction
+from gcp_jax.core import adaptive_rate, critic, optim, value_function
+from gcp_jax.core.gradient_signal import Balance, Signal
 from gcp_jax.core.policy import Policy
 from gcp_jax.core.tree import where_tree
+from gcp_jax.mesh import all_mean, batch_mean
 from gcp_jax.types import (
     Algorithm,
     Array,
@@ -103,6 +105,9 @@ class OGPO:
                 target_params=net,
                 slow_params=net if self.config.uses_slow_reference else None,
                 opt_state=self.actor_optimizer.init(net),
+                rate_factor=jnp.float32(1.0) if self.config.target_clip_fraction else None,
+                balance=Balance.empty() if self.config.balance_gradients else None,
+                signal=Signal.empty(net) if self.config.measure_snr else None,
             ),
             critic=self.critics.critic.init(critic_key),
             value=self.value.init(value_key) if uses_value else None,
@@ -147,34 +152,94 @@ class OGPO:
         stride = max(self.source.batch_size // self.config.actor_states, 1)
         obs = state.normalizer(batch.transitions.obs[::stride])
         actor = state.actor
-        chain = self.policy.sample_chains(actor.target_params, obs, chain_key, self.config.chains)
+        chain = self.policy.sample_chains(
+            actor.target_params,
+            obs,
+            chain_key,
+            self.config.chains,
+            per_start=self.config.shared_noise,
+        )
         advantages = self.extraction.advantages(state, obs, chain.points)
 
-        def loss(params: Params) -> tuple[Array, Metrics]:
+        def policy_loss(params: Params) -> tuple[Array, Metrics]:
             value, metrics = self.extraction.loss(params, state, obs, chain, advantages, noise_key)
             metrics = {**metrics, "policy_loss": value}
-            if self.config.success_weight:
-                success_loss = self.success_loss(params, state, batch, bc_key)
-                value = value + self.config.success_weight * success_loss
-                metrics["imitation_loss"] = success_loss
             if self.config.forward_kl:
                 log_density = self.slow_log_density(params, state, obs, kl_key)
                 value -= self.config.forward_kl * log_density
             return value, metrics
 
-        params, opt_state, metrics = optim.gradient_step(
-            loss, actor.params, actor.opt_state, self.actor_optimizer, name="actor"
+        def imitation_loss(params: Params) -> tuple[Array, Metrics]:
+            value = self.success_loss(params, state, batch, bc_key)
+            return value, {"imitation_loss": value}
+
+        actor, gradient, metrics = self.actor_gradient(actor, policy_loss, imitation_loss)
+        params, opt_state, norm = optim.apply_gradient(
+            gradient,
+            actor.params,
+            actor.opt_state,
+            self.actor_optimizer,
+            name="actor",
+            scale=actor.rate_factor,
         )
+        metrics |= norm
+        if actor.rate_factor is not None:
+            metrics["actor_rate_factor"] = actor.rate_factor
+            actor = actor._replace(
+                rate_factor=self.adapt_rate(actor.rate_factor, advantages, metrics)
+            )
         metrics["advantage_abs_mean"] = jnp.mean(jnp.abs(advantages.advantage))
         metrics["advantage_nonzero_fraction"] = jnp.mean(advantages.advantage != 0.0)
         return self.average(actor, params, opt_state), metrics
+
+    def actor_gradient(
+        self, actor: ActorState, policy_loss: optim.LossFn, imitation_loss: optim.LossFn
+    ) -> tuple[ActorState, Params, Metrics]:
+        """The gradient of the policy loss plus ``success_weight`` times that of cloning.
+
+        Returns:
+          The actor with what it keeps about its gradients, the gradient, and the metrics of both
+          losses with the norms of their gradients.
+        """
+        gradient, metrics = optim.mean_gradient(policy_loss, actor.params)
+        metrics["policy_gradient_norm"] = optax.tree.norm(gradient)
+        if actor.signal is not None:
+            signal = actor.signal.add(gradient)
+            metrics["policy_gradient_snr"] = signal.snr
+            actor = actor._replace(signal=signal)
+        weight = self.config.success_weight
+        if not weight:
+            return actor, gradient, metrics
+
+        imitation_gradient, imitation_metrics = optim.mean_gradient(imitation_loss, actor.params)
+        metrics |= imitation_metrics
+        metrics["imitation_gradient_norm"] = optax.tree.norm(imitation_gradient)
+        if actor.balance is None:
+            gradient = jax.tree.map(lambda x, y: x + weight * y, gradient, imitation_gradient)
+            return actor, gradient, metrics
+        balance = actor.balance.add(
+            policy_norm=metrics["policy_gradient_norm"],
+            imitation_norm=metrics["imitation_gradient_norm"],
+        )
+        gradient = balance.weighted_sum(gradient, imitation_gradient, weight=weight)
+        return actor._replace(balance=balance), gradient, metrics
+
+    def adapt_rate(self, factor: Array, advantages: Advantages, metrics: Metrics) -> Array:
+        """The factor of ``actor_lr`` for the next update; the same if no chain took part."""
+        adapted = adaptive_rate.adapted_factor(
+            factor,
+            clip_fraction=all_mean(metrics["clip_fraction"]),
+            target=self.config.target_clip_fraction,
+        )
+        used = batch_mean(self.extraction.used_chains(advantages.advantage))
+        return jnp.where(used > 0.0, adapted, factor)
 
     def average(self, actor: ActorState, params: Params, opt_state: Params) -> ActorState:
         """The actor's state after a step to ``params``, with its averages moved."""
         slow_params = None
         if self.config.uses_slow_reference:
             slow_params = optax.incremental_update(params, actor.slow_params, self.config.slow_tau)
-        return ActorState(
+        return actor._replace(
             params=params,
             target_params=optax.incremental_update(
                 params, actor.target_params, self.config.actor_tau

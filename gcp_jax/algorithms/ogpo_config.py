@@ -15,13 +15,14 @@ from gcp_jax.config_fields import (
     Bounds,
     field,
 )
-from gcp_jax.core import critic, value_function
+from gcp_jax.core import critic, gradient_signal, value_function
 from gcp_jax.core.networks import Normalizer
 from gcp_jax.types import Array, Params
 
 BASELINES = ("group", "leave_one_out", "value")
 EXTRACTIONS = ("ppo", "awr", "awfm", "fpo", "backprop")
 EXTRACTIONS_IN_BLOCKS = ("ppo", "awr")  # those that draw no noise of their own
+EXTRACTIONS_BY_RATIO = ("ppo", "awr", "fpo")
 DEFAULT_BLOCKS = 8  # a power of 2
 
 
@@ -31,6 +32,12 @@ class Config(critic.EnsembleConfig):
 
     # Schedule.
     chains: int = field(8, Bounds(2), "G: chains sampled for each state [32]")
+    shared_noise: int = field(
+        1,
+        POSITIVE_INT,
+        "chains of a state that start from the same noise x_0 and are compared with each other "
+        "only; a divisor of chains; 1: each starts from its own, and all are compared [1]",
+    )
     actor_states: int = field(
         64,
         POSITIVE_INT,
@@ -51,6 +58,12 @@ class Config(critic.EnsembleConfig):
         "updates in a cosine cycle of actor_lr, from 2/4.5 of it; 0: constant [50k]",
     )
     clip: float = field(0.01, POSITIVE, "ε: clip of the ratio of normalized densities [.01]")
+    target_clip_fraction: float = field(
+        0.0,
+        UNIT,
+        "fraction of ratios outside of the clip at which the actor's rate is kept, starting from "
+        "actor_lr; 0: the rate is actor_lr [0]",
+    )
     actor_tau: float = field(0.02, UNIT, "averaging rate of θ̄ [.005, dexterous tasks .05]")
     best_of: int = field(
         8, POSITIVE_INT, "chunks sampled to act, of which the best of two random critics is run [8]"
@@ -61,6 +74,15 @@ class Config(critic.EnsembleConfig):
     # Stabilizers.
     success_weight: float = field(
         1.0, NON_NEGATIVE, "λ: weight of cloning successful transitions; 0 is OGPO without + [1]"
+    )
+    balance_gradients: bool = field(
+        False,
+        None,
+        "divide the gradients of the policy loss and of cloning by their averaged norms, so that "
+        "success_weight is their ratio in every task [False]",
+    )
+    measure_snr: bool = field(
+        False, None, "log the signal-to-noise ratio of the policy loss's gradient [False]"
     )
     success_critic: bool = field(
         False, None, "one more critic step, on the successful transitions [False]"
@@ -99,6 +121,22 @@ class Config(critic.EnsembleConfig):
                 "algorithm.critic_warmup_updates above 0 with it."
             )
 
+        if self.chains % self.shared_noise:
+            raise ValueError(
+                f"algorithm.shared_noise is {self.shared_noise}, which does not divide the "
+                f"{self.chains} chains of a state (algorithm.chains); choose a divisor."
+            )
+        if self.target_clip_fraction and self.extraction not in EXTRACTIONS_BY_RATIO:
+            raise ValueError(
+                f"algorithm.target_clip_fraction is {self.target_clip_fraction}, but "
+                f"algorithm.extraction={self.extraction!r} has no ratios; allowed with it: "
+                f"{', '.join(EXTRACTIONS_BY_RATIO)}."
+            )
+        if self.balance_gradients and not self.success_weight:
+            raise ValueError(
+                "algorithm.balance_gradients weighs the policy loss against cloning, but "
+                "algorithm.success_weight is 0; set it above 0 with it."
+            )
         if self.actor_blocks > 1 and self.extraction not in EXTRACTIONS_IN_BLOCKS:
             raise ValueError(
                 f"algorithm.actor_blocks is {self.actor_blocks}, which algorithm.extraction="
@@ -145,6 +183,9 @@ class ActorState(NamedTuple):
     target_params: Params  # θ̄
     slow_params: Params  # the slow reference; None if unused
     opt_state: Params
+    rate_factor: Array | None  # of actor_lr, []; None if it is fixed
+    balance: gradient_signal.Balance | None
+    signal: gradient_signal.Signal | None
 
 
 class State(NamedTuple):

@@ -84,7 +84,10 @@ class Extraction:
     value: value_function.ValueFunction
 
     def advantages(self, state: State, obs: Array, points: Array) -> Advantages:
-        """A_j of each chain by the switches of the configuration."""
+        """A_j of each chain by the switches of the configuration.
+
+        Chains are compared within groups: all chains of a state, or those that share x_0.
+        """
         config = self.config
         clip_high = jnp.float32(1.0 + config.clip)
         if config.chi2:
@@ -97,6 +100,9 @@ class Extraction:
             )
         if not config.conservative:
             q = jnp.mean(q, 0, keepdims=True)
+        chains_shape = q.shape[1:]
+        if config.shared_noise > 1:
+            q = q.reshape(*q.shape[:-1], -1, config.shared_noise)
         advantage = self.subtract_baseline(state, obs, q)
         if config.conservative:
             advantage = returns.sign_consensus_advantage(advantage)
@@ -112,12 +118,13 @@ class Extraction:
             )
         if config.no_negative:
             advantage = jnp.maximum(advantage, 0.0)
-        return Advantages(advantage=advantage, clip_high=clip_high)
+        return Advantages(advantage=advantage.reshape(chains_shape), clip_high=clip_high)
 
     def subtract_baseline(self, state: State, obs: Array, q: Array) -> Array:
-        """q [M, B, G] less its baseline: the group's mean, that of the other chains, or V(s)."""
+        """q [M, B, ..., G] less its baseline: the group's mean, the other chains', or V(s)."""
         if state.value is not None:
-            return q - self.value.v(state.value.params, obs)[None, :, None]
+            value = self.value.v(state.value.params, obs)
+            return q - value.reshape(1, -1, *(1,) * (q.ndim - 2))
         if self.config.baseline == "leave_one_out":
             return returns.leave_one_out_advantage(q)
         return returns.group_advantage(q)
@@ -151,8 +158,8 @@ class Extraction:
         """The policy loss on chains of θ̄, by ``extraction``, with the metrics of its ratios.
 
         The metrics are means over the chains of all devices that take part in the loss
-        (``used_chains``); 0 if there are none. The chains are taken in ``actor_blocks`` blocks, one after the other, those
-        that take part first, and the blocks without any are not computed.
+        (``used_chains``); 0 if there are none. The chains are taken in ``actor_blocks`` blocks, one
+        after the other, those that take part first, and the blocks without any are not computed.
 
         Raises:
           ValueError: when traced, if the chains are no whole number of blocks.

@@ -82,6 +82,64 @@ def _with_gradient_backward(gradient: PyTree, factor: Array) -> tuple[PyTree, No
 _with_gradient.defvjp(_with_gradient_forward, _with_gradient_backward)
 
 
+def mean_gradient(loss: LossFn, params: PyTree) -> tuple[PyTree, dict[str, Array]]:
+    """The gradient of the mean of a loss over all devices of the data axis.
+
+    The mean over devices is taken inside the gradient, because ``pmean(grad(loss))`` under
+    ``shard_map`` is too large by the number of devices.
+
+    Args:
+      loss: maps parameters to (loss [] over the local samples, metrics).
+      params: the parameters.
+
+    Returns:
+      The gradient, and the loss's metrics.
+    """
+
+    def mean_loss(params: PyTree) -> tuple[Array, dict[str, Array]]:
+        value, metrics = loss(params)
+        return all_mean(value), metrics
+
+    gradient, metrics = jax.grad(mean_loss, has_aux=True)(params)
+    return gradient, metrics
+
+
+def apply_gradient(
+    gradient: PyTree,
+    params: PyTree,
+    opt_state: PyTree,
+    optimizer: optax.GradientTransformation,
+    *,
+    name: str,
+    scale: Array | None = None,
+) -> tuple[PyTree, PyTree, dict[str, Array]]:
+    """Take one step of the optimizer.
+
+    If the norm of the gradient is not finite the step is skipped: ``params`` and ``opt_state`` are
+    returned unchanged, and the norm is in the metrics.
+
+    Args:
+      gradient: of the parameters.
+      params: the parameters.
+      opt_state: the optimizer's state.
+      optimizer: the optimizer.
+      name: which network this is; names the metric of the norm, e.g. ``"critic"``.
+      scale: factor of the learning rate []; None: 1.
+
+    Returns:
+      The new parameters, the new state of the optimizer, and ``f"{name}_gradient_norm"``.
+    """
+    norm = optax.tree.norm(gradient)
+    updates, new_opt_state = optimizer.update(gradient, opt_state, params)
+    if scale is not None:
+        updates = optax.tree.scale(scale, updates)
+    new_params = optax.apply_updates(params, updates)
+    params, opt_state = where_tree(
+        jnp.isfinite(norm), (new_params, new_opt_state), (params, opt_state)
+    )
+    return params, opt_state, {f"{name}_gradient_norm": norm}
+
+
 def gradient_step(
     loss: LossFn,
     params: PyTree,
@@ -92,33 +150,12 @@ def gradient_step(
 ) -> tuple[PyTree, PyTree, dict[str, Array]]:
     """Take one step on the mean of a loss over all devices of the data axis.
 
-    If the norm of the gradient is not finite the step is skipped: ``params`` and ``opt_state`` are
-    returned unchanged, and the norm is in the metrics.
-
-    The mean over devices is taken inside the gradient, because ``pmean(grad(loss))`` under
-    ``shard_map`` is too large by the number of devices.
-
-    Args:
-      loss: maps parameters to (loss [] over the local samples, metrics).
-      params: the parameters.
-      opt_state: the optimizer's state.
-      optimizer: the optimizer.
-      name: which network this is; names the metric of the norm, e.g. ``"critic"``.
+    ``mean_gradient`` and ``apply_gradient`` after each other.
 
     Returns:
       The new parameters, the new state of the optimizer, and the loss's metrics with
       ``f"{name}_gradient_norm"`` added.
     """
-
-    def mean_loss(params: PyTree) -> tuple[Array, dict[str, Array]]:
-        value, metrics = loss(params)
-        return all_mean(value), metrics
-
-    gradient, metrics = jax.grad(mean_loss, has_aux=True)(params)
-    norm = optax.tree.norm(gradient)
-    updates, new_opt_state = optimizer.update(gradient, opt_state, params)
-    new_params = optax.apply_updates(params, updates)
-    params, opt_state = where_tree(
-        jnp.isfinite(norm), (new_params, new_opt_state), (params, opt_state)
-    )
-    return params, opt_state, {**metrics, f"{name}_gradient_norm": norm}
+    gradient, metrics = mean_gradient(loss, params)
+    params, opt_state, norm = apply_gradient(gradient, params, opt_state, optimizer, name=name)
+    return params, opt_state, {**metrics, **norm}

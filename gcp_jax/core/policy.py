@@ -139,14 +139,18 @@ class Policy(NamedTuple):
         return 0.5 * (low + high), 0.5 * (high - low)
 
     def sample_chains(
-        self, params: Params, obs: Array, key: PRNGKey, count: int
+        self, params: Params, obs: Array, key: PRNGKey, count: int, *, per_start: int = 1
     ) -> denoising.Chain:
         """Sample ``count`` chains for each obs [B, O], leaves [B, count, ...].
 
-        There is one key per state; key is consumed.
+        There is one key per state; key is consumed. Each ``per_start`` successive chains, a divisor
+        of ``count``, start from the same x_0 and differ by the noise of their steps only.
         """
         shape = (count, self.config.steps + 1, self.specs.flat_action_dim)
         noise = denoising.sample_noise(key, obs.shape[0], shape)
+        if per_start > 1:
+            starts = jnp.repeat(noise[:, ::per_start, :1], per_start, axis=1)
+            noise = jnp.concatenate([starts, noise[:, :, 1:]], axis=2)
         return self.sample_chain(params, obs[:, None], noise)
 
     def sample_chain_points(self, params: Params, obs: Array, key: PRNGKey, count: int) -> Array:

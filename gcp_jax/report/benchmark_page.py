@@ -1,8 +1,9 @@
-"""The page of a benchmark: algorithms × tasks × seeds, side by side.
+"""The page of a benchmark: algorithms × tasks × clones × seeds, side by side.
 
 Written are ``report.html``, which holds its figures and the CSV of every table, and beside it
-``curves.png``, ``curves_time.png``, ``profile.png``, ``intervals.png``, ``table.csv`` and
-``table.tex``. An unfinished benchmark, or one with failed runs, has a report too.
+``curves.png``, ``curves_time.png``, ``profile.png``, ``intervals.png``, ``table.csv``,
+``clones.csv``, ``table.tex`` and ``summary.json``. An unfinished benchmark, or one with failed
+runs, has a report too.
 """
 
 from __future__ import annotations
@@ -13,15 +14,17 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from gcp_jax.atomic_files import write_bytes, write_text
+import numpy as np
+
+from gcp_jax.atomic_files import write_bytes, write_json, write_text
 from gcp_jax.report import benchmark_numbers as numbers
 from gcp_jax.report import benchmark_plots, html, latex, run_plots
 from gcp_jax.report.benchmark_numbers import Aggregate
-from gcp_jax.report.benchmark_read import Benchmark, read_benchmark
+from gcp_jax.report.benchmark_read import Benchmark, Entry, read_benchmark
 from gcp_jax.report.plots import Chart, series_color
 from gcp_jax.report.read import RunFiles, is_number
 from gcp_jax.report.run_warnings import run_warnings
-from gcp_jax.report.tables import Cell, Table, fact_table, make_table
+from gcp_jax.report.tables import Cell, Table, csv_of_records, fact_table, make_table
 from gcp_jax.report.text import (
     format_count,
     format_duration,
@@ -32,6 +35,9 @@ from gcp_jax.report.text import (
     plural,
 )
 from gcp_jax.stats.intervals import MISSING, Interval
+from gcp_jax.stats.spread import Spread
+
+SPREAD_HEADS = ("between clones", "between seeds")  # standard deviations, in points
 
 
 class TaskSection(NamedTuple):
@@ -39,6 +45,7 @@ class TaskSection(NamedTuple):
 
     name: str
     scores: Table
+    clones: Table | None  # if there are several
     costs: Table
     diagnostics: Chart | None
     configs: list[ConfigSection]
@@ -53,7 +60,7 @@ class ConfigSection(NamedTuple):
 
 
 def write(folder: str | Path, out: str | Path | None = None) -> Path:
-    """Write ``report.html``, its four PNG files, ``table.csv`` and ``table.tex``.
+    """Write ``report.html``, its four PNG files, and the numbers as CSV, LaTeX and JSON.
 
     Args:
         folder: the folder that ``gcp-jax benchmark`` wrote.
@@ -78,7 +85,9 @@ def write(folder: str | Path, out: str | Path | None = None) -> Path:
     for name, chart in charts.items():
         write_bytes(target / f"{name}.png", chart.png())
     write_text(target / "table.csv", numbers.full_csv(benchmark, aggregate))
+    write_text(target / "clones.csv", numbers.clones_csv(benchmark))
     write_text(target / "table.tex", latex.latex_table(benchmark, aggregate))
+    write_json(target / "summary.json", numbers.summary(benchmark, aggregate))
     page = target / "report.html"
     content = html.render("benchmark.html", **charts, **_context(benchmark, aggregate))
     write_text(page, content)
@@ -90,22 +99,25 @@ def _context(benchmark: Benchmark, aggregate: Aggregate | None) -> dict[str, Any
     methods = plural(len(benchmark.methods), "method")
     tasks = plural(len(benchmark.tasks), "task")
     keys = [benchmark_plots.method_key(benchmark, i) for i in range(len(benchmark.methods))]
+    from_clones = f" from {benchmark.clones} clones each" if benchmark.clones > 1 else ""
     return {
-        "title": f"{methods} on {tasks}",
-        "one_seed": benchmark.seeds == 1,
+        "title": f"{methods} on {tasks}{from_clones}",
+        "clones": benchmark.clones,
+        "seeds": benchmark.seeds,
         "subtitle": benchmark.folder.name,
         "state": _progress(benchmark),
         "provenance": fact_table("what_was_run", _provenance(benchmark)),
         "overall": _overall_table(benchmark, aggregate),
         "matrix": _matrix_table(benchmark, aggregate),
+        "differences": _differences_table(benchmark, aggregate),
         "tasks": [_task_section(benchmark, task) for task in benchmark.tasks],
         "keys": keys,
-        "warnings": run_warnings(each.run for each in benchmark.entries.values() if each.run),
+        "warnings": run_warnings(each.run for each in benchmark.single_entries if each.run),
     }
 
 
 def _progress(benchmark: Benchmark) -> str:
-    entries = benchmark.entries.values()
+    entries = benchmark.single_entries
     finished = sum(bool(entry.scores) for entry in entries)
     failed = sum(entry.state.startswith("failed") for entry in entries)
     text = f"{finished} of {len(entries)} runs finished"
@@ -116,10 +128,11 @@ def _provenance(benchmark: Benchmark) -> dict[str, list[str]]:
     plan = benchmark.plan
     tasks = [_with_aside(item["label"], item.get("env")) for item in plan["tasks"]]
     methods = [_with_aside(method.label, method.algorithm) for method in benchmark.methods]
-    rows = [row for entry in benchmark.entries.values() if entry.run for row in entry.run.evals]
+    rows = [row for entry in benchmark.single_entries if entry.run for row in entry.run.evals]
     facts = {
         "Command": plan.get("command"),
         "Tasks": ", ".join(tasks),
+        "Clones of each task": benchmark.clones,
         "Methods": ", ".join(methods),
         "Seeds": benchmark.seeds,
         "Environment steps per seed": format_count(plan.get("steps")),
@@ -147,23 +160,24 @@ def _overall_table(benchmark: Benchmark, aggregate: Aggregate | None) -> Table:
         records[index] = numbers.overall_record(benchmark, aggregate, index)
     ranked = sorted(records, key=lambda index: -records[index].get("iqm", -1.0))
     heads = (
-        *("", "interquartile mean", "mean", "base", "best"),
+        *("", "interquartile mean", "mean", *_spread_heads(benchmark), "base", "best"),
         *("at equal compute", "training time", ""),
     )
-    rows = []
+    rows: list[list[Cell | str]] = []
     for index in ranked:
         record = records[index]
         rows.append(
-            (
+            [
                 _method_cell(benchmark, index),
                 _format_interval(record, "iqm"),
                 _format_interval(record, "final"),
+                *_format_spreads(benchmark, record),
                 format_percent(record.get("base")),
                 format_percent(record.get("best")),
                 _format_equal_compute(record),
                 format_duration(record.get("train_seconds")),
                 Cell(text=record["state"], style="state"),
-            )
+            ]
         )
     csv = numbers.overall_csv(benchmark, aggregate)
     return make_table("all_tasks", heads, rows, csv=csv)
@@ -173,17 +187,36 @@ def _matrix_table(benchmark: Benchmark, aggregate: Aggregate | None) -> Table | 
     """P(row beats column) with its intervals; None with fewer than two methods."""
     if aggregate is None or not aggregate.better:
         return None
-    members = list(aggregate.iqm)
-    rows = []
+    texts = {pair: chance.percent() for pair, chance in aggregate.better.items()}
+    head = "P(row beats column)"
+    return _pairs_table(benchmark, list(aggregate.iqm), texts, "who_beats_whom", head)
+
+
+def _differences_table(benchmark: Benchmark, aggregate: Aggregate | None) -> Table | None:
+    """Row − column in percentage points; None with one clone, or fewer than two methods."""
+    if aggregate is None or not aggregate.difference:
+        return None
+    texts = {pair: gap.points() for pair, gap in aggregate.difference.items()}
+    head = "row − column, points"
+    return _pairs_table(benchmark, list(aggregate.iqm), texts, "differences", head)
+
+
+def _pairs_table(
+    benchmark: Benchmark,
+    members: Sequence[int],
+    texts: Mapping[tuple[int, int], str],
+    name: str,
+    head: str,
+) -> Table:
+    """A text for every pair of methods."""
+    rows: list[list[Cell | str]] = []
     for first in members:
-        row = [_method_cell(benchmark, first)]
-        for second in members:
-            chance = aggregate.better.get((first, second))
-            row.append(Cell(text=chance.percent() if chance else MISSING))
+        row: list[Cell | str] = [_method_cell(benchmark, first)]
+        row.extend(Cell(text=texts.get((first, second), MISSING)) for second in members)
         rows.append(row)
-    heads: list[Cell | str] = ["P(row beats column)"]
+    heads: list[Cell | str] = [head]
     heads.extend(_method_cell(benchmark, index) for index in members)
-    return make_table("who_beats_whom", heads, rows, style="results dense matrix")
+    return make_table(name, heads, rows, style="results dense matrix")
 
 
 def _task_section(benchmark: Benchmark, task: str) -> TaskSection:
@@ -193,6 +226,7 @@ def _task_section(benchmark: Benchmark, task: str) -> TaskSection:
     return TaskSection(
         name=task,
         scores=_scores_table(benchmark, task),
+        clones=_clones_table(benchmark, task),
         costs=_costs_table(benchmark, task),
         diagnostics=run_plots.diagnostics(runs, "finetune", colors, task),
         configs=[_config_section(task, run, runs) for run in runs],
@@ -203,7 +237,8 @@ def _scores_table(benchmark: Benchmark, task: str) -> Table:
     """Success of every method on a task; the CSV has all its columns of ``table.csv``."""
     budget = benchmark.equal_compute_seconds(task)
     equal = f"at T* = {format_duration(budget)}" if math.isfinite(budget) else "at T*"
-    heads = ("", "", "base", "final", "group", "best", equal, "IQM")
+    spreads = _spread_heads(benchmark)
+    heads = ("", "", "base", "final", *spreads, "group", "best", equal, "IQM")
     letters = numbers.task_letters(benchmark, task)
     rows: list[list[Cell | str]] = []
     for index, entry in enumerate(benchmark.entries_of(task)):
@@ -214,6 +249,7 @@ def _scores_table(benchmark: Benchmark, task: str) -> Table:
                 Cell(text=entry.state, style="state"),
                 format_percent(record["base"]),
                 _format_interval(record, "final"),
+                *_format_spreads(benchmark, record),
                 letters.get(index, MISSING),
                 format_percent(record["best"]),
                 _format_equal_compute(record),
@@ -222,6 +258,49 @@ def _scores_table(benchmark: Benchmark, task: str) -> Table:
         )
     csv = numbers.task_csv(benchmark, task)
     return make_table(task, heads, rows, csv=csv, style="results dense")
+
+
+def _clones_table(benchmark: Benchmark, task: str) -> Table | None:
+    """Success of every clone, and of every method from it; None with one clone."""
+    if benchmark.clones == 1:
+        return None
+    heads = ["", *(f"clone {clone}" for clone in range(benchmark.clones)), *SPREAD_HEADS]
+    bases = benchmark.clone_success(task)
+    between = numbers.base_spread(benchmark, task)
+    rows: list[list[Cell | str]] = [
+        ["base policy", *map(format_percent, bases), _format_points(between), MISSING]
+    ]
+    for index, entry in enumerate(benchmark.entries_of(task)):
+        record = numbers.task_record(entry, math.nan)
+        cells = [_clone_cell(clone) for clone in entry.clones]
+        rows.append([_method_cell(benchmark, index), *cells, *_format_spreads(benchmark, record)])
+    records = numbers.clone_records(benchmark, task)
+    csv = csv_of_records(list(records[0]), records)
+    return make_table(f"{task}_clones", heads, rows, csv=csv, style="results dense")
+
+
+def _clone_cell(entry: Entry) -> str:
+    """``95.0 % (90.0–100.0)``: mean, lowest and highest of the seeds, or why there is none."""
+    if not entry.scores:
+        return entry.state.partition(":")[0]
+    seeds = entry.scores[0]
+    mean = format_percent(float(np.mean(seeds)))
+    return f"{mean} ({100 * min(seeds):.1f}–{100 * max(seeds):.1f})" if len(seeds) > 1 else mean
+
+
+def _spread_heads(benchmark: Benchmark) -> tuple[str, ...]:
+    return SPREAD_HEADS if benchmark.clones > 1 else ()
+
+
+def _format_spreads(benchmark: Benchmark, record: Mapping[str, Any]) -> list[str]:
+    """Both spreads of a row of ``table.csv``; nothing with one clone."""
+    if benchmark.clones == 1:
+        return []
+    return [_format_points(record.get(name)) for name in Spread._fields]
+
+
+def _format_points(rate: float | None) -> str:
+    return f"± {100 * rate:.1f}" if is_number(rate) else MISSING
 
 
 def _costs_table(benchmark: Benchmark, task: str) -> Table:

@@ -24,11 +24,13 @@ from gcp_jax.report.plots import (
     write_centered,
 )
 from gcp_jax.report.text import plural
-from gcp_jax.stats.intervals import MISSING
+from gcp_jax.stats.intervals import MISSING, Floats
 
 DASHES: tuple[tuple[float, ...], ...] = ((), (6, 1.5), (1.2, 1.2), (6, 1.5, 1.2, 1.5))
 BASE_DASHES = (3.0, 3.0)
 BAND = 0.15  # opacity of an interval
+CLONE_ALPHA = 0.5  # opacity of one clone's line
+CLONE_WIDTH = 0.8
 FONT = 9.5
 NARROWEST = 20.0  # percent that the axis of the interquartile means shows at least
 WAITING = "no method has finished every task yet"
@@ -65,6 +67,9 @@ def success_curves(benchmark: Benchmark, cost: Cost) -> Chart:
         LegendItem(label="95 % interval", color=LIGHT.ink, kind="band", alpha=BAND),
         LegendItem(label="base policy", color=LIGHT.base, width=1.3, dashes=BASE_DASHES),
     ]
+    if benchmark.clones > 1:
+        one = LegendItem(label="one clone", color=LIGHT.ink, width=CLONE_WIDTH, alpha=CLONE_ALPHA)
+        legend.append(one)
     if cost == "seconds":
         legend.append(LegendItem(label="T*, equal training time", color=LIGHT.ink, width=0.8))
     return Chart(
@@ -76,7 +81,7 @@ def profile(benchmark: Benchmark, aggregate: Aggregate | None) -> Chart:
     """The performance profile of every method that finished the compared tasks."""
     draw = partial(_draw_profile, aggregate=aggregate)
     legend = _method_keys(benchmark)
-    if benchmark.seeds > 1:
+    if benchmark.trainings > 1:
         band = LegendItem(label="95 % bootstrap", color=LIGHT.ink, kind="band", alpha=BAND)
         legend.append(band)
     return Chart(
@@ -89,7 +94,7 @@ def profile(benchmark: Benchmark, aggregate: Aggregate | None) -> Chart:
 def intervals(benchmark: Benchmark, aggregate: Aggregate | None) -> Chart:
     """Left the interquartile means, right P(row beats column); the best method on top.
 
-    With one seed, or one method, there is no right one.
+    With one seed of one clone, or one method, there is no right one.
     """
     ranked: list[int] = []
     if aggregate is not None:
@@ -100,7 +105,8 @@ def intervals(benchmark: Benchmark, aggregate: Aggregate | None) -> Chart:
     title = "Interquartile mean"
     if aggregate is not None:
         tasks = plural(len(aggregate.tasks), "task")
-        title += f", {plural(benchmark.seeds, 'seed')} × {tasks}"
+        clones = f"{benchmark.clones} clones × " if benchmark.clones > 1 else ""
+        title += f", {clones}{plural(benchmark.seeds, 'seed')} × {tasks}"
     draw_means = partial(_draw_means, aggregate=aggregate, ranked=ranked, names=names, title=title)
     panels = [Panel(label="interquartile means", draw=draw_means, size=(4.8, side))]
     if aggregate is not None and aggregate.better:
@@ -118,6 +124,7 @@ def _method_keys(benchmark: Benchmark) -> list[LegendItem]:
 def _draw_task(ax: Axes, *, benchmark: Benchmark, task: str, cost: Cost) -> None:
     drawn = False
     for index, entry in enumerate(benchmark.entries_of(task)):
+        drawn = _draw_clones(ax, entry, cost, index) or drawn
         drawn = _draw_curve(ax, entry, cost, index) or drawn
     base = benchmark.base_success(task)
     if base is not None:
@@ -125,7 +132,8 @@ def _draw_task(ax: Axes, *, benchmark: Benchmark, task: str, cost: Cost) -> None
     budget = benchmark.equal_compute_seconds(task)
     xlabel = "environment steps per seed"
     if cost == "seconds":
-        xlabel = "training time (s), all seeds together"
+        of_a_clone = " of a clone" if benchmark.clones > 1 else ""
+        xlabel = f"training time (s), all seeds{of_a_clone} together"
         if math.isfinite(budget):
             ax.axvline(budget, color=LIGHT.ink, linewidth=0.8)
     if not drawn:
@@ -134,13 +142,30 @@ def _draw_task(ax: Axes, *, benchmark: Benchmark, task: str, cost: Cost) -> None
     style_axes(ax, task, "success (%)", xlabel, FONT)
 
 
+def _draw_clones(ax: Axes, entry: Entry, cost: Cost, index: int) -> bool:
+    """Draw a thin line for each of several clones; returns whether there was one."""
+    drawn = False
+    for clone in entry.clones:
+        x, mean, _, _ = _curve(clone, cost)
+        style = line_style(series_color(index), method_dashes(index), CLONE_WIDTH)
+        ax.plot(x, mean, alpha=CLONE_ALPHA, **style)
+        drawn = drawn or len(x) > 0
+    return drawn
+
+
+def _curve(entry: Entry, cost: Cost) -> tuple[Floats, Floats, Floats, Floats]:
+    """The cost of each evaluation, and success in percent with its bounds, each [P]."""
+    points = [point for point in entry.points if math.isfinite(getattr(point, cost))]
+    table = [(getattr(point, cost), *(100 * rate for rate in point.success)) for point in points]
+    x, mean, low, high = np.reshape(np.asarray(table, np.float64), (-1, 4)).T
+    return x, mean, low, high
+
+
 def _draw_curve(ax: Axes, entry: Entry, cost: Cost, index: int) -> bool:
     """Draw a method's curve; returns whether there was one."""
-    points = [point for point in entry.points if math.isfinite(getattr(point, cost))]
-    if not points:
+    x, mean, low, high = _curve(entry, cost)
+    if not len(x):
         return False
-    x = np.asarray([getattr(point, cost) for point in points], np.float64)
-    mean, low, high = 100 * np.asarray([point.success for point in points]).T
     color = series_color(index)
     marker = "o" if len(x) == 1 else None
     ax.plot(x, mean, marker=marker, **line_style(color, method_dashes(index)))

@@ -1,17 +1,19 @@
-"""Reading the folder of a benchmark: algorithms × tasks × seeds.
+"""Reading the folder of a benchmark: algorithms × tasks × clones × seeds.
 
-    DIR/benchmark.json      the plan: command, versions, commit, seeds, steps, tasks, methods
+    DIR/benchmark.json      the plan: command, versions, seeds, steps, clones, tasks, methods, …
     DIR/<task>/<method>/    a run folder; ``failed.txt`` gives the error of a run that failed
+    DIR/<task>/clone_1/<method>/    the same from the second clone of the task, and so on
 
-All methods of a task start from one cloned policy, with the same seeds and start states. A run has
-finished when its summary exists and every seed was evaluated; a ``failed.txt`` of an earlier
-attempt no longer counts then.
+All methods of a task start from the same cloned policies, with the same seeds and start states. A
+run has finished when its summary exists and every seed was evaluated; a ``failed.txt`` of an
+earlier attempt no longer counts then.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,12 +23,15 @@ from numpy.typing import NDArray
 from gcp_jax.json_files import DictOf, ListOf, Maybe
 from gcp_jax.report.read import ReportError, Row, RunFiles, is_number, read_json, read_run
 from gcp_jax.report.run_numbers import final_scores, train_seconds
-from gcp_jax.stats.eval_rows import score_curve, unpack_success_bits
+from gcp_jax.report.text import plural
+from gcp_jax.stats.eval_rows import CLONE, score_curve, unpack_success_bits
 from gcp_jax.stats.intervals import MISSING, Interval
 
-PLAN = {  # benchmark.json
+MANIFEST = "benchmark.json"
+PLAN = {  # its content
     "seeds": int,
     "steps": Maybe(int),
+    "clones": Maybe(int),
     "tasks": ListOf({"label": str, "env": Maybe(str)}),
     "methods": ListOf({"label": str, "algorithm": Maybe(str)}),
     "command": Maybe(str),
@@ -42,21 +47,27 @@ class Method(NamedTuple):
 
 
 class EvalPoint(NamedTuple):
-    """One evaluation, all seeds pooled."""
+    """One evaluation, all seeds, and all clones, pooled."""
 
     env_steps: int
-    seconds: float  # of training, all seeds together; NaN if the run did not write it
+    seconds: float  # of training, all seeds of a clone together; NaN if a run did not write it
     success: Interval
 
 
 class Entry(NamedTuple):
-    """One method on one task, as far as it has come."""
+    """One method on one task, as far as it has come, from all clones or from one."""
 
-    run: RunFiles | None
-    state: str  # "finished", "running", "not run yet", or "failed: …"
+    run: RunFiles | None  # the rows of all clones
+    state: str  # "finished", "running…", "not run yet", or "failed: …"
     points: tuple[EvalPoint, ...]  # the base policy first, at zero steps
-    scores: tuple[float, ...]  # [S] final success of each seed; () until finished
-    outcomes: NDArray[np.bool_] | None = None  # [S·E] last evaluation; None until finished
+    scores: tuple[tuple[float, ...], ...]  # [C, S] final success of each seed; () until finished
+    outcomes: NDArray[np.bool_] | None = None  # [C·S·E] last evaluation; None until finished
+    clones: tuple[Entry, ...] = ()  # the same from each clone, if there are several
+
+    @property
+    def single(self) -> tuple[Entry, ...]:
+        """An entry for each clone."""
+        return self.clones or (self,)
 
     @property
     def base(self) -> Interval | None:
@@ -80,8 +91,8 @@ class Entry(NamedTuple):
 
     @property
     def pending(self) -> bool:
-        """True if the run may still change."""
-        return self.state in ("running", "not run yet")
+        """True if a run may still change."""
+        return any(entry.state in ("running", "not run yet") for entry in self.single)
 
 
 class Benchmark(NamedTuple):
@@ -98,6 +109,21 @@ class Benchmark(NamedTuple):
         """Seeds of every run."""
         return int(self.plan["seeds"])
 
+    @property
+    def clones(self) -> int:
+        """Clones of every task."""
+        return int(self.plan.get("clones") or 1)
+
+    @property
+    def trainings(self) -> int:
+        """Trainings of each method on each task."""
+        return self.clones * self.seeds
+
+    @property
+    def single_entries(self) -> list[Entry]:
+        """An entry for each run."""
+        return [single for entry in self.entries.values() for single in entry.single]
+
     def entries_of(self, task: str) -> list[Entry]:
         """The entries of a task in the order of the methods."""
         return [self.entries[task, index] for index in range(len(self.methods))]
@@ -112,8 +138,12 @@ class Benchmark(NamedTuple):
 
     def base_success(self, task: str) -> float | None:
         """The base policy's success on a task, averaged over the methods that evaluated it."""
-        bases = [entry.base.estimate for entry in self.entries_of(task) if entry.base]
-        return float(np.mean(bases)) if bases else None
+        return _mean_base(self.entries_of(task))
+
+    def clone_success(self, task: str) -> list[float | None]:
+        """The same of each clone of a task."""
+        entries = [entry.single for entry in self.entries_of(task)]
+        return [_mean_base(of_clone) for of_clone in zip(*entries, strict=True)]
 
 
 def read_benchmark(folder: Path) -> Benchmark:
@@ -122,17 +152,19 @@ def read_benchmark(folder: Path) -> Benchmark:
     Raises:
         ReportError: the folder holds no benchmark, or one of its files is malformed.
     """
-    path = folder / "benchmark.json"
+    path = folder / MANIFEST
     if not path.is_file():
         raise ReportError(
-            f"{folder}: no benchmark.json here; pass the folder that gcp-jax benchmark wrote"
+            f"{folder}: no {MANIFEST} here; pass the folder that gcp-jax benchmark wrote"
         )
     plan = read_json(path, PLAN)
     seeds = plan["seeds"]
-    if seeds < 1:
-        raise ReportError(
-            f"{path}: 'seeds' is {seeds!r}, not a positive whole number; restore the file"
-        )
+    clones = plan.get("clones")
+    for key, count in (("seeds", seeds), ("clones", 1 if clones is None else clones)):
+        if count < 1:
+            raise ReportError(
+                f"{path}: {key!r} is {count!r}, not a positive whole number; restore the file"
+            )
     tasks = tuple(item["label"] for item in _labelled_items(path, plan, "tasks"))
     methods = tuple(
         Method(label=item["label"], algorithm=str(item.get("algorithm", MISSING)))
@@ -141,8 +173,22 @@ def read_benchmark(folder: Path) -> Benchmark:
     entries = {}
     for task in tasks:
         for index, method in enumerate(methods):
-            entries[task, index] = _read_entry(folder / task / method.label, seeds)
+            of_clones = [
+                _read_entry(clone_folder(folder / task, clone) / method.label, seeds)
+                for clone in range(clones or 1)
+            ]
+            entries[task, index] = _joined(of_clones)
     return Benchmark(folder=folder, plan=plan, tasks=tasks, methods=methods, entries=entries)
+
+
+def clone_folder(task_folder: Path, index: int) -> Path:
+    """The folder of the runs of one clone: that of the task itself for the first."""
+    return task_folder / f"clone_{index}" if index else task_folder
+
+
+def is_clone_folder(name: str) -> bool:
+    """Whether a folder in that of a task is of a clone."""
+    return re.fullmatch(r"clone_\d+", name) is not None
 
 
 def _labelled_items(path: Path, plan: Mapping[str, Any], key: str) -> list[dict[str, Any]]:
@@ -170,7 +216,59 @@ def _read_entry(folder: Path, seeds: int) -> Entry:
     if len(scores) != seeds:
         return Entry(run=run, state=state, points=points, scores=())
     outcomes = _last_outcomes(run, points[-1].env_steps)
-    return Entry(run=run, state=state, points=points, scores=scores, outcomes=outcomes)
+    return Entry(run=run, state=state, points=points, scores=(scores,), outcomes=outcomes)
+
+
+def _joined(clones: Sequence[Entry]) -> Entry:
+    """One method on one task from all clones.
+
+    It has a point where it was evaluated from every clone, and scores once all runs are finished.
+    """
+    if len(clones) == 1:
+        return clones[0]
+    run = _joined_run(clones)
+    scores: tuple[tuple[float, ...], ...] = ()
+    outcomes = None
+    if all(entry.scores for entry in clones):
+        scores = tuple(entry.scores[0] for entry in clones)
+        flags = [entry.outcomes for entry in clones if entry.outcomes is not None]
+        outcomes = np.concatenate(flags) if len(flags) == len(clones) else None
+    return Entry(
+        run=run,
+        state=_joined_state(clones),
+        points=_eval_points(run) if run and all(entry.points for entry in clones) else (),
+        scores=scores,
+        outcomes=outcomes,
+        clones=tuple(clones),
+    )
+
+
+def _joined_run(clones: Sequence[Entry]) -> RunFiles | None:
+    """The rows of all clones' runs as those of one run, marked by their clone."""
+    runs = {index: entry.run for index, entry in enumerate(clones) if entry.run}
+    if not runs:
+        return None
+    first = next(iter(runs.values()))
+    return first._replace(
+        metrics=[row for run in runs.values() for row in run.metrics],
+        evals=[row | {CLONE: index} for index, run in runs.items() for row in run.evals],
+    )
+
+
+def _joined_state(clones: Sequence[Entry]) -> str:
+    states = [entry.state for entry in clones]
+    if len(set(states)) == 1:
+        return states[0]
+    if any(entry.pending for entry in clones):
+        finished = sum(bool(entry.scores) for entry in clones)
+        return f"running: {finished} of {plural(len(clones), 'clone')} finished"
+    index = next(index for index, state in enumerate(states) if state.startswith("failed"))
+    return f"failed: clone {index}{states[index].removeprefix('failed')}"
+
+
+def _mean_base(entries: Sequence[Entry]) -> float | None:
+    bases = [entry.base.estimate for entry in entries if entry.base]
+    return float(np.mean(bases)) if bases else None
 
 
 def _state(folder: Path, run: RunFiles | None, evaluated: int, seeds: int) -> str:
@@ -186,9 +284,15 @@ def _state(folder: Path, run: RunFiles | None, evaluated: int, seeds: int) -> st
 
 
 def _eval_points(run: RunFiles) -> tuple[EvalPoint, ...]:
-    seconds = {row["env_steps"]: _seconds_or_nan(row) for row in run.finetune_evals}
+    seconds: dict[int, dict[Any, float]] = {}  # by environment steps, by clone
+    for row in run.finetune_evals:
+        seconds.setdefault(row["env_steps"], {})[row.get(CLONE)] = _seconds_or_nan(row)
     return tuple(
-        EvalPoint(env_steps=at.env_steps, seconds=seconds[at.env_steps], success=at.score)
+        EvalPoint(
+            env_steps=at.env_steps,
+            seconds=float(np.mean([*seconds[at.env_steps].values()])),
+            success=at.score,
+        )
         for at in score_curve(run.evals)
     )
 

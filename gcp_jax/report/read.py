@@ -12,15 +12,30 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeGuard
 
 from gcp_jax import json_files
-from gcp_jax.json_files import DictOf, Maybe
+from gcp_jax.json_files import DictOf, ListOf, Maybe
 from gcp_jax.run import metrics
+from gcp_jax.run.run_policies import STOP_FILE
 from gcp_jax.stats.eval_rows import score_name_of
 
 Row = dict[str, Any]
 
 _REMEDY = "restore the file the run wrote"
 _RECORD = {"config": dict, "command": Maybe(str), "versions": Maybe(DictOf(str))}  # config.json
-_SUMMARY = {"seconds": Maybe(float), "compile_seconds": Maybe(float)}  # summary.json
+_BEST = {  # of a member, in summary.json
+    "seed": int,
+    "env_steps": int,
+    "is_base": bool,
+    "evaluations": int,
+    "selected": float,
+    "fresh": float,
+    "fresh_low": float,
+    "fresh_high": float,
+}
+_SUMMARY = {  # summary.json
+    "seconds": Maybe(float),
+    "compile_seconds": Maybe(float),
+    "best": Maybe({"members": ListOf(_BEST)}),
+}
 
 
 class ReportError(ValueError):
@@ -37,6 +52,7 @@ class RunFiles(NamedTuple):
     evals: list[Row]  # eval.jsonl
     summary: dict[str, Any]  # {} while the run is unfinished
     demonstrations: dict[str, Any]  # facts about the demonstrations; {} if not recorded
+    stopped: str = ""  # why it ended before its end
 
     @property
     def config(self) -> dict[str, Any]:
@@ -50,6 +66,13 @@ class RunFiles(NamedTuple):
         return [row for row in self.evals if row["stage"] in ("base", "finetune")]
 
     @property
+    def best(self) -> list[dict[str, Any]]:
+        """What the summary says of each seed's best policy; empty if it says nothing."""
+        best = self.summary.get("best") or {}
+        found: list[dict[str, Any]] = best.get("members", [])
+        return found
+
+    @property
     def seeds(self) -> list[int]:
         """The seeds that have written a row."""
         return sorted({row["seed"] for row in (*self.metrics, *self.evals)})
@@ -61,8 +84,10 @@ class RunFiles(NamedTuple):
 
     @property
     def state(self) -> str:
-        """``finished`` or ``unfinished``."""
-        return "finished" if self.summary else "unfinished"
+        """``finished``, ``unfinished`` or ``stopped``."""
+        if self.summary:
+            return "finished"
+        return "stopped" if self.stopped else "unfinished"
 
 
 def read_run(folder: Path) -> RunFiles:
@@ -92,6 +117,7 @@ def read_run(folder: Path) -> RunFiles:
         evals=eval_rows(folder / "eval.jsonl"),
         summary=read_json(summary_path, _SUMMARY) if summary_path.exists() else {},
         demonstrations=_read_demonstrations(folder / "policy" / "base" / "policy.json"),
+        stopped=_read_stop(folder / STOP_FILE),
     )
 
 
@@ -142,9 +168,18 @@ def split_population(run: RunFiles, *, only_run: bool) -> list[RunFiles]:
             label=point if only_run else f"{run.label} · {point}",
             metrics=rows_of_point(run.metrics, point),
             evals=rows_of_point(run.evals, point),
+            summary=_summary_of_point(run.summary, point),
         )
         for point in points
     ]
+
+
+def _summary_of_point(summary: dict[str, Any], point: str) -> dict[str, Any]:
+    """A population's summary with the best policies of one point."""
+    if not summary.get("best"):
+        return summary
+    best = summary["best"]
+    return {**summary, "best": {**best, "members": rows_of_point(best["members"], point)}}
 
 
 def with_unique_labels(runs: list[RunFiles]) -> list[RunFiles]:
@@ -194,6 +229,14 @@ def _read_demonstrations(path: Path) -> dict[str, Any]:
         return {}
     facts = read_json(path).get("demonstrations")
     return facts if isinstance(facts, dict) else {}
+
+
+def _read_stop(path: Path) -> str:
+    """Why a run ended before its end; "" if it did not."""
+    if not path.exists():
+        return ""
+    reason: str = read_json(path, {"reason": str})["reason"]
+    return reason
 
 
 def eval_rows(path: Path) -> list[Row]:

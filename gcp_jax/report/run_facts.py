@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 
 from gcp_jax.report import run_numbers
 from gcp_jax.report.read import RunFiles, is_number, shared_score_name
-from gcp_jax.report.tables import Cell, Table, fact_table
+from gcp_jax.report.tables import Cell, Table, fact_table, make_table
 from gcp_jax.report.text import (
     format_count,
     format_duration,
@@ -16,7 +17,7 @@ from gcp_jax.report.text import (
     known,
 )
 from gcp_jax.stats.eval_rows import last_rows, score_curve
-from gcp_jax.stats.intervals import MISSING, jeffreys
+from gcp_jax.stats.intervals import MISSING, Interval, jeffreys
 
 THRESHOLDS = (0.5, 0.8, 0.9, 0.95)  # success rates whose first crossing is reported
 _SPEEDS = {  # medians over segments
@@ -108,6 +109,33 @@ def credible(runs: Sequence[RunFiles]) -> dict[str, list[str]]:
                 seeds.append(f"seed {seed}: {interval.percent()}")
         texts.append(known("; ".join(seeds)))
     return {"95 % credible interval after finetuning": texts}
+
+
+def best_policies(run: RunFiles, index: int) -> Table | None:
+    """The best policy of every seed by evaluation; None if the run names none.
+
+    Args:
+        run: the run.
+        index: its place on the page.
+    """
+    if not run.best:
+        return None
+    heads = ("", "chosen at, env steps", "of evaluations", "selected", "on fresh start states")
+    rows = []
+    for entry in run.best:
+        steps = "base policy" if entry["is_base"] else format_count(entry["env_steps"])
+        selected = Interval(entry["selected"], math.nan, math.nan)
+        fresh = Interval(entry["fresh"], entry["fresh_low"], entry["fresh_high"])
+        rows.append(
+            (
+                f"seed {entry['seed']}",
+                steps,
+                format_count(entry["evaluations"]),
+                selected.format(run.score_name),
+                fresh.format(run.score_name),
+            )
+        )
+    return make_table(f"best_policies_{index}", heads, rows)
 
 
 def timing(runs: Sequence[RunFiles]) -> dict[str, list[str]]:

@@ -49,6 +49,7 @@ class RunSection(NamedTuple):
     key: LegendItem
     scores: Table | None  # None if nothing was evaluated
     intervals: list[str]  # what they cover, in sentences
+    best: Table | None  # the best policies by evaluation; None if the run names none
     videos: list[tuple[str, str]]  # ("before" or "after", data URI)
     no_video: str  # why there is none
     config: str  # JSON
@@ -215,6 +216,7 @@ def _section(run: RunFiles, index: int) -> RunSection:
         key=_key(index),
         scores=_scores_table(run, index),
         intervals=describe_intervals(last_rows(run.evals)),
+        best=run_facts.best_policies(run, index),
         videos=videos,
         no_video=text or "No video was recorded.",
         config=json.dumps(run.config, indent=2, ensure_ascii=False),

@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
 import tensorstore
 
@@ -31,6 +32,7 @@ from gcp_jax.run import distributed
 from gcp_jax.types import PyTree, Train
 
 SIGNATURE = "digests.json"
+KEPT = "kept"  # the item of arrays that are not of the compiled loop
 FULL = (errno.ENOSPC, errno.EDQUOT)
 PATTERN_CHARACTERS = frozenset("*?[]\\")  # orbax expands patterns in the paths of its folders
 
@@ -62,14 +64,20 @@ def damage(checkpoint: Path) -> str:
 
 
 def missing_arrays(checkpoint: Path) -> str:
-    """Which arrays a checkpoint lacks, in a few words; "" if all are there.
+    """Which arrays a checkpoint lacks, in a few words; "" if all are there."""
+    items = ["train", KEPT] if (checkpoint / KEPT).exists() else ["train"]
+    return next(filter(None, (_missing_arrays(checkpoint / item) for item in items)), "")
+
+
+def _missing_arrays(item: Path) -> str:
+    """Which arrays of an item of a checkpoint are missing.
 
     Its description lists them; what orbax has written is in one database.
     """
     try:
-        description = json.loads((checkpoint / "train" / "_METADATA").read_text())
+        description = json.loads((item / "_METADATA").read_text())
         described = description["tree_metadata"].values()
-        with plain_path(checkpoint / "train") as folder:
+        with plain_path(item) as folder:
             database = {"driver": "ocdbt", "base": {"driver": "file", "path": f"{folder}/"}}
             keys = tensorstore.KvStore.open(database).result().list().result()
     except (OSError, ValueError, KeyError, AttributeError) as error:
@@ -214,24 +222,30 @@ class Checkpoints:
         path = self._alias.enter_context(plain_path(self._folder))
         self._manager = ocp.CheckpointManager(path, options=options)
 
-    def save(self, clock: int, train: Train, host: Mapping[str, Any]) -> None:
+    def save(
+        self, clock: int, train: Train, host: Mapping[str, Any], kept: PyTree | None = None
+    ) -> None:
         """Write a checkpoint, unless the one of this clock exists; returns when it is on disk.
 
         Args:
           clock: segments done.
           train: the state of the compiled loop.
           host: plain values of the host.
+          kept: arrays of the host; None or empty: none.
 
         Raises:
           OSError: the disk is full, or not every array was written.
         """
         if clock in self._manager.all_steps():
             return
-        arguments = ocp.args.Composite(
-            train=ocp.args.StandardSave(_key_data(train)), host=ocp.args.JsonSave(dict(host))
-        )
+        items: dict[str, Any] = {
+            "train": ocp.args.StandardSave(key_data(train)),
+            "host": ocp.args.JsonSave(dict(host)),
+        }
+        if kept:
+            items[KEPT] = ocp.args.StandardSave(kept)
         try:
-            self._manager.save(clock, args=arguments)
+            self._manager.save(clock, args=ocp.args.Composite(**items))
             if distributed.is_primary():
                 self._sign(clock)
         except (OSError, ValueError) as error:  # tensorstore raises ValueError if the disk is full
@@ -266,19 +280,31 @@ class Checkpoints:
         placed = _with_shardings(shapes, shardings)
         raw = jax.tree.map(
             lambda x, like: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=like.sharding),
-            jax.eval_shape(_key_data, shapes),
+            jax.eval_shape(key_data, shapes),
             placed,
         )
         arguments = ocp.args.Composite(
             train=ocp.args.StandardRestore(raw), host=ocp.args.JsonRestore()
         )
         found = self._manager.restore(clock, args=arguments)
-        train = jax.tree.map(
-            lambda x, like: jax.random.wrap_key_data(x) if _is_key(like) else x,
-            found["train"],
-            shapes,
-        )
+        train = wrap_keys(found["train"], shapes)
         return jax.device_put(train, jax.tree.map(lambda x: x.sharding, placed)), found["host"]
+
+    def restore_kept(self, shapes: PyTree) -> PyTree | None:
+        """Read the arrays of the host from the newest checkpoint, as numpy arrays.
+
+        Args:
+          shapes: their shapes and types, without random keys.
+
+        Returns:
+          The arrays; None if the checkpoint has none.
+        """
+        clock = self._manager.latest_step()
+        if clock is None or not (self._folder / str(clock) / KEPT).exists():
+            return None
+        like = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), shapes)
+        arguments = ocp.args.Composite(**{KEPT: ocp.args.StandardRestore(like)})
+        return self._manager.restore(clock, args=arguments)[KEPT]
 
     def close(self) -> None:
         """Release the folder."""
@@ -300,9 +326,14 @@ def _is_key(x: Any) -> bool:
     return jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key)
 
 
-def _key_data(tree: PyTree) -> PyTree:
+def key_data(tree: PyTree) -> PyTree:
     """Replace typed random keys by their integers, which orbax can write."""
     return jax.tree.map(lambda x: jax.random.key_data(x) if _is_key(x) else x, tree)
+
+
+def wrap_keys(tree: PyTree, like: PyTree) -> PyTree:
+    """Undo ``key_data``: random keys where ``like`` has them."""
+    return jax.tree.map(lambda x, y: jax.random.wrap_key_data(x) if _is_key(y) else x, tree, like)
 
 
 def _with_shardings(shapes: PyTree, shardings: PyTree) -> PyTree:

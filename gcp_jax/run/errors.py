@@ -23,5 +23,9 @@ class Paused(RunError):
     """The run reached the step at which it was to pause; it was evaluated, saved and can resume."""
 
 
+class Decayed(RunError):
+    """Every seed is below its base policy and ``finetune.on_decay`` is "stop"; the run is saved."""
+
+
 class HostLost(RuntimeError):
     """Another host died, so that this one cannot continue; the message is one line."""

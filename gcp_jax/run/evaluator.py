@@ -41,6 +41,7 @@ class Evaluator:
         progress: Progress,
         *,
         video: str = "",
+        fresh: bool = False,
     ) -> list[Row]:
         """Evaluate one policy per member.
 
@@ -50,11 +51,13 @@ class Evaluator:
           members: whose seeds choose the start states.
           progress: shows the compilation.
           video: write a video of the first member to ``report/VIDEO.mp4``; "": no video.
+          fresh: start from states that no other evaluation of any run starts from.
 
         Returns:
           One row of ``eval/`` numbers per member, with the columns that name the member.
         """
-        deployed, seeds = self._place(deployed, members)
+        streams = [~member.seed if fresh else member.seed for member in members]
+        deployed, seeds = self._place(deployed, streams)
         key = (eval_policy, len(members))
         if key not in self._programs:
             self._programs[key] = self._compile(eval_policy, deployed, seeds, progress)
@@ -68,13 +71,16 @@ class Evaluator:
         )
         return [row | member_columns(member) for member, row in zip(members, rows, strict=True)]
 
-    def _place(self, deployed: PyTree, members: Sequence[Member]) -> tuple[PyTree, Array]:
-        """Policies [S, ...] and seeds [S], each on its device."""
-        count = len(members)
+    def _place(self, deployed: PyTree, streams: Sequence[int]) -> tuple[PyTree, Array]:
+        """Policies [S, ...] and the indices of their start states [S], each on its device.
+
+        An index is a seed, or its complement ~seed < 0 for fresh start states, which no seed has.
+        """
+        count = len(streams)
         deployed = jax.tree.map(
             lambda x: np.broadcast_to(x, (count, *x.shape[1:])), distributed.fetch(deployed)
         )
-        seeds = np.asarray([member.seed for member in members], np.int32)
+        seeds = np.asarray(streams, np.int32)
         layout = (mesh_lib.P("seed"), mesh_lib.P("seed"))
         placed: tuple[PyTree, Array] = jax.device_put(
             (deployed, seeds), mesh_lib.shardings(self._mesh(count), layout)

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from gcp_jax.learner import population
+from gcp_jax.run import metrics
 from gcp_jax.run.assemble import FinetuneSetup
+from gcp_jax.run.errors import Decayed
+from gcp_jax.run.evaluator import format_mean_score
 from gcp_jax.run.sizes import Cadence
-from gcp_jax.run.stage import DataId, Stage
+from gcp_jax.run.stage import DataId, Stage, StageResult
 from gcp_jax.types import Array, PRNGKey, PyTree, Train
 
 
@@ -42,4 +45,22 @@ def make_finetuning_stage(setup: FinetuneSetup, pretrained: PyTree, cadence: Cad
         algorithm_of=lambda values: setup.member(values)[0],
         demonstrations=DataId.of(setup.demonstrations, config),
         final_video="after",
+    )
+
+
+def stopped_by_decay(stage: Stage, result: StageResult) -> Decayed | None:
+    """The error that ends a run whose members are all below their base policy; None if not so."""
+    if not result.is_stopped or stage.guard is None:
+        return None
+    listed = ", ".join(
+        f"{metrics.member(row)} {format_mean_score([row])} "
+        f"(base {format_mean_score([stage.guard.base_rows[row['seed']]])})"
+        for row in result.rows
+    )
+    cadence = stage.cadence
+    done = cadence.progress(result.clock)
+    return Decayed(
+        f"stopped at {done} of {cadence.progress(cadence.segments)} {cadence.unit}, below the base "
+        f"policy (finetune.on_decay=stop): {listed}. Checkpoint and policies are saved, the best "
+        "ones in policy/best; --config.finetune.on_decay=warn continues from there."
     )

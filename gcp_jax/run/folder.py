@@ -49,6 +49,8 @@ FREE_FIELDS = (  # may differ when a run is resumed
     "max_nonfinite_updates",
     "allow_changed_code",
 )
+ON_DECAY = "finetune.on_decay"
+RESTORE = "restore"  # the only value of it that changes numbers; the others may replace each other
 INPUT_FIELDS = ("demonstrations.path", "pretrain.saved_policy")  # paths, compared by their content
 NAMES_BEFORE_RUN = frozenset(  # what a worker, a benchmark or an adopted clone leaves in a folder
     (
@@ -69,6 +71,8 @@ POLICIES_BEFORE_RUN = frozenset(("base", ".base"))
 def config_hash(config: RunConfig) -> str:
     """A hash of the fields that determine a run's numbers: the name of an unnamed run's folder."""
     content = {name: value for name, value in to_dict(config).items() if name not in FREE_FIELDS}
+    if config.finetune.on_decay != RESTORE:
+        content["finetune"].pop("on_decay")
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:10]
 
 
@@ -346,8 +350,8 @@ def differences(
     """Compare two configurations in the fields that determine a run's numbers.
 
     Args:
-      saved: a configuration as it was read from JSON.
-      current: a configuration as plain values.
+      saved: a configuration, as plain values or as it was read from JSON.
+      current: the same.
       prefix: what precedes the names of the fields.
 
     Yields:
@@ -358,9 +362,11 @@ def differences(
             continue
         old = saved.get(name)
         new = current.get(name)
+        if f"{prefix}{name}" == ON_DECAY and RESTORE not in (old, new):
+            continue
         if isinstance(old, Mapping) and isinstance(new, Mapping):
             yield from differences(old, new, f"{prefix}{name}.")
-        elif old != json.loads(json.dumps(new)):
+        elif json.loads(json.dumps(old)) != json.loads(json.dumps(new)):
             yield Difference(f"{prefix}{name}", old, new)
 
 

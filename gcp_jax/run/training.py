@@ -30,7 +30,6 @@ from gcp_jax.run import (
 from gcp_jax.run.assemble import (
     FinetuneSetup,
     assemble_finetuning,
-    build_algorithm,
     trace_first_segment,
 )
 from gcp_jax.run.cloning import load_demonstrations, set_up_cloning
@@ -41,7 +40,8 @@ from gcp_jax.run.evaluator import (
     mean_score,
     take_index,
 )
-from gcp_jax.run.finetuning import make_finetuning_stage
+from gcp_jax.run.finetuned_policies import FinetunedPolicies, policy_facts
+from gcp_jax.run.finetuning import make_finetuning_stage, stopped_by_decay
 from gcp_jax.run.folder import (
     check_folder,
     drop_late_rows,
@@ -49,6 +49,7 @@ from gcp_jax.run.folder import (
     open_folder,
     run_folder_lock,
 )
+from gcp_jax.run.guard_rails import GuardSetup
 from gcp_jax.run.progress import Progress
 from gcp_jax.run.requirements import (
     lacks_policies,
@@ -63,7 +64,8 @@ from gcp_jax.run.session import RunTimer, Session
 from gcp_jax.run.signals import StopRequest, stop_requests
 from gcp_jax.run.size_notes import size_notes
 from gcp_jax.run.sizes import run_sizes, stage_cadences
-from gcp_jax.run.stage import Stage, StageResult, run_stage
+from gcp_jax.run.stage import Stage, StageResult
+from gcp_jax.run.stage_loop import run_stage
 from gcp_jax.run.task import TaskInterface
 from gcp_jax.stats.eval_rows import score
 from gcp_jax.types import PyTree
@@ -117,6 +119,7 @@ class Training:
         Raises:
           Paused: ``pause_at`` was reached.
           Interrupted: a signal asked the run to stop.
+          Decayed: every member is below its base policy, and ``finetune.on_decay`` is "stop".
           RunError: the folder does not hold this run, or no member is left to train.
         """
         with self._open_folder() as stop_request:
@@ -274,7 +277,7 @@ class Training:
                 f"pretrain.stop_at_success={goal:.0%}",
                 file=sys.stderr,
             )
-        facts = self._policy_facts(self.config, result.rows)
+        facts = policy_facts(self.config, result.rows, self._score_name)
         if setup.demonstration_facts:
             facts["demonstrations"] = setup.demonstration_facts
         if distributed.is_primary():
@@ -311,12 +314,29 @@ class Training:
 
     def _finetune(self, session: Session, policy: Policy, deployed: PyTree) -> dict[str, Any]:
         setup = self._finetune_setup(policy)
+        policies = FinetunedPolicies(self.folder, setup, deployed, self._score_name)
         stage = make_finetuning_stage(setup, deployed, self.cadences.finetune)
         base_rows = self._evaluate_base(session, policy, deployed)
+        stage = stage._replace(guard=self._guard(base_rows), on_saved=policies.save_best)
+        run_policies.forget_stop(self.folder)
         result = run_stage(stage, session)
-        for index, (member, row) in enumerate(zip(stage.members, result.rows, strict=True)):
-            self._save_member(setup, member, row, take_index(result.deployed, index))
-        return self._summary(session, stage, base_rows, result)
+        stop = stopped_by_decay(stage, result)
+        policies.save_last(stage.members, result, str(stop or ""))
+        best = policies.finish_best(session, stage, result.guard) if result.guard else {}
+        if stop is not None:
+            run_policies.record_stop(self.folder, str(stop))
+            raise stop
+        return self._summary(session, stage, base_rows, result, best)
+
+    def _guard(self, base_rows: list[Row]) -> GuardSetup:
+        """How finetuning is watched."""
+        configs = [self.config.of(member.values) for member in self.config.members]
+        return GuardSetup(
+            members=self.config.members,
+            base_rows={row["seed"]: row for row in base_rows},
+            gammas=[config.algorithm.settings.gamma for config in configs],
+            on_decay=self.config.finetune.on_decay,
+        )
 
     def _finetune_setup(self, policy: Policy) -> FinetuneSetup:
         demonstrations = None
@@ -326,27 +346,13 @@ class Training:
             self.config, self.task, policy=policy, demonstrations=demonstrations
         )
 
-    def _save_member(
-        self, setup: FinetuneSetup, member: Member, row: Row, deployed: PyTree
-    ) -> None:
-        """Save the policy of one member; in a population as the run of its point alone would."""
-        config = self.config.of(member.values)
-        if self.config.population:
-            deployed = deployed["policy"]
-        algorithm = build_algorithm(config, setup.policy, setup.sizes, setup.demonstrations)
-        facts = self._policy_facts(config, [row])
-        if distributed.is_primary():
-            run_policies.save(
-                self.folder,
-                metrics.member(row),
-                setup.policy,
-                deployed,
-                facts,
-                algorithm.eval_policy,
-            )
-
     def _summary(
-        self, session: Session, stage: Stage, base_rows: list[Row], result: StageResult
+        self,
+        session: Session,
+        stage: Stage,
+        base_rows: list[Row],
+        result: StageResult,
+        best: dict[str, Any],
     ) -> dict[str, Any]:
         scores: dict[str, list[float]] = {}
         for member, row in zip(stage.members, result.rows, strict=True):
@@ -357,6 +363,8 @@ class Training:
             f"{self._score_name}_per_seed": scores if self.config.population else scores[""],
             **stage.cadence.counters(stage.cadence.segments),
         }
+        if best:
+            summary["best"] = best
         if result.given_up:
             summary["given_up"] = result.given_up
         summary["seconds"] = round(session.timer.seconds, 1)
@@ -371,16 +379,3 @@ class Training:
         saved = saved_policy.load_saved_policy(self._base_folder)
         finetune_setup = self._finetune_setup(saved.policy)
         return make_finetuning_stage(finetune_setup, saved.deployed, self.cadences.finetune)
-
-    # Saved policies ----------------------------------------------------------------------------
-
-    def _policy_facts(self, config: RunConfig, rows: list[Row]) -> dict[str, Any]:
-        """What is saved with a policy; ``rows`` are those of its last evaluation."""
-        content = to_dict(config)
-        return {
-            "env": content["env"],
-            self._score_name: mean_score(rows),
-            "episodes": sum(row["eval/episodes"] for row in rows),
-            "seeds": [row["seed"] for row in rows],
-            "config": content,
-        }

@@ -5,7 +5,8 @@ other by its mean return.
 
 In finetuning every seed has a policy of its own. Before it all seeds evaluate one clone, each from
 its own start states: their episodes are episodes of one policy, and their differences say nothing
-about other clones. Rows of several clones differ in ``CLONE``.
+about other clones. Rows of several clones differ in ``CLONE``, and so do those of the policies
+that were finetuned from them.
 """
 
 from __future__ import annotations
@@ -24,12 +25,12 @@ from gcp_jax.stats.intervals import (
     Success,
     difference,
     mean_return,
-    pooled_success,
+    success_of_clones,
 )
 
 Row = Mapping[str, Any]
 
-CLONE = "clone"  # what rows of several runs may have: the name of the clone that was evaluated
+CLONE = "clone"  # what rows of several runs may have: which clone a policy is, or began as
 _BEFORE_FINETUNING = ("pretrain", "base")  # stages
 
 _TASK_EPISODES = "eval/episodes/"  # prefix of the counts of one task of several
@@ -123,22 +124,26 @@ def score(row: Row) -> float:
     return float(row[f"eval/{score_name_of(row)}"])
 
 
-def pooled_score(rows: Sequence[Row]) -> Interval | None:
+def pooled_score(rows: Sequence[Row], confidence: float = 0.95) -> Interval | None:
     """The score over rows of several seeds, one row a seed; None without rows.
 
-    The interval covers seeds, or clones, that were not trained if there are several of them here;
+    The interval covers seeds, and clones, that were not trained if there are several of them here;
     of one policy it is that of its episodes.
     """
     if not rows:
         return None
-    policies = _by_policy(rows)
+    clones = _by_clone(rows)
     if score_name_of(rows[0]) == "success":
-        return pooled_success([Success.merged([*map(_counts, each)]) for each in policies])
-    returns = [Returns.merged([*map(_returns, each)]) for each in policies]
+        return success_of_clones(
+            [[Success.merged([*map(_counts, each)]) for each in policies] for policies in clones],
+            confidence,
+        )
+    returns = [Returns.merged([*map(_returns, each)]) for policies in clones for each in policies]
     return mean_return(
         means=[each.mean for each in returns],
         stds=[each.std for each in returns],
         episodes=[each.episodes for each in returns],
+        confidence=confidence,
     )
 
 
@@ -253,19 +258,25 @@ def _task_names(rows: Iterable[Row]) -> list[str]:
 
 def _success_of_task(rows: Sequence[Row], task: str) -> Interval | None:
     """Success over the rows in which ``task`` was sampled."""
-    policies = _by_policy([row for row in rows if f"eval/episodes/{task}" in row])
-    counts = [Success.merged([_counts(row, f"/{task}") for row in each]) for each in policies]
-    return pooled_success(counts) if counts else None
+    clones = _by_clone([row for row in rows if f"eval/episodes/{task}" in row])
+    counts = [
+        [Success.merged([_counts(row, f"/{task}") for row in each]) for each in policies]
+        for policies in clones
+    ]
+    return success_of_clones(counts) if counts else None
 
 
-def _by_policy(rows: Iterable[Row]) -> list[list[Row]]:
-    """The rows of each policy: a clone has one for every seed, a finetuned policy has one."""
-    policies: dict[Any, list[Row]] = {}
+def _by_clone(rows: Iterable[Row]) -> list[list[list[Row]]]:
+    """The rows of each policy of each clone.
+
+    The policy of a clone itself has a row for every seed, a finetuned policy has one.
+    """
+    clones: dict[Any, dict[Any, list[Row]]] = {}
     for index, row in enumerate(rows):
         is_clone = row.get("stage") in _BEFORE_FINETUNING
-        policy = (row["stage"], row.get(CLONE)) if is_clone else index
-        policies.setdefault(policy, []).append(row)
-    return list(policies.values())
+        policy = row["stage"] if is_clone else index
+        clones.setdefault(row.get(CLONE), {}).setdefault(policy, []).append(row)
+    return [list(policies.values()) for policies in clones.values()]
 
 
 def _counts(row: Row, suffix: str = "") -> Success:

@@ -177,19 +177,37 @@ def pooled_success(counts: Sequence[Success], confidence: float = 0.95) -> Inter
     Raises:
         ValueError: ``counts`` is empty, or holds impossible counts.
     """
-    if not counts:
+    return success_of_clones([counts], confidence)
+
+
+def success_of_clones(clones: Sequence[Sequence[Success]], confidence: float = 0.95) -> Interval:
+    """Success rate over the policies of several clones, which also covers new clones.
+
+    The interval is that of ``pooled_success`` with the smaller of two effective numbers of
+    episodes: that of the S policies, and that of the C clones, each with the episodes of all its
+    policies and with t_{C−1}. The second accounts for whatever is alike within a clone (Korn &
+    Graubard 1998: clones are the primary sampling units), and keeps its coverage for few clones,
+    which resampling does not.
+
+    Args:
+        clones: the counts of the policies that started from each clone.
+        confidence: coverage of the interval.
+
+    Raises:
+        ValueError: a clone has no policies, or impossible counts.
+    """
+    if not clones or not all(clones):
         raise ValueError(
             "pooled_success: no seeds given; pass one (successes, episodes) pair per seed"
         )
-    for count in counts:
-        _check_counts(count[0], count[1])
-    table = np.asarray(counts, np.float64)
-    successes = table[:, 0]
-    episodes = table[:, 1]
-    total = episodes.sum()
-    rate = float(successes.sum() / total)
-    effective = total / max(1.0, _design_effect(successes, episodes, confidence))
-    low, high = wilson_bounds(rate, float(effective), confidence)
+    policies = [policy for clone in clones for policy in clone]
+    for successes, episodes in policies:
+        _check_counts(successes, episodes)
+    total = sum(policy[1] for policy in policies)
+    rate = sum(policy[0] for policy in policies) / total
+    merged = [Success.merged([*map(Success._make, clone)]) for clone in clones]
+    effects = [_design_effect(counts, confidence) for counts in (policies, merged)]
+    low, high = wilson_bounds(rate, total / max(1.0, *effects), confidence)
     return Interval(estimate=rate, low=low, high=high)
 
 
@@ -252,8 +270,9 @@ def _check_counts(successes: int, episodes: int) -> None:
         )
 
 
-def _design_effect(successes: Floats, episodes: Floats, confidence: float) -> float:
-    """deff · (t_{S−1} / z)²; 1 if the seeds cannot differ (one seed, or all episodes alike)."""
+def _design_effect(counts: Sequence[Success], confidence: float) -> float:
+    """deff · (t_{S−1} / z)²; 1 if the units cannot differ (one unit, or all episodes alike)."""
+    successes, episodes = np.asarray(counts, np.float64).T
     seeds = len(episodes)
     total = episodes.sum()
     rate = successes.sum() / total

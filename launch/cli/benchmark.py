@@ -27,6 +27,7 @@ def benchmark(arguments: Arguments) -> dict[str, Any]:
         seeds=values.seeds,
         steps=values.steps,
         overrides=overrides,
+        clones=values.clones,
     )
     runtime.prepare_cpu(chosen.data_parallel)
     return comparison.run(chosen, Path(folder), arguments.command_line)
@@ -45,7 +46,16 @@ def _benchmark_flags(declared: flags.FlagValues) -> None:
     flags.DEFINE_integer(
         "seeds",
         None,
-        "seeds of each method on each task; 3 if the file names no number",
+        "seeds of each method from each clone; 3 if the file names no number",
+        flag_values=declared,
+        lower_bound=1,
+        upper_bound=MAX_COUNT,
+    )
+    flags.DEFINE_integer(
+        "clones",
+        None,
+        "clones of each task, with demonstrations and a training of their own; 1 if the file names "
+        "no number",
         flag_values=declared,
         lower_bound=1,
         upper_bound=MAX_COUNT,
@@ -66,13 +76,16 @@ def _benchmark_flags(declared: flags.FlagValues) -> None:
 COMMANDS = {
     "benchmark": Command(
         run=benchmark,
-        usage="--algorithms=A,B --envs=E,F [--file=FILE] [--config.FIELD=VALUE …] [--run_dir=DIR]",
+        usage="--algorithms=A,B --envs=E,F [--clones=N] [--file=FILE] [--config.FIELD=VALUE …] "
+        "[--run_dir=DIR]",
         description="""\
-Clones each task once and finetunes that clone with every method: the same seeds, the same
-environment steps, evaluated at the same steps from the same start states. DIR/report/report.html
-compares the methods at equal steps and at equal compute time; tables are also CSV and LaTeX. The
-same command resumes an interrupted benchmark and skips the runs that are finished.""",
-        json="report, tasks, methods, finished, failed, seconds",
+Clones each task and finetunes that clone with every method: the same seeds, the same environment
+steps, evaluated at the same steps from the same start states. Intervals of one clone hold for that
+clone only; --clones=N makes N, and the intervals then cover clones that were not made.
+DIR/report/report.html compares the methods at equal steps and at equal compute time; tables are
+also CSV and LaTeX. The same command resumes an interrupted benchmark and skips the runs that are
+finished; with more clones, methods or tasks it adds them.""",
+        json="report, tasks, methods, clones, finished, failed, seconds",
         configuration=Configuration.OVERRIDES,
         define_flags=_benchmark_flags,
     ),

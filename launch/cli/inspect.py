@@ -21,7 +21,8 @@ from gcp_jax.experiments import assemble, play
 from gcp_jax.launch import sweep_page
 from gcp_jax.launch.cli.parse import Arguments, Command, Configuration, UsageError, define_seed
 from gcp_jax.launch.manifest import NAME as SWEEP_MANIFEST
-from gcp_jax.report import run_page
+from gcp_jax.report import benchmark_page, run_page
+from gcp_jax.report.benchmark_read import MANIFEST as BENCHMARK_MANIFEST
 from gcp_jax.run import provenance
 from gcp_jax.types import PyTree
 
@@ -65,7 +66,7 @@ def evaluate_policy(path: Path, *, episodes: int, seed: int) -> dict[str, Any]:
 
 
 def report(arguments: Arguments) -> dict[str, Any]:
-    """Write the report of finished or running runs, or of a sweep, from their folders alone."""
+    """Write the report of finished or running runs, a sweep or a benchmark, from their folders."""
     folders = arguments.positional
     if not folders:
         raise UsageError("name at least one run folder, e.g. gcp-jax report runs/first")
@@ -75,6 +76,8 @@ def report(arguments: Arguments) -> dict[str, Any]:
         raise UsageError(f"name the folder of the page of {len(folders)} runs: {words}")
     if len(folders) == 1 and (Path(folders[0]) / SWEEP_MANIFEST).exists():
         page = sweep_page.write(folders[0], out)
+    elif len(folders) == 1 and (Path(folders[0]) / BENCHMARK_MANIFEST).exists():
+        page = benchmark_page.write(folders[0], out)
     else:
         page = run_page.write(folders if len(folders) > 1 else folders[0], out)
     print(f"report: {page}", file=sys.stderr)
@@ -246,7 +249,7 @@ folder such as RUN/policy/seed_0, or a name that gcp-jax policies lists.""",
     ),
     "report": Command(
         run=report,
-        usage="RUN [RUN …] | SWEEP [--out=DIR] [--json]",
+        usage="RUN [RUN …] | SWEEP | BENCHMARK [--out=DIR] [--json]",
         description="""\
 Writes RUN/report/report.html, or a page with several runs side by side into --out. Runs that are
 not finished are reported up to now.""",

@@ -18,7 +18,7 @@ from gcp_jax import user_code
 from gcp_jax.config_fields import suggest
 from gcp_jax.experiments import runtime
 from gcp_jax.experiments.runtime import compilation_cache, prepare_cpu
-from gcp_jax.run.errors import HostLost, Interrupted
+from gcp_jax.run.errors import Decayed, HostLost, Interrupted
 from gcp_jax.run.signals import second_signal_ends_process
 
 if TYPE_CHECKING:  # else "gcp-jax --help" would wait for JAX
@@ -26,6 +26,7 @@ if TYPE_CHECKING:  # else "gcp-jax --help" would wait for JAX
 
 BAD_INPUT = 2  # exit code
 HOST_LOST = 3  # exit code
+DECAYED = 4  # exit code
 INTERRUPTED = 128 + signal.SIGINT  # exit code
 EXPECTED = (ValueError, RuntimeError, OSError, ImportError, ArithmeticError, flags.Error)
 
@@ -57,7 +58,9 @@ COMMANDS = {
     "sweep": Entry("sweep", "many runs from one file, on this machine, Ray or SLURM"),
     "status": Entry("sweep", "the state of every run of a sweep"),
     "evaluate": Entry("inspect", "success of a saved policy, with its confidence interval"),
-    "report": Entry("inspect", "tables, curves and one HTML page from run folders or a sweep's"),
+    "report": Entry(
+        "inspect", "tables, curves and one HTML page from run, sweep or benchmark folders"
+    ),
     "render": Entry("inspect", "a video of a saved policy or of a task's demonstrator"),
     "check": Entry("check", "check that a task or a method keeps the contracts"),
     "demos": Entry("inspect", "write scripted episodes of a task as a dataset"),
@@ -137,6 +140,9 @@ def _execute(name: str, words: list[str]) -> int:
     except Interrupted as stop:
         print(f"gcp-jax: {stop}", file=sys.stderr)
         return stop.code
+    except Decayed as stop:
+        print(f"gcp-jax {name}: {stop}", file=sys.stderr)
+        return DECAYED
     except KeyboardInterrupt:
         print(f"gcp-jax {name}: interrupted; what was saved is kept.", file=sys.stderr)
         return INTERRUPTED

@@ -16,6 +16,7 @@ from gcp_jax.launch.cli.parse import Arguments, Command, Configuration
 from gcp_jax.report import read, run_page
 from gcp_jax.run import distributed, progress
 from gcp_jax.run.adopted_policy import adopt_policy
+from gcp_jax.run.errors import Decayed
 from gcp_jax.run.folder import config_hash
 from gcp_jax.run.training import Training
 
@@ -32,7 +33,12 @@ def train(arguments: Arguments) -> dict[str, Any] | None:
     numbers = planning.plan(config, task)
     numbers.pop("notes", None)  # the run prints them
     print(planning.text(numbers), file=sys.stderr)
-    summary = Training(config, task, folder, arguments.command_line).run()
+    try:
+        summary = Training(config, task, folder, arguments.command_line).run()
+    except Decayed:
+        if distributed.is_primary():
+            print(f"report: {run_page.write(folder)}", file=sys.stderr)
+        raise
     if not distributed.is_primary():
         return None
     _print_scores(folder)
@@ -103,7 +109,8 @@ finetunes the clone and evaluates it. The run folder gets config.json, metrics.j
 checkpoints/, policy/ and report/report.html. The same command resumes an unfinished run. Ctrl-C and
 SIGTERM save the run at its next segment and stop it.""",
         json="base_success, success, success_per_seed (or the same of the return), env_steps, "
-        "updates, seconds, compile_seconds, run_dir; from the first host",
+        "updates, best (the scores of policy/best), seconds, compile_seconds, run_dir; from the "
+        "first host",
         configuration=Configuration.FULL,
         define_flags=_train_flags,
     ),

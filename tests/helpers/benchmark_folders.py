@@ -5,6 +5,7 @@ import json
 
 import numpy as np
 
+from gcp_jax.report.benchmark_read import clone_folder
 from gcp_jax.run import metrics
 from gcp_jax.stats.eval_rows import pack_success_bits
 from helpers.run_folders import row
@@ -43,10 +44,14 @@ def planned(folder, **changes):
     return folder
 
 
-def add_run(folder, task, method, upto=300, finished=True, seeds=3):
-    """Add the folder of one run, killed after ``upto`` environment steps unless finished."""
+def add_run(folder, task, method, upto=300, finished=True, seeds=3, clone=0):
+    """Add the folder of one run, killed after ``upto`` environment steps unless finished.
+
+    From clone c every seed has 2c successes fewer, and takes c seconds more between evaluations.
+    """
     successes, interval = RUNS[task, method]
-    run = folder / task / method
+    successes = [[count - 2 * clone for count in seed] for seed in successes]
+    run = clone_folder(folder / task, clone) / method
     run.mkdir(parents=True)
     gamma = 0.97 if method == "ogpo" else 0.99
     config = {
@@ -59,14 +64,14 @@ def add_run(folder, task, method, upto=300, finished=True, seeds=3):
     with metrics.make_writers(["jsonl"], run, {}) as writer:
         for index, steps in enumerate(STEPS):
             if steps <= upto:
-                counts = [seed[index] for seed in successes[:seeds]]
-                _write_rows(writer, method, steps, counts, index * interval)
+                counts = {1000 * clone + s: successes[s][index] for s in range(seeds)}
+                _write_rows(writer, method, steps, counts, index * (interval + clone))
     if finished:
         (run / "summary.json").write_text('{"seconds": 99.0}')
 
 
 def _write_rows(writer, method, steps, successes, seconds):
-    for seed, count in enumerate(successes):
+    for seed, count in successes.items():
         numbers = {
             "eval/success": count / EPISODES,
             "eval/successes": count,
@@ -108,6 +113,15 @@ def whole_benchmark(folder, seeds=3):
     return folder
 
 
+def benchmark_of_clones(folder, clones=3, seeds=3):
+    """All six runs finished from each of several clones."""
+    planned(folder, seeds=seeds, clones=clones)
+    for clone in range(clones):
+        for task, method in RUNS:
+            add_run(folder, task, method, seeds=seeds, clone=clone)
+    return folder
+
+
 def table(page):
     """The rows of ``table.csv`` beside a page, by task and method."""
     with (page.parent / "table.csv").open(encoding="utf-8") as file:
@@ -121,3 +135,9 @@ def numbers(line, *names):
 def finals(method, tasks=TASKS):
     """[seeds, tasks] final success."""
     return np.asarray([[seed[-1] / EPISODES for seed in RUNS[task, method][0]] for task in tasks]).T
+
+
+def clone_finals(method, tasks=TASKS, clones=3):
+    """[clones, seeds, tasks] final success."""
+    counts = [[seed[-1] for seed in RUNS[task, method][0]] for task in tasks]
+    return np.stack([(np.asarray(counts).T - 2 * clone) / EPISODES for clone in range(clones)])

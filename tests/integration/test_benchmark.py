@@ -1,14 +1,18 @@
 """A tiny benchmark by command: shared clones, equal evaluation points, failures, overrides."""
 
 import json
+import shutil
 
+import numpy as np
 import pytest
 
 from gcp_jax import envs
 from gcp_jax.config import ConfigError
 from gcp_jax.envs.protocol import NO_SUCCESS
 from gcp_jax.experiments import assemble, comparison
+from gcp_jax.launch.cli import main
 from gcp_jax.run import metrics
+from gcp_jax.run.errors import Interrupted
 from gcp_jax.run.metrics import rows
 
 pytestmark = pytest.mark.slow
@@ -136,6 +140,80 @@ def test_the_same_command_again_runs_only_what_is_not_finished(whole, file, monk
     assert before == {path: path.read_bytes() for path in before}
     labels = [m["label"] for m in json.loads((folder / "benchmark.json").read_text())["methods"]]
     assert labels == ["plain", "wide", "broken"]
+
+
+@pytest.fixture(scope="module")
+def two_clones(whole, file, tmp_path_factory):
+    """The benchmark above with a second clone, interrupted and continued by the same command."""
+    _, of_one, _ = whole
+    folder = tmp_path_factory.mktemp("clones") / "tiny"
+    shutil.copytree(of_one, folder)
+    chosen = comparison.choose(
+        file=str(file),
+        algorithms=["plain", "wide"],
+        envs=[],
+        seeds=None,
+        steps=None,
+        overrides={},
+        clones=2,
+    )
+    finetune = comparison._finetune
+
+    def interrupt(folder, *rest):
+        if folder.parent.name == "clone_1" and folder.name == "wide":
+            raise Interrupted("stopped", 15)
+        return finetune(folder, *rest)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(file.parent)
+        patch.setattr(comparison, "_finetune", interrupt)
+        with pytest.raises(Interrupted):
+            comparison.run(chosen, folder, "gcp-jax benchmark --clones=2")
+        patch.setattr(comparison, "_finetune", finetune)
+        finished = {path: path.read_bytes() for path in folder.glob("near/**/plain/*.jsonl")}
+        result = comparison.run(chosen, folder, "gcp-jax benchmark --clones=2")
+    return folder, result, finished
+
+
+def test_a_second_clone_is_added_and_nothing_is_run_twice(whole, two_clones):
+    _, of_one, _ = whole
+    folder, result, finished = two_clones
+    assert (result["finished"], result["failed"], result["clones"]) == (4, {}, 2)
+    assert len(finished) == 4  # metrics and evaluations of both clones
+    assert finished == {path: path.read_bytes() for path in finished}
+    for name in ("base", "plain", "wide"):
+        for rows_of in ("metrics.jsonl", "eval.jsonl"):
+            before = (of_one / "near" / name / rows_of).read_bytes()
+            assert (folder / "near" / name / rows_of).read_bytes() == before
+
+
+def test_a_second_clone_has_demonstrations_and_a_training_of_its_own(two_clones):
+    folder, _, _ = two_clones
+    facts, weights = [], []
+    for of_clone in (folder / "near", folder / "near" / "clone_1"):
+        policy = of_clone / "base" / "policy" / "base"
+        facts.append(json.loads((policy / "policy.json").read_text())["demonstrations"])
+        weights.append((policy / "arrays.npz").read_bytes())
+        for name in ("plain", "wide"):
+            copy = of_clone / name / "policy" / "base" / "arrays.npz"
+            assert copy.read_bytes() == weights[-1]
+    assert facts[0] != facts[1]
+    assert weights[0] != weights[1]
+    seeds = {row["seed"] for row in rows(folder / "near" / "clone_1" / "wide" / "eval.jsonl")}
+    assert seeds == {1000, 1001}
+
+
+def test_the_report_of_two_clones_has_both(two_clones, capsys):
+    folder, _, _ = two_clones
+    table = (folder / "report" / "clones.csv").read_text().splitlines()
+    assert len(table) == 1 + 3 * 2  # the broken method is still listed
+    content = json.loads((folder / "report" / "summary.json").read_text())
+    wide = content["tasks"]["near"]["methods"]["wide"]
+    assert wide["final"] == pytest.approx(np.mean(wide["final_of_clones"]))
+    (folder / "report" / "report.html").unlink()
+    assert main.main(["report", str(folder), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["report"].endswith("report.html")
+    assert (folder / "report" / "report.html").is_file()
 
 
 def test_another_benchmark_is_not_mixed_in(whole):

@@ -207,7 +207,7 @@ def make_policy(folder):
 
 
 def make_benchmark(folder):
-    benchmark_folders.planned(folder)
+    benchmark_folders.planned(folder, clones=2)
     benchmark_folders.add_run(folder, "push_t", "ogpo")
 
 

@@ -263,11 +263,18 @@ class ByHand:
         else:
             heads = self.q(self.before.critic.target_params, self.actor_obs, np.clip(end, -1, 1))
             heads = heads if config.conservative else heads.mean(0, keepdims=True)
+        chains = heads.shape[1:]
+        if config.shared_noise > 1:
+            heads = heads.reshape(*heads.shape[:2], -1, config.shared_noise)
         group = heads.shape[-1]
         baseline = {
             "group": heads.mean(-1, keepdims=True),
             "leave_one_out": (heads.sum(-1, keepdims=True) - heads) / (group - 1),
-            "value": self.v(self.actor_obs)[None, :, None] if config.baseline == "value" else 0,
+            "value": (
+                self.v(self.actor_obs).reshape(1, -1, *(1,) * (heads.ndim - 2))
+                if config.baseline == "value"
+                else 0
+            ),
         }[config.baseline]
         centred = heads - baseline
         advantage = np.where(
@@ -275,6 +282,7 @@ class ByHand:
         )
         if config.group_std:
             advantage = advantage / (heads.mean(0).std(-1, keepdims=True) + 1e-6)
+        advantage = advantage.reshape(chains)
         return np.maximum(advantage, 0) if config.no_negative else advantage, upper
 
     def matching(self, bias, action):
@@ -326,17 +334,27 @@ class ByHand:
 
         def loss(bias):
             value = self.policy_loss(bias, start, end, advantage, upper)[0]
-            if config.success_weight:
-                value += config.success_weight * self.imitation(bias)
             if config.forward_kl:
                 from_slow = self.chains(self.before.actor.slow_params, self.actor_obs, 1)[:2]
                 value -= config.forward_kl * self.density(bias, self.actor_obs, *from_slow).mean()
             return value
 
-        small = 1e-5 * np.eye(2)
-        gradient = [(loss(start_bias + step) - loss(start_bias - step)) / 2e-5 for step in small]
+        def gradient_of(loss):
+            small = 1e-5 * np.eye(2)
+            changes = [loss(start_bias + step) - loss(start_bias - step) for step in small]
+            return np.array(changes) / 2e-5
+
+        gradient = gradient_of(loss)
+        norms = {"policy_gradient_norm": np.linalg.norm(gradient)}
+        if config.success_weight:
+            imitation = gradient_of(self.imitation)
+            norms["imitation_gradient_norm"] = np.linalg.norm(imitation)
+            scales = np.ones(2)
+            if config.balance_gradients:
+                scales /= [norms["policy_gradient_norm"], norms["imitation_gradient_norm"]]
+            gradient = scales[0] * gradient + config.success_weight * scales[1] * imitation
         value, ratio = self.policy_loss(start_bias, start, end, advantage, upper)
-        result = {
+        result = norms | {
             "policy_loss": value,
             "actor_gradient_norm": np.linalg.norm(gradient),
             "advantage_abs_mean": np.abs(advantage).mean(),
@@ -358,6 +376,10 @@ CONFIGS = {
     "plain": plain(),
     "no clipping": plain(clip=10.0),
     "success term": plain(success_weight=0.7),
+    "balanced gradients": plain(success_weight=0.7, balance_gradients=True),
+    "shared noise": plain(shared_noise=2),
+    "shared noise, value baseline": plain(shared_noise=2, baseline="value"),
+    "shared noise, group std": plain(shared_noise=2, group_std=True, conservative=True),
     "fewer states": plain(actor_states=STATES // 2),
     "several target samples": plain(target_samples=3),
     "leave one out": plain(baseline="leave_one_out"),
@@ -537,6 +559,9 @@ SWITCHES = {
     "clip": (plain(), 1.0, "actor gradient"),
     "actor_tau": (plain(), 0.5, "actor average"),
     "critic_tau": (plain(), 0.5, "critic average"),
+    "shared_noise": (plain(), 2, "actor gradient"),
+    "target_clip_fraction": (plain(target_clip_fraction=0.2), 0.9, "actor rate"),
+    "balance_gradients": (plain(success_weight=1.0), True, "actor gradient"),
     "best_of": (plain(), 1, "action"),
     "deploy_best_of": (plain(), 4, "deployed"),
     "success_weight": (plain(), 1.0, "actor gradient"),
@@ -562,6 +587,7 @@ PARTS = {
     "actor": lambda state: state.actor.params,
     "actor average": lambda state: state.actor.target_params,
     "actor gradient": lambda state: state.actor.opt_state,
+    "actor rate": lambda state: state.actor.rate_factor,
     "slow reference": lambda state: state.actor.slow_params,
     "critic": lambda state: state.critic.params,
     "critic average": lambda state: state.critic.target_params,
@@ -601,8 +627,49 @@ def test_every_switch_changes_what_it_governs(field, batch, usual):
 
 
 def test_every_switch_has_its_test():
-    """``actor_blocks`` changes memory and time only, which the benchmark of updates states."""
-    assert_every_switch_is_tested(SWITCHES, ogpo.Config, elsewhere=("gamma", "actor_blocks"))
+    """``actor_blocks`` changes memory and time only, which the benchmark of updates states, and
+    ``measure_snr`` metrics only.
+    """
+    elsewhere = ("gamma", "actor_blocks", "measure_snr")
+    assert_every_switch_is_tested(SWITCHES, ogpo.Config, elsewhere=elsewhere)
+
+
+def test_measuring_the_signal_changes_metrics_only(batch):
+    """With one batch again and again and no step, successive gradients are equal."""
+    config = plain(actor_lr=0.0, critic_lr=0.0, critic_tau=0.0, actor_tau=0.0)
+
+    def run(config):
+        algorithm = make(config)
+        state = apart(algorithm)
+        for _ in range(3):
+            state, metrics = algorithm.update(state, batch, jax.random.key(0))
+        return state._replace(actor=state.actor._replace(signal=None)), metrics
+
+    state, metrics = run(config)
+    measured_state, measured = run(dataclasses.replace(config, measure_snr=True))
+    jax.tree.map(np.testing.assert_array_equal, state, measured_state)
+    assert measured.keys() - metrics.keys() == {"policy_gradient_snr"}
+    assert measured["policy_gradient_snr"] > 100.0
+
+
+@pytest.mark.parametrize("target", [0.0, 0.2])
+def test_the_rate_adapts_until_few_ratios_are_clipped(target, batch):
+    """From a rate that is too high for this policy; without a target, it stays there."""
+    algorithm = make(plain(actor_lr=0.3, actor_tau=0.05, target_clip_fraction=target))
+
+    def step(state, key):
+        state, metrics = algorithm.update(state, batch, key)
+        return state, metrics["clip_fraction"]
+
+    keys = jax.random.split(jax.random.key(0), 1000)
+    state, clip_fraction = jax.jit(lambda state: jax.lax.scan(step, state, keys))(apart(algorithm))
+    settled = np.mean(clip_fraction[-200:])
+    if target:
+        assert 0.05 < settled < 0.4
+        assert state.actor.rate_factor < 0.5
+    else:
+        assert settled > 0.5
+        assert state.actor.rate_factor is None
 
 
 @pytest.mark.parametrize("conservative", [False, True])
@@ -727,6 +794,18 @@ def test_the_replay_carries_what_the_switches_need(config, needs):
         (
             {"actor_blocks": 2, "extraction": "awfm"},
             "algorithm.extraction='awfm' does not support; allowed with it: ppo, awr",
+        ),
+        (
+            {"shared_noise": 3},
+            "algorithm.shared_noise is 3, which does not divide the 8 chains of a state",
+        ),
+        (
+            {"target_clip_fraction": 0.2, "extraction": "awfm"},
+            "algorithm.extraction='awfm' has no ratios; allowed with it: ppo, awr, fpo",
+        ),
+        (
+            {"balance_gradients": True, "success_weight": 0.0},
+            "algorithm.success_weight is 0; set it above 0",
         ),
         ({"chi2": 0.1}, "set algorithm.conservative=False"),
         (

@@ -89,6 +89,23 @@ def test_chains_of_a_state_do_not_depend_on_the_other_states(flow):
     assert len(np.unique(np.asarray(chains)[:, :, 0, 0])) == 20
 
 
+def test_chains_that_share_their_start_differ_by_the_noise_of_their_steps(flow):
+    """The first chain of each group is the one that it is without sharing."""
+    made, deployed, obs = flow
+
+    def points_of(per_start):
+        return made.sample_chains(
+            deployed["net"], obs, jax.random.key(2), 6, per_start=per_start
+        ).points
+
+    alone, shared = points_of(1), points_of(3)
+    starts = shared[:, :, 0].reshape(len(obs), 2, 3, -1)
+    np.testing.assert_array_equal(starts, np.repeat(starts[:, :, :1], 3, axis=2))
+    np.testing.assert_array_equal(starts[:, :, 0], alone[:, ::3, 0])
+    np.testing.assert_allclose(shared[:, ::3], alone[:, ::3], rtol=1e-6)
+    assert len(np.unique(shared[0, :, -1, 0])) == 6
+
+
 def test_log_density_of_a_group_is_that_of_each_chain_alone(flow):
     made, deployed, obs = flow
     chains = made.sample_chain_points(deployed["net"], obs, jax.random.key(2), 3)

@@ -77,6 +77,14 @@ def test_quality_levels_give_their_success(env, level, low, high):
     assert low <= info.success.mean() <= high
 
 
+def test_a_shifted_goal_is_where_demonstrations_end():
+    env = envs.make("reach", demonstrated_goal_shift=0.3, tolerance=0.05)
+    steps, info = collect(env, 0.0, jax.random.key(0), EPISODES)[:2]
+    end = np.asarray(steps.next_obs[-1])
+    np.testing.assert_allclose(end[:, :2], end[:, 2:] + [0.0, 0.3], atol=1e-3)
+    assert not np.any(info.success)
+
+
 def test_both_ways_are_drawn_equally_and_go_different_ways(mixed):
     steps, info = mixed
     assert abs(info.mode.mean() - 0.5) < 0.1

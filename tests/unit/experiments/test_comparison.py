@@ -1,12 +1,27 @@
 """What a benchmark sets itself, and what its methods share, is not overridden silently."""
 
+import json
+from pathlib import Path
+
 import pytest
 
+from gcp_jax import envs
 from gcp_jax.config import ConfigError
-from gcp_jax.experiments import assemble, comparison
+from gcp_jax.experiments import assemble, comparison, run_config
 
 
-def choose(tmp_path, *, common=None, task=None, method=None, seeds=None, steps=None, flags=None):
+def choose(
+    tmp_path,
+    *,
+    common=None,
+    task=None,
+    method=None,
+    seeds=None,
+    steps=None,
+    flags=None,
+    clones=None,
+    **declared,
+):
     """A benchmark of qc with its defaults and with the fields of ``method``, on reach."""
     content = {
         "tasks": {"near": {"config": "reach", **(task or {})}},
@@ -17,11 +32,18 @@ def choose(tmp_path, *, common=None, task=None, method=None, seeds=None, steps=N
         "seeds": 2,
         "steps": 8192,
         "common": common or {},
+        **declared,
     }
     path = tmp_path / "tiny.py"
     path.write_text(f"def get_config():\n    return {content!r}\n")
     return comparison.choose(
-        file=str(path), algorithms=[], envs=[], seeds=seeds, steps=steps, overrides=flags or {}
+        file=str(path),
+        algorithms=[],
+        envs=[],
+        seeds=seeds,
+        steps=steps,
+        overrides=flags or {},
+        clones=clones,
     )
 
 
@@ -77,9 +99,82 @@ def test_a_method_cannot_ask_for_a_clone_of_its_own(tmp_path, method, message):
         comparison._check_comparable(chosen, {"near": task})
 
 
+@pytest.mark.parametrize("task", envs.names())
+def test_methods_with_the_defaults_of_a_task_share_its_clone(task):
+    """Whatever the types of its fields."""
+    run = run_config.frozen_config(run_config.defaults(env=task))
+    comparison._check_clone("other", run, run)
+
+
 def test_a_method_can_sample_the_clone_otherwise(tmp_path):
     chosen = choose(tmp_path, method={"policy.steps": 8})
     task = assemble.make_task(chosen.runs["near"]["plain"], film=False)
     comparison._check_comparable(chosen, {"near": task})
     plain, other = chosen.runs["near"].values()
     assert comparison._changed_policy_fields(plain, other) == ["policy.steps"]
+
+
+def test_clones_are_those_of_the_file_unless_a_flag_says_otherwise(tmp_path):
+    assert choose(tmp_path).clones == 1
+    assert choose(tmp_path, clones=3).clones == 3
+    of_file = tmp_path / "of_file"
+    of_file.mkdir()
+    assert choose(of_file, **{"clones": 2}).clones == 2
+
+
+def test_every_clone_has_seeds_and_a_folder_of_its_own(tmp_path):
+    """The first is that of a benchmark of one clone."""
+    chosen = choose(tmp_path, clones=3, common={"seed": 7})
+    folder = Path("runs")
+    first, *others = chosen.all_clones(folder)
+    assert (first.runs, first.folder, first.name) == (chosen.runs["near"], folder / "near", "near")
+    assert first.config == choose(tmp_path, common={"seed": 7}).all_clones(folder)[0].config
+    assert [clone.folder for clone in others] == [
+        folder / "near" / "clone_1",
+        folder / "near" / "clone_2",
+    ]
+    assert [clone.name for clone in others] == ["near/clone_1", "near/clone_2"]
+    for clone, seeds in zip((first, *others), ([7, 8], [1007, 1008], [2007, 2008]), strict=True):
+        assert {tuple(run.all_seeds) for run in clone.runs.values()} == {tuple(seeds)}
+        assert clone.config.all_seeds == seeds  # of its demonstrations and its cloning
+
+
+@pytest.mark.parametrize(
+    ("choice", "message"),
+    [
+        ({"clones": 0}, "clones is 0; it must be in [1, 2147483647]"),
+        (
+            {"clones": 2, "seeds": 1001},
+            "seeds is 1001; with several clones it must be",
+        ),
+        (
+            {"clones": 2, "common": {"demonstrations.path": "demos/reach"}},
+            "near clones the dataset demos/reach, of which all clones would be made, but each "
+            "needs demonstrations of its own; leave demonstrations.path out, or choose --clones=1",
+        ),
+        (
+            {"clones": 3_000_000},
+            "the last seed of 3000000 clones from seed=0 is 2999999001; it must be at most",
+        ),
+        (
+            {"clones": 2, "methods": {"clone_1": {"algorithm": "qc"}}},
+            "a method is called 'clone_1', like the folder of a clone; choose another label",
+        ),
+    ],
+)
+def test_clones_that_cannot_be_are_refused_in_one_line(tmp_path, choice, message):
+    with pytest.raises(ConfigError) as error:
+        choose(tmp_path, **choice)
+    assert message in str(error.value) and "\n" not in str(error.value)
+
+
+def test_the_manifest_counts_clones_if_there_are_several(tmp_path):
+    """A benchmark of one clone is listed as before; clones are added and never forgotten."""
+    folder = tmp_path / "bench"
+    listed = []
+    for clones in (1, 2, 4, 1):
+        chosen = choose(tmp_path, clones=clones)
+        comparison._check_folder(chosen, folder)
+        comparison._write_manifest(chosen, folder, "gcp-jax benchmark")
+        listed.append(json.loads((folder / "benchmark.json").read_text()).get("clones"))
+    assert listed == [None, 2, 4, 4]

@@ -18,6 +18,7 @@ from gcp_jax.launch import Sweep, grid
 from gcp_jax.launch.cli import main, sweep, train
 from gcp_jax.launch.cli.parse import declared_flags, parse
 from gcp_jax.launch.expand import expand
+from gcp_jax.run.errors import Decayed
 from gcp_jax.run.sizes import run_sizes
 
 REACH = "experiments/configs/reach.py"
@@ -97,6 +98,24 @@ def test_the_run_folder_is_named_alike_by_all_commands(tmp_path, monkeypatch):
     assert taken[3:] == [tmp_path / "run"] * 2
 
 
+def test_a_run_below_its_base_policy_gets_a_report_and_an_exit_code_of_its_own(
+    tmp_path, monkeypatch, capsys
+):
+    class Training:
+        def __init__(self, config, task, folder, command):
+            pass
+
+        def run(self):
+            raise Decayed("stopped at 64 of 160 env steps")
+
+    monkeypatch.setattr(train, "Training", Training)
+    monkeypatch.setattr(train.run_page, "write", lambda folder: folder / "report.html")
+    assert main.main(["train", f"--config={REACH}", f"--run_dir={tmp_path / 'run'}"]) == 4
+    report, line = capsys.readouterr().err.splitlines()[-2:]
+    assert report == f"report: {tmp_path / 'run' / 'report.html'}"
+    assert line == "gcp-jax train: stopped at 64 of 160 env steps"
+
+
 def test_plan_counts_without_compiling(capsys, monkeypatch):
     monkeypatch.setattr(
         jax.stages.Lowered, "compile", lambda *a, **k: pytest.fail("plan compiled something")
@@ -122,6 +141,10 @@ def test_plan_predicts_the_bytes_of_the_state():
     rows = size.capacity * run.finetune.envs
     step = 4 * (2 * size.specs.obs_dim + size.specs.action_dim + 1) + 4
     assert numbers["replay_bytes"] == rows * run.policy.chunk * step
+    assert "best_state_bytes" not in numbers
+    restore = dataclasses.replace(run.finetune, on_decay="restore")
+    kept = plan.plan(dataclasses.replace(run, finetune=restore), task)
+    assert kept == {**numbers, "best_state_bytes": numbers["state_bytes"]}
     widths = [
         size.specs.obs_dim + size.specs.flat_action_dim + 32,
         *run.policy.hidden,

@@ -20,12 +20,12 @@ from helpers.sweeps import (
 )
 
 from gcp_jax.config import ConfigError, to_dict
-from gcp_jax.launch import Sweep, grid, launcher, manifest, worker
+from gcp_jax.launch import Sweep, grid, launcher, manifest, status, worker
 from gcp_jax.launch.expand import expand
 from gcp_jax.launch.launcher import LaunchSummary, clone_id, run_folder
 from gcp_jax.launch.worker import Job, JobResult
 from gcp_jax.run import metrics, saved_policy
-from gcp_jax.run.errors import RunError
+from gcp_jax.run.errors import Decayed, RunError
 
 FAILURES = "demonstrations.path"  # says how ``helpers.counting`` fails
 
@@ -112,6 +112,19 @@ def test_an_attempt_raises_nothing(tmp_path):
     missing = job._replace(folder=str(tmp_path / "run"), entry_point="nowhere:none")
     result = worker.run_job(missing)
     assert isinstance(result, JobResult) and result.status == "failed"
+
+
+def decays(job):
+    raise Decayed("stopped at 64 of 160 env steps")
+
+
+def test_a_run_that_decayed_is_not_tried_again(tmp_path, monkeypatch):
+    monkeypatch.setattr(worker, "load_entry_point", lambda name: decays)
+    [run] = expand(Sweep(REACH))
+    job = Job(run.id, str(tmp_path / "run"), {}, "", entry_point="any:one")
+    result = worker.run_job(job)
+    assert result == JobResult("decayed", "stopped at 64 of 160 env steps")
+    assert status.run_status(tmp_path / "run", {}).state == "failed"
 
 
 @pytest.mark.parametrize(

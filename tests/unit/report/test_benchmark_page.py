@@ -16,8 +16,8 @@ def test_every_file_is_written(partial, whole):
     assert whole.parent.name == "out"
     for page in (partial, whole):
         assert sorted(path.name for path in page.parent.iterdir()) == [
-            *("curves.png", "curves_time.png", "intervals.png", "profile.png"),
-            *("report.html", "table.csv", "table.tex"),
+            *("clones.csv", "curves.png", "curves_time.png", "intervals.png", "profile.png"),
+            *("report.html", "summary.json", "table.csv", "table.tex"),
         ]
         for picture in page.parent.glob("*.png"):
             assert picture.read_bytes().startswith(b"\x89PNG")

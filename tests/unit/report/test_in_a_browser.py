@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
-from helpers.benchmark_folders import partial_benchmark, whole_benchmark
+from helpers.benchmark_folders import benchmark_of_clones, partial_benchmark, whole_benchmark
 from helpers.run_folders import finished, stopped, with_demonstrations
 from helpers.sweeps import RATES, counting_sweep, launch
 
@@ -107,6 +107,7 @@ def pages(tmp_path_factory):
             "run": run_page.write(with_demonstrations(folder / "run")),
             "several": run_page.write(runs, folder / "several"),
             "benchmark": benchmark_page.write(partial_benchmark(folder / "partial")),
+            "clones": benchmark_page.write(benchmark_of_clones(folder / "clones", clones=5)),
             "one_seed": benchmark_page.write(whole_benchmark(folder / "one", seeds=1)),
             "sweep": sweep_page.write(folder / "sweep"),
         }
@@ -115,7 +116,7 @@ def pages(tmp_path_factory):
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("width", WIDTHS)
-@pytest.mark.parametrize("name", ["run", "several", "benchmark", "one_seed", "sweep"])
+@pytest.mark.parametrize("name", ["run", "several", "benchmark", "clones", "one_seed", "sweep"])
 def test_a_page_fits_its_window_and_a_phone_has_one_column(browser, pages, name, width):
     printed = browser(["--dump-dom"], pages[name], width, 900)
     measured = re.search(r"<pre>(\{.*?\})</pre>", printed, re.DOTALL)

@@ -10,6 +10,7 @@ from helpers.run_folders import (
     Page,
     evaluation,
     finished,
+    row,
     scored_by_return,
     started,
     stopped,
@@ -196,6 +197,52 @@ def test_rows_that_are_missing_and_code_that_changed_are_marked(tmp_path):
     gap = "eval.jsonl lacks 1 of the 4 rows of finetune (at 1,280 env steps)"
     assert f"Note: run: {gap}: they were deleted." in text
     assert "Note: run: its code changed before it was finished." in text
+
+
+@pytest.mark.usefixtures("no_png")
+def test_decay_and_inflating_critics_are_warnings(tmp_path):
+    """Of 40 episodes the base solves 20. Returns are of size 3, so that a gap above 1.5 counts."""
+    folder = started(tmp_path / "run")
+    with metrics.make_writers(["jsonl"], folder, {}) as writer:
+        writer.write(evaluation("base", 0, 0, 20))
+        for number, successes in enumerate((1, 19, 20, 20), start=1):
+            steps = 640 * number
+            gap = {"train/q_minus_return": 0.6 * number}
+            writer.write(row("finetune", 0, steps, steps // 8, **gap))
+            set_back = {"eval/restored_to": 0} if number == 1 else {}
+            writer.write(evaluation("finetune", 0, steps, successes) | set_back)
+    (folder / "stopped.json").write_text(json.dumps({"reason": "stopped at 64 env steps."}))
+    assert read_run(folder).state == "stopped"
+    text = Page(run_page.write(folder)).text
+    assert "Note: run: stopped at 64 env steps." in text
+    assert "Note: run: seed 0 was below its base policy from 640 to 1,920 env steps." in text
+    assert "Note: run: seed 0 was set back at 640 env steps to its state of 0" in text
+    assert (
+        "Note: run: seed 0 has critics that overestimate more and more at 1,920 env steps: "
+        "Q − realised return is 1.8, and returns are of size 3."
+    ) in text
+
+
+@pytest.mark.usefixtures("no_png")
+def test_best_policies_are_shown_with_both_scores_and_the_bias(tmp_path):
+    folder = finished(tmp_path / "run")
+    scores = {"selected": 0.9, "fresh": 0.8, "fresh_low": 0.7, "fresh_high": 0.85}
+    members = [
+        {"seed": 0, "env_steps": 640, "is_base": False, "evaluations": 3, **scores},
+        {"seed": 1, "env_steps": 0, "is_base": True, "evaluations": 3, **scores},
+    ]
+    summary = folder / "summary.json"
+    content = {**json.loads(summary.read_text()), "best": {"members": members}}
+    summary.write_text(json.dumps(content))
+    page = Page(run_page.write(folder))
+    [table] = [table for table in page.tables if "on fresh start states" in table[0]]
+    assert table[1] == ["seed 0", "640", "3", "90.0 %", "80.0 % [70.0, 85.0]"]
+    assert table[2][:2] == ["seed 1", "base policy"]
+    assert "it is biased upwards" in page.text
+    del members[0]["fresh"]
+    summary.write_text(json.dumps(content))
+    with pytest.raises(ReportError, match="summary.json: .*fresh"):
+        read_run(folder)
 
 
 @pytest.mark.usefixtures("no_png")

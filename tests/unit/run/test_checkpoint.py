@@ -83,6 +83,22 @@ def test_the_one_before_is_restored(folder, tmp_path, capsys, harm, problem):
     assert host == {"rows": [2]}
 
 
+def test_arrays_of_the_host_are_restored_as_they_were(tmp_path):
+    kept = {"deployed": {"w": np.arange(6.0).reshape(2, 3)}, "flags": np.array([True, False])}
+    saved = checkpoint.Checkpoints(tmp_path / "finetune", keep=2)
+    saved.save(1, state(1), {"rows": []})
+    assert saved.restore_kept(kept) is None
+    saved.save(2, state(2), {"rows": []}, kept)
+    found = saved.restore_kept(kept)
+    saved.close()
+    jax.tree.map(np.testing.assert_array_equal, found, kept)
+    assert all(isinstance(x, np.ndarray) for x in jax.tree.leaves(found))
+    folder = tmp_path / "finetune" / "2"
+    assert checkpoint.missing_arrays(folder) == ""
+    shutil.rmtree(folder / checkpoint.KEPT / "d")
+    assert checkpoint.missing_arrays(folder) != ""
+
+
 def test_what_was_damaged_is_saved_anew_and_damaged_again(folder, tmp_path):
     for name in ("finetune-3", "finetune-3-1"):
         flip_a_bit(largest(folder / "3"))

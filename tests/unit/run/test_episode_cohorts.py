@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from gcp_jax.learner.rollout import segments_spanned
 from gcp_jax.run.episode_cohorts import EpisodeCohorts
-from gcp_jax.run.stage import episode_columns
+from gcp_jax.run.stage_loop import episode_columns
 
 NAMES = ("episodes", "successes", "returns", "lengths", "diverged")
 

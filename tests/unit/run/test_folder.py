@@ -13,6 +13,7 @@ from gcp_jax.run.folder import check_path, open_folder, refuse_foreign_folder, r
 from gcp_jax.run.sizes import Cadence, Cadences
 
 COMMAND = "gcp-jax train"
+DECAYS = ("warn", "stop", "restore")  # finetune.on_decay
 CADENCES = Cadences(Cadence("pretrain", 1, 0, 10, 0, 1, 1), Cadence("finetune", 1, 8, 1, 0, 1, 1))
 
 
@@ -80,6 +81,22 @@ def test_a_folder_in_use_is_refused(tmp_path):
         pass
     with run_folder_lock(tmp_path):
         pass
+
+
+def test_a_warning_and_a_stop_may_replace_each_other_and_setting_back_may_not():
+    """A run of before there was the field was one that only warned."""
+    warn, stop, restore, absent = (
+        {"finetune": finetune} for finetune in (*({"on_decay": x} for x in DECAYS), {"envs": None})
+    )
+    assert not list(folder_lib.differences(warn, stop))
+    assert not list(folder_lib.differences(absent, stop))
+    found = list(folder_lib.differences(warn, restore))
+    assert found == [("finetune.on_decay", "warn", "restore")]
+    assert list(folder_lib.differences(restore, stop))
+    hashes = [
+        folder_lib.config_hash(small_config(**{"finetune.on_decay": value})) for value in DECAYS
+    ]
+    assert hashes[0] == hashes[1] != hashes[2]
 
 
 def test_differences_name_fields_by_their_path():

@@ -11,7 +11,8 @@ from gcp_jax.run.errors import Interrupted, RunError
 from gcp_jax.run.evaluator import format_mean_score, mean_score, note_diverged
 from gcp_jax.run.signals import StopRequest
 from gcp_jax.run.sizes import Cadence
-from gcp_jax.run.stage import DataId, Stage, episode_columns, stop_before_segment
+from gcp_jax.run.stage import DataId, Stage
+from gcp_jax.run.stage_loop import episode_columns, stop_before_segment
 from gcp_jax.types import LearnerState, Train
 
 CADENCE = Cadence("pretrain", 3, 0, 10, 0, 1, 1)

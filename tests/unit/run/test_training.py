@@ -96,16 +96,16 @@ def test_what_was_asked_for_is_on_disk_at_the_end(tmp_path, run_by_return, capsy
     (tmp_path / "policy" / "seed_0").mkdir()
     summary = run_by_return(tmp_path, 3.0).run()
     assert "seed_0 is not the policy of this run; moved to" in capsys.readouterr().err
-    policies = {path: path.read_bytes() for path in tmp_path.glob("policy/*/*")}
+    policies = {path: path.read_bytes() for path in tmp_path.glob("policy/**/*.*")}
     rows = {name: (tmp_path / name).read_bytes() for name in ("metrics.jsonl", "eval.jsonl")}
-    assert len(policies) == 4
+    assert len(policies) == 6
 
     shutil.rmtree(tmp_path / "policy" / "seed_0")
     truncate(tmp_path / "policy" / "base" / "arrays.npz")
     assert run_by_return(tmp_path, 3.0).run() == summary
     said = capsys.readouterr().err
     assert "holds a finished run that lacks policy/base, policy/seed_0" in said
-    assert {path: path.read_bytes() for path in tmp_path.glob("policy/*/*")} == policies
+    assert {path: path.read_bytes() for path in tmp_path.glob("policy/**/*.*")} == policies
     assert {name: (tmp_path / name).read_bytes() for name in rows} == rows
 
     assert run_by_return(tmp_path, 3.0).run() == summary

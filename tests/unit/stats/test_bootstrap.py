@@ -147,10 +147,10 @@ def test_runs_that_are_fully_apart_are_as_certain_as_their_pairs():
     assert alike == wilson(2, 4)
 
 
-@pytest.mark.parametrize("scores", [[], [math.nan], np.zeros((2, 2, 2))])
+@pytest.mark.parametrize("scores", [[], [math.nan], np.zeros((2, 2, 2, 2))])
 def test_scores_must_be_finite_runs_by_tasks(scores):
     with pytest.raises(
-        ValueError, match=r"need finite numbers of shape \[runs\] or \[runs, tasks\]"
+        ValueError, match=r"numbers of shape \[runs\], \[runs, tasks\] or \[clones, runs, tasks\]"
     ):
         interquartile_mean(scores)
     with pytest.raises(ValueError, match="2 tasks against 1; score both on the same ones"):

@@ -1,0 +1,1 @@
+"""Settings for a kind of machine, for any task: a configuration file each."""

@@ -1,0 +1,26 @@
+"""Every recipe is a valid configuration of every task."""
+
+import pytest
+
+from gcp_jax import envs
+from gcp_jax.experiments import run_config
+from gcp_jax.experiments.recipes import ogpo_paper
+
+
+@pytest.mark.parametrize("task", envs.names())
+def test_the_authors_recipe_fits_every_task(task):
+    config = run_config.frozen_config(ogpo_paper.get_config(task))
+    assert config.env.name == task
+    assert config.finetune.utd == 1.0
+    assert config.algorithm.settings.chains * config.algorithm.settings.actor_states == 256 * 32
+
+
+def test_kinds_of_tasks_differ_where_the_paper_says_so():
+    door = run_config.frozen_config(ogpo_paper.get_config("adroit_door"))
+    assert door.algorithm.settings.actor_tau == 0.05
+    assert door.policy.steps == 3
+    peg = run_config.frozen_config(ogpo_paper.get_config("peg_insert"))
+    assert peg.algorithm.settings.actor_tau == 0.005
+    assert peg.policy.steps == 10
+    assert ogpo_paper.FAMILY_OF.keys() <= set(envs.names())
+    assert set(ogpo_paper.FAMILY_OF.values()) <= ogpo_paper.FAMILIES.keys()
