@@ -111,16 +111,17 @@ def demonstrator(config: Config, noise: float) -> Demonstrator:
     """Pass the disc below or above it.
 
     Noise misplaces the goal once per episode (0.1 std per unit) and disturbs every action (0.2 std
-    per unit). ``demonstrated_goal_shift`` misplaces it in every episode alike.
+    per unit). ``demonstrated_goal_shift`` misplaces it in every episode alike;
+    from 0.2 on, some ways from below then end at the disc.
     """
     corners = jnp.array([[0.0, -0.55], [0.0, 0.55]])
-    shift = jnp.array([0.0, config.demonstrated_goal_shift])
 
     def init(key: Array, state: State) -> Plan:
         side_key, error_key = jax.random.split(key)
+        error = 0.1 * noise * jax.random.normal(error_key, (2,))
         return Plan(
             side=jax.random.randint(side_key, (), 0, 2),
-            error=0.1 * noise * jax.random.normal(error_key, (2,)) + shift,
+            error=error.at[1].add(config.demonstrated_goal_shift),
         )
 
     def act(plan: Plan, state: State, key: Array) -> tuple[Array, Plan]:

@@ -110,6 +110,10 @@ class Config(critic.EnsembleConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        self._check_critics()
+        self._check_actor()
+
+    def _check_critics(self) -> None:
         if self.chi2 and self.conservative:
             raise ValueError(
                 "algorithm.chi2 blends the critics itself; set algorithm.conservative=False with "
@@ -121,6 +125,7 @@ class Config(critic.EnsembleConfig):
                 "algorithm.critic_warmup_updates above 0 with it."
             )
 
+    def _check_actor(self) -> None:
         if self.chains % self.shared_noise:
             raise ValueError(
                 f"algorithm.shared_noise is {self.shared_noise}, which does not divide the "

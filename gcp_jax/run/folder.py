@@ -159,7 +159,7 @@ def open_folder(
     _warn_of_versions(saved.get("versions") or {}, provenance.package_versions())
     if (changed := _changed_modules(saved, code)) and distributed.is_primary():
         print(f"{changed} changed since this run began (allow_changed_code)", file=sys.stderr)
-        earlier = [*saved.get("earlier_code", []), saved["code"]]
+        earlier = [*(saved.get("earlier_code") or ()), saved["code"]]
         write_json(path, {**saved, "code": code, "earlier_code": earlier})
 
 
@@ -243,7 +243,9 @@ def _is_same_input(
 
 def _changed_modules(record: Mapping[str, Any], code: Mapping[str, str]) -> str:
     """The modules whose code is not that which ``config.json`` recorded, for a message."""
-    saved = record.get("code", code)
+    saved = record.get("code")
+    if saved is None:
+        return ""
     changed = [name for name in sorted({*saved, *code}) if saved.get(name) != code.get(name)]
     return ", ".join("gcp_jax itself" if name == "gcp_jax" else f"{name}.py" for name in changed)
 

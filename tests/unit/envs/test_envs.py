@@ -332,10 +332,14 @@ def _stub(source, substeps) -> Simulation:
 
 
 def _programs(env):
-    """The programs of reset and step, as something to compare."""
+    """The programs of reset, step and what a demonstrator draws, as something to compare."""
     key = jax.random.key(0)
     state = jax.eval_shape(env.reset, key)
     action = jnp.zeros(env.specs.action_dim)
-    programs = [jax.make_jaxpr(env.reset)(key), jax.make_jaxpr(env.step)(state, action)]
+    programs = [
+        jax.make_jaxpr(env.reset)(key),
+        jax.make_jaxpr(env.step)(state, action),
+        jax.make_jaxpr(env.demonstrator(1.0).init)(key, state),
+    ]
     texts = [re.sub("0x[0-9a-f]+", "", str(program)) for program in programs]  # no addresses
     return texts + [str(program.consts) for program in programs]
