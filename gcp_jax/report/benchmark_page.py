@@ -37,7 +37,7 @@ from gcp_jax.report.text import (
 from gcp_jax.stats.intervals import MISSING, Interval
 from gcp_jax.stats.spread import Spread
 
-SPREAD_HEADS = ("between clones", "between seeds")  # standard deviations, in points
+SPREAD_HEADS = ("± clones", "± seeds")  # standard deviations between them, in points
 
 
 class TaskSection(NamedTuple):
@@ -180,7 +180,8 @@ def _overall_table(benchmark: Benchmark, aggregate: Aggregate | None) -> Table:
             ]
         )
     csv = numbers.overall_csv(benchmark, aggregate)
-    return make_table("all_tasks", heads, rows, csv=csv)
+    style = "results dense" if benchmark.clones > 1 else "results"
+    return make_table("all_tasks", heads, rows, csv=csv, style=style)
 
 
 def _matrix_table(benchmark: Benchmark, aggregate: Aggregate | None) -> Table | None:
@@ -300,7 +301,7 @@ def _format_spreads(benchmark: Benchmark, record: Mapping[str, Any]) -> list[str
 
 
 def _format_points(rate: float | None) -> str:
-    return f"± {100 * rate:.1f}" if is_number(rate) else MISSING
+    return f"{100 * rate:.1f}" if is_number(rate) else MISSING
 
 
 def _costs_table(benchmark: Benchmark, task: str) -> Table:

@@ -107,7 +107,7 @@ def pages(tmp_path_factory):
             "run": run_page.write(with_demonstrations(folder / "run")),
             "several": run_page.write(runs, folder / "several"),
             "benchmark": benchmark_page.write(partial_benchmark(folder / "partial")),
-            "clones": benchmark_page.write(benchmark_of_clones(folder / "clones", clones=5)),
+            "clones": benchmark_page.write(benchmark_of_clones(folder / "clones", clones=4)),
             "one_seed": benchmark_page.write(whole_benchmark(folder / "one", seeds=1)),
             "sweep": sweep_page.write(folder / "sweep"),
         }
