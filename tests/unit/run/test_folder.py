@@ -204,6 +204,16 @@ def test_a_run_of_a_version_that_recorded_no_code_is_resumed(begun):
     open_folder(begun, small_config(), COMMAND, CADENCES, {})
 
 
+def test_null_is_no_code(tmp_path, code):
+    """It is read as if nothing had been recorded."""
+    open_folder(tmp_path, small_config(), COMMAND, CADENCES, {})
+    change_config_json(tmp_path, code=None)
+    open_folder(tmp_path, small_config(), COMMAND, CADENCES, {})
+    change_config_json(tmp_path, code={"my_method": "old"}, earlier_code=None)
+    code |= CHANGED
+    open_folder(tmp_path, small_config(allow_changed_code=True), COMMAND, CADENCES, {})
+
+
 @pytest.mark.parametrize("content", ["", "{", "[1]", "null", '{"success": 1.0}'])
 def test_only_a_whole_summary_is_one(tmp_path, content):
     assert folder_lib.finished_summary(tmp_path) == {}
