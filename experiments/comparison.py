@@ -186,11 +186,15 @@ def choose(
 
 
 def _check_clones(comparison: Comparison) -> None:
-    """Check that there can be so many clones of each task.
+    """Check that each task can have so many clones, beside its methods.
 
     Raises:
       ConfigError: in one line.
     """
+    if CLONE in comparison.methods:
+        raise ConfigError(
+            f"a method is called {CLONE!r}, like the folder of the clone; choose another label."
+        )
     count = comparison.clones
     check_count("clones", count, low=1)
     if count == 1:

@@ -160,6 +160,10 @@ def test_every_clone_has_seeds_and_a_folder_of_its_own(tmp_path):
             {"clones": 2, "methods": {"clone_1": {"algorithm": "qc"}}},
             "a method is called 'clone_1', like the folder of a clone; choose another label",
         ),
+        (
+            {"methods": {"base": {"algorithm": "qc"}}},
+            "a method is called 'base', like the folder of the clone; choose another label",
+        ),
     ],
 )
 def test_clones_that_cannot_be_are_refused_in_one_line(tmp_path, choice, message):
