@@ -272,11 +272,9 @@ class _StageLog:
     ) -> None:
         """Write a checkpoint, and then the files that follow from it."""
         host = self.host_state(rows)._asdict()
-        if self.guard is None:
-            checkpoints.save(clock, loop.without_data(train), host)
-            return
-        checkpoints.save(clock, loop.without_data(train), host, self.guard.arrays())
-        if self.stage.on_saved is not None:
+        kept = self.guard.arrays() if self.guard else None
+        checkpoints.save(clock, loop.without_data(train), host, kept)
+        if self.guard is not None and self.stage.on_saved is not None:
             self.stage.on_saved(self.guard)
 
     def host_state(self, rows: list[Row]) -> HostState:
