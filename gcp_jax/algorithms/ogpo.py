@@ -129,9 +129,15 @@ class OGPO:
         q = jnp.where(warm, q, 0.0)
         return self.policy.unflatten(critic.argmax_action(action, q)), {}
 
-    def success_loss(self, params: Params, state: State, batch: Batch, key: Array) -> Array:
-        """L_BC: the cloning loss on transitions of successful episodes, a weighted mean, []."""
-        transitions, weight = success_batch(batch)
+    def imitation_loss(self, params: Params, state: State, batch: Batch, key: Array) -> Array:
+        """L_BC: the cloning loss on transitions of successful episodes, a weighted mean, [].
+
+        With ``imitation_data="replay"`` it is the mean over all transitions of the batch.
+        """
+        if self.config.clones_successes:
+            transitions, weight = success_batch(batch)
+        else:
+            transitions, weight = batch.transitions, jnp.float32(1.0)
         losses = self.policy.bc_loss(
             params,
             state.normalizer(transitions.obs),
@@ -170,7 +176,7 @@ class OGPO:
             return value, metrics
 
         def imitation_loss(params: Params) -> tuple[Array, Metrics]:
-            value = self.success_loss(params, state, batch, bc_key)
+            value = self.imitation_loss(params, state, batch, bc_key)
             return value, {"imitation_loss": value}
 
         actor, gradient, metrics = self.actor_gradient(actor, policy_loss, imitation_loss)

@@ -19,6 +19,7 @@ from gcp_jax.core import critic, gradient_signal, value_function
 from gcp_jax.core.networks import Normalizer
 from gcp_jax.types import Array, Params
 
+IMITATION_DATA = ("success", "replay")
 BASELINES = ("group", "leave_one_out", "value")
 EXTRACTIONS = ("ppo", "awr", "awfm", "fpo", "backprop")
 EXTRACTIONS_IN_BLOCKS = ("ppo", "awr")  # those that draw no noise of their own
@@ -75,6 +76,11 @@ class Config(critic.EnsembleConfig):
     success_weight: float = field(
         1.0, NON_NEGATIVE, "λ: weight of cloning successful transitions; 0 is OGPO without + [1]"
     )
+    imitation_data: str = field(
+        "success",
+        IMITATION_DATA,
+        "which transitions λ clones: those of successful episodes, or all of the replay [success]",
+    )
     balance_gradients: bool = field(
         False,
         None,
@@ -90,6 +96,12 @@ class Config(critic.EnsembleConfig):
     conservative: bool = field(True, None, "advantage by consensus of the critics' signs (CA)")
     target_samples: int = field(
         1, POSITIVE_INT, "next actions averaged in the critic target [8 to reduce its variance]"
+    )
+    target_best_of: int = field(
+        1,
+        POSITIVE_INT,
+        "chunks sampled for each next action of the critic target, of which the best of two random "
+        "critics is taken, as in acting; 1 evaluates the policy without its critics [1]",
     )
     chi2: float = field(0.0, NON_NEGATIVE, "χ²: coefficient of β; 0 switches it off [.1]")
     chi2_alpha: float = field(5.0, NON_NEGATIVE, "α: slope of the weight of min_m Q̄_m [5]")
@@ -154,6 +166,11 @@ class Config(critic.EnsembleConfig):
         """Whether a term needs the slow reference."""
         return bool(self.chi2 or self.forward_kl)
 
+    @property
+    def clones_successes(self) -> bool:
+        """Whether the actor clones transitions of successful episodes."""
+        return bool(self.success_weight) and self.imitation_data == "success"
+
     def blocks_of(self, chains: int) -> int:
         """The number of blocks of an actor step of ``chains`` chains on a device.
 
@@ -176,7 +193,7 @@ def replay_needs(config: Config) -> dict[str, object]:
     """What the replay must carry besides plain transitions."""
     return {
         "gamma": config.gamma,
-        "success": bool(config.success_weight) or config.success_critic,
+        "success": config.clones_successes or config.success_critic,
         "to_go": bool(config.calql),
     }
 

@@ -52,15 +52,33 @@ class OGPOCritics:
         beta = self.config.chi2 * batch_mean(jnp.std(q, 0))
         return PessimisticQ(q=blend, drift=drift, beta=beta)
 
+    def next_points(self, state: State, next_obs: Array, key: Array) -> Array:
+        """Chains of θ̄ whose last points are the next actions, [B, target_samples, K+1, D].
+
+        Each is the best of ``target_best_of`` by the smaller of two random critics, as in acting.
+        """
+        count = self.config.target_samples
+        best_of = self.config.target_best_of
+        if best_of == 1:
+            return self.policy.sample_chain_points(state.actor.target_params, next_obs, key, count)
+        sample_key, pair_key = jax.random.split(key)
+        points = self.policy.sample_chain_points(
+            state.actor.target_params, next_obs, sample_key, count * best_of
+        )
+        q = self.critic.min_of_two(
+            state.critic.target_params, next_obs[:, None], self.policy.action(points), pair_key
+        )
+        index = jnp.argmax(q.reshape(-1, count, best_of), -1)
+        groups = points.reshape(-1, count, best_of, *points.shape[2:])
+        return jnp.take_along_axis(groups, index[:, :, None, None, None], 2)[:, :, 0]
+
     def td_target(self, state: State, transitions: Transition, key: Array) -> Array:
-        """y [B] = r + γ mean_m Q̄_m(s', a'), averaged over ``target_samples`` a' ~ SDE(θ̄).
+        """y [B] = r + γ mean_m Q̄_m(s', a'), averaged over ``target_samples`` next actions a'.
 
         With χ², Q_pess replaces the mean over the critics.
         """
         next_obs = state.normalizer(transitions.next_obs)
-        points = self.policy.sample_chain_points(
-            state.actor.target_params, next_obs, key, self.config.target_samples
-        )
+        points = self.next_points(state, next_obs, key)
         if self.config.chi2:
             next_q = self.pessimistic_q(state, next_obs, points).q
         else:

@@ -18,6 +18,7 @@ import io
 import json
 import os
 import shutil
+import textwrap
 import uuid
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
@@ -273,7 +274,8 @@ def _open(path: Path) -> tuple[SavedPolicy, dict[str, np.ndarray]]:
 
 
 def _not_as_described(path: Path, failure: Exception) -> SavedPolicyError:
-    return SavedPolicyError(f"{path} does not hold what its policy.json describes ({failure}).")
+    reason = textwrap.shorten(str(failure), 300, placeholder=" …")
+    return SavedPolicyError(f"{path} does not hold what its policy.json describes ({reason}).")
 
 
 def _read(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:

@@ -225,11 +225,20 @@ class ByHand:
             self.config.chi2 * q.std(0).mean(),
         )
 
+    def next_chains(self, following):
+        """Chains from the next states, each the best of several by the smaller of two critics."""
+        count, best_of = self.config.target_samples, self.config.target_best_of
+        chains = self.chains(self.before.actor.target_params, following, count * best_of)
+        if best_of == 1:
+            return chains
+        assert self.config.critics == 2  # so that the random pair is known
+        q = self.q(self.before.critic.target_params, following, chains[2]).min(0)
+        best = q.reshape(STATES, count, best_of).argmax(-1) + best_of * np.arange(count)
+        return [np.take_along_axis(part, best[..., None], 1) for part in chains]
+
     def targets(self):
         following = self.normalize(self.batch.transitions.next_obs)
-        start, end, action = self.chains(
-            self.before.actor.target_params, following, self.config.target_samples
-        )
+        start, end, action = self.next_chains(following)
         if self.config.chi2:
             value = self.pessimism(self.before.critic.target_params, following, start, end)[0]
         else:
@@ -322,7 +331,10 @@ class ByHand:
         return loss, ratio[advantage != 0]
 
     def imitation(self, bias):
-        good, weight = self.batch.success, np.asarray(self.batch.success_weight)
+        good, weight = self.batch.success, self.batch.success_weight
+        if self.config.imitation_data == "replay":
+            good, weight = self.batch.transitions, np.ones(STATES)
+        weight = np.asarray(weight)
         mask = np.asarray(good.mask)
         error = (bias + 0.3 * self.normalize(good.obs) - np.asarray(good.action)[..., 0]) ** 2
         return np.sum(weight * (error * mask).sum(-1) / mask.sum(-1)) / weight.sum()
@@ -376,12 +388,15 @@ CONFIGS = {
     "plain": plain(),
     "no clipping": plain(clip=10.0),
     "success term": plain(success_weight=0.7),
+    "imitation of the replay": plain(success_weight=0.7, imitation_data="replay"),
     "balanced gradients": plain(success_weight=0.7, balance_gradients=True),
     "shared noise": plain(shared_noise=2),
     "shared noise, value baseline": plain(shared_noise=2, baseline="value"),
     "shared noise, group std": plain(shared_noise=2, group_std=True, conservative=True),
     "fewer states": plain(actor_states=STATES // 2),
     "several target samples": plain(target_samples=3),
+    "best next action": plain(critics=2, target_samples=2, target_best_of=3),
+    "best next action, chi2": plain(critics=2, chi2=0.5, target_best_of=3),
     "leave one out": plain(baseline="leave_one_out"),
     "value baseline": plain(baseline="value"),
     "conservative value baseline": plain(baseline="value", conservative=True),
@@ -565,9 +580,11 @@ SWITCHES = {
     "best_of": (plain(), 1, "action"),
     "deploy_best_of": (plain(), 4, "deployed"),
     "success_weight": (plain(), 1.0, "actor gradient"),
+    "imitation_data": (plain(success_weight=1.0), "replay", "actor gradient"),
     "success_critic": (plain(), True, "critic"),
     "conservative": (plain(), True, "actor gradient"),
     "target_samples": (plain(), 4, "critic gradient"),
+    "target_best_of": (plain(), 4, "critic gradient"),
     "chi2": (plain(), 0.5, "critic gradient"),
     "chi2_alpha": (plain(chi2=0.5), 50.0, "critic gradient"),
     "max_reward": (plain(chi2=5.0, clip=1.0), 1e-4, "actor gradient"),
@@ -764,6 +781,10 @@ def test_blocks_that_do_not_divide_the_chains_are_refused(batch):
     [
         (plain(gamma=0.9), {"gamma": 0.9, "success": False, "to_go": False}),
         (plain(success_weight=1.0), {"gamma": 0.99, "success": True, "to_go": False}),
+        (
+            plain(success_weight=1.0, imitation_data="replay"),
+            {"gamma": 0.99, "success": False, "to_go": False},
+        ),
         (plain(success_critic=True), {"gamma": 0.99, "success": True, "to_go": False}),
         (
             plain(calql=1.0, critic_warmup_updates=1),
