@@ -2,9 +2,9 @@
 
 import pytest
 
-from gcp_jax import envs
+from gcp_jax import algorithms, envs
 from gcp_jax.experiments import run_config
-from gcp_jax.experiments.recipes import ogpo_paper
+from gcp_jax.experiments.recipes import ogpo_paper, two_cores
 
 
 @pytest.mark.parametrize("task", envs.names())
@@ -24,3 +24,15 @@ def test_kinds_of_tasks_differ_where_the_paper_says_so():
     assert peg.policy.steps == 10
     assert ogpo_paper.FAMILY_OF.keys() <= set(envs.names())
     assert set(ogpo_paper.FAMILY_OF.values()) <= ogpo_paper.FAMILIES.keys()
+
+
+@pytest.mark.parametrize("method", algorithms.names())
+def test_two_cores_take_an_update_for_every_step_of_any_method(method):
+    config = run_config.frozen_config(two_cores.get_config(f"pick_place,{method}"))
+    assert (config.env.name, config.algorithm.name) == ("pick_place", method)
+    assert config.finetune.utd == 1.0
+    assert config.algorithm.settings.critic_hidden == (96, 96) or method == "dppo"
+
+
+def test_two_cores_train_ogpo_unless_a_method_is_named():
+    assert run_config.frozen_config(two_cores.get_config("reach")).algorithm.name == "ogpo"
