@@ -7,7 +7,7 @@ demonstrations to a policy that succeeds. From a clone of few, clean demonstrati
 worth more than more steps (docs/choosing_a_method.md). Here they are made cheap: narrow networks,
 batches of 64, and 32 states × 8 chains. One seed takes 60 to 100 updates a second on one core, so
 that 40,000 steps take about ten minutes; several seeds in one program take as long as one after the
-other. ``method`` may be any: gcp-jax train --config=experiments/recipes/two_cores.py:pick_place,expo
+other. A method may follow the task: experiments/recipes/two_cores.py:pick_place,expo.
 """
 
 import ml_collections
