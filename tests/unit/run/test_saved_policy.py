@@ -128,6 +128,10 @@ DAMAGES = {
         lambda p: change_meta(p, lambda m: m["policy"].update(width=3)),
         "does not hold what",
     ),
+    "an unknown setting of a long name": (
+        lambda p: change_meta(p, lambda m: m["policy"].update({"wide " * 1000: 3})),
+        "does not hold what",
+    ),
     "no sizes": (lambda p: change_meta(p, lambda m: m.pop("specs")), "does not hold what"),
     "a missing array": (
         lambda p: change_arrays(p, lambda a: a.pop("net/last/kernel")),
@@ -172,6 +176,7 @@ def test_a_damaged_policy_gives_one_clear_line(copy_of_saved, damage):
         load_saved_policy(copy_of_saved)
     assert str(copy_of_saved) in str(error.value)
     assert "\n" not in str(error.value)
+    assert len(str(error.value)) < 500 + len(str(copy_of_saved))
 
 
 def test_a_missing_folder_is_not_a_saved_policy(tmp_path):
