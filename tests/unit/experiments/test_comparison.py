@@ -8,6 +8,10 @@ import pytest
 from gcp_jax import envs
 from gcp_jax.config import ConfigError
 from gcp_jax.experiments import assemble, comparison, run_config
+from gcp_jax.run.sizes import run_sizes
+
+COMPARISONS = Path(comparison.__file__).parent / "comparisons"
+FILES = sorted(COMPARISONS.glob("[!_]*.py"))
 
 
 def choose(
@@ -45,6 +49,30 @@ def choose(
         overrides=flags or {},
         clones=clones,
     )
+
+
+def of_file(path, **overrides):
+    return comparison.choose(
+        file=str(path), algorithms=[], envs=[], seeds=None, steps=None, overrides=overrides
+    )
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+def test_the_benchmark_files_of_the_project_are_valid(path):
+    """Every run is evaluated at the same environment steps, so that a task's can be compared."""
+    for task, methods in of_file(path).runs.items():
+        specs = assemble.make_task(next(iter(methods.values())), film=False).env.specs
+        sizes = [run_sizes(config, specs) for config in methods.values()]
+        ends = {size.segments * size.env_steps for size in sizes}
+        evaluated = {size.evaluate_every * size.env_steps for size in sizes}
+        assert (len(ends), len(evaluated)) == (1, 1), task
+
+
+def test_a_flag_changes_the_update_ratio_of_a_benchmark_file():
+    path = COMPARISONS / "update_ratio.py"
+    for utd, flags in ((1.0, {}), (0.125, {"finetune.utd": 0.125})):
+        runs = of_file(path, **flags).runs["pick_place_poor"]
+        assert {run.finetune.utd for run in runs.values()} == {utd}
 
 
 @pytest.mark.parametrize("field", comparison.SET_HERE)
