@@ -202,6 +202,25 @@ CASES = (
     Case("no sweep file", ("sweep", "DIR/none.py")),
     Case("a sweep file that raises", ("sweep", "DIR/raises.py")),
     Case("a benchmark file that returns something else", ("benchmark", "--file=DIR/returns.py")),
+    Case("a method with the name of the clone's folder", ("benchmark", "--file=DIR/base.py")),
+    Case(
+        "a method with the name of a clone's folder",
+        ("benchmark", "--file=DIR/clone_1.py", "--clones=2"),
+    ),
+    Case(
+        "more seeds than two clones can have",
+        ("benchmark", "--algorithms=qc", "--envs=reach", "--clones=2", "--seeds=2000"),
+    ),
+    Case(
+        "several clones of one dataset",
+        (
+            "benchmark",
+            "--algorithms=qc",
+            "--envs=reach",
+            "--clones=2",
+            "--config.demonstrations.path=DIR/demos",
+        ),
+    ),
     Case("a folder that holds no sweep", ("status", "DIR/other")),
     _train("a method of your own with a chunk of another shape", "algorithm.module=short_chunk"),
     _train("a task of your own with whole-number rewards", "env.module=whole_rewards"),
@@ -256,6 +275,12 @@ def samples(folder: Path) -> None:
     (folder / "raises.py").write_text("rate = 1 / 0\n")
     (folder / "exits.py").write_text("import sys\n\nsys.exit(0)\n")
     (folder / "returns.py").write_text("def get_config():\n    return []\n")
+    for label in ("base", "clone_1"):
+        declared = {
+            "tasks": {"reach": {"config": "reach"}},
+            "methods": {label: {"algorithm": "qc"}},
+        }
+        (folder / f"{label}.py").write_text(f"def get_config():\n    return {declared!r}\n")
     (folder / "other").mkdir()
     (folder / "other" / "metrics.jsonl").write_text("mine\n")
     (folder / "notes").mkdir()

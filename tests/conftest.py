@@ -29,7 +29,7 @@ from gcp_jax.core.policy import Policy, PolicyConfig  # noqa: E402
 from gcp_jax.learner import batch_sources, loop  # noqa: E402
 from gcp_jax.types import Specs, Step  # noqa: E402
 
-pytest.register_assert_rewrite("helpers.off_policy", "helpers.by_hand")
+pytest.register_assert_rewrite("helpers.off_policy", "helpers.by_hand", "helpers.ogpo_by_hand")
 
 # Workers take files in this order, so that no worker is left alone with a long file at the end.
 LONGEST_FIRST = (
@@ -44,6 +44,7 @@ LONGEST_FIRST = (
     "test_population",
     "test_method_trial",
     "test_loop",
+    "test_ogpo_config",
     "test_ogpo",
     "test_method_check",
     "test_training",
