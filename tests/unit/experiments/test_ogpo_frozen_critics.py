@@ -52,7 +52,8 @@ def assert_equal_trees(actual, expected):
 
 def test_the_actor_learns_and_the_critics_stay_those_of_the_saved_policy():
     algorithm = make()
-    before = algorithm.init(jax.random.key(0), load_saved_policy("reach/clone").deployed)
+    clone = load_saved_policy("reach/clone").deployed
+    before = jax.jit(algorithm.init)(jax.random.key(0), clone)
     after, metrics = jax.jit(algorithm.update)(before, batch(), jax.random.key(1))
     for state in (before, after):
         assert_equal_trees(state.critic.params, SAVED.deployed["critic"])
@@ -72,4 +73,4 @@ def test_the_actor_learns_and_the_critics_stay_those_of_the_saved_policy():
 )
 def test_critics_that_cannot_be_used_are_refused(changes, message):
     with pytest.raises(ValueError, match=message):
-        make(**changes).init(jax.random.key(0), SAVED.deployed)
+        jax.eval_shape(make(**changes).init, jax.random.key(0), SAVED.deployed)
