@@ -36,7 +36,7 @@ PICK = {"config": "pick_place", "env.tolerance_mm": 6.0, "demonstrations.noise":
 TASKS: dict[str, dict[str, Any]] = {
     "reach_shifted": {
         "config": "reach",
-        "env.demonstrated_goal_shift": 0.3,
+        "env.demonstrated_goal_shift": 0.2,
         "demonstrations.noise": 0.7,
         "demonstrations.episodes": 30,
         "pretrain.updates": 1500,
